@@ -1,0 +1,16 @@
+"""The one error a user can cause. The command prints its message as one line and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What was wrong, where, and what is allowed, in one line."""
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for an unknown `name`: the nearest right name, and all of them."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {what} {name!r}: {hint}allowed: {', '.join(names)}")
