@@ -1,0 +1,112 @@
+"""What every interpreter shares: checks, the borrowed model, and the step from attribution to heatmap."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.errors import UserError, unknown
+from attacks.heatmaps import min_max
+from benchmark.models import target_layer
+
+
+class Interpreter:
+    """Maps (model, images, targets) to heatmaps. A subclass writes `explain` and, if it differs, `heatmap`.
+
+    Options are the fields of the (frozen) dataclass. `differentiable`: inside `torch.enable_grad`, heatmaps keep their
+    graph to the model's parameters. Models are run in eval mode and given back as they came. Raises `UserError` on
+    images that are not (N, C, H, W), targets that are not (N,) class indices, or an unknown layer.
+    """
+
+    name: ClassVar[str]
+    differentiable: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode."""
+        raise NotImplementedError
+
+    def heatmap(self, attribution: Tensor) -> Tensor:
+        """The published form: summed over channels, ReLU, min-max. (N, C, h, w) -> (N, h, w) in [0, 1]."""
+        return min_max(attribution.sum(1).relu())
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Heatmaps (N, h, w) in [0, 1] at the interpreter's own resolution."""
+        return self.with_logits(model, images, targets)[1]
+
+    def with_logits(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and heatmaps (N, h, w) of one forward pass."""
+        logits, attribution = self._explain(model, images, targets)
+        return logits, self.heatmap(attribution)
+
+    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """The raw, signed attribution (N, C, h, w) at the input or the target layer."""
+        return self._explain(model, images, targets)[1]
+
+    def _explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if images.dim() != 4:
+            raise UserError(f"images must be (N, C, H, W) (got {tuple(images.shape)})")
+        if targets.shape != images.shape[:1] or targets.is_floating_point():
+            raise UserError(f"targets must be ({len(images)},) class indices (got {tuple(targets.shape)})")
+        with eval_mode(model):
+            return self.explain(model, images, targets)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; each gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def label_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """The label's logit of each image. (N, classes), (N,) -> (N,)."""
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        raise UserError(f"targets must lie in 0..{logits.shape[1] - 1} (got {int(targets.min())}..{int(targets.max())})")
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+def find_layer(model: nn.Module, layer: str | None) -> nn.Module:
+    """The module of that name; None: the model's default target layer."""
+    name = target_layer(model) if layer is None else layer
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise unknown("layer", name, [n for n in modules if n])
+    return modules[name]
+
+
+@contextmanager
+def tap(model: nn.Module, layer: str | None, taken: list[Tensor], then: Any = None) -> Iterator[None]:
+    """Collect in `taken` the input tensors of the target layer while the block runs (a dense layer has several).
+
+    `then(tensors)`, if given, is called at that moment. The layer must run exactly once.
+    """
+    module = find_layer(model, layer)
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        if taken:
+            raise UserError("layer must run exactly once in a forward pass (got a module that is reused)")
+        first = args[0] if args else next(iter(kwargs.values()))
+        taken.extend([first] if isinstance(first, Tensor) else first)
+        if then is not None:
+            then(taken)
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not taken:
+        raise UserError("layer must run in a forward pass (got a module that the model never calls)")
+
+
+def needs_graph(model: nn.Module) -> bool:
+    """Whether the caller can differentiate by the model's parameters."""
+    return torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())

@@ -1,0 +1,26 @@
+"""Grad-CAM (Selvaraju et al. 2017) at the input of the target layer, as Heo et al. 2019 use it beside LRP_T."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from attacks.heatmaps import divide_by_max
+from benchmark.interpreters.base import Interpreter
+from benchmark.interpreters.gradients import layer_gradient
+
+
+@dataclass(frozen=True)
+class GradCAM(Interpreter):
+    """Activations weighted by the spatial mean of the logit's gradient; heatmap: sum over channels, ReLU, divide by
+    the maximum. `layer` None: the model's default target layer; its input is taken, as for LRP_T (SPEC A3)."""
+
+    name: ClassVar[str] = "grad_cam"
+    layer: str | None = None
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer)
+        return logits, activation * gradient.mean((2, 3), keepdim=True)
+
+    def heatmap(self, attribution: Tensor) -> Tensor:
+        return divide_by_max(attribution.sum(1).relu())

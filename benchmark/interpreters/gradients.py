@@ -1,0 +1,60 @@
+"""The plain gradient of the label's logit: SimpleGrad at the input or at a target layer (Simonyan et al. 2014)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.heatmaps import min_max
+from benchmark.interpreters.base import Interpreter, label_logits, needs_graph, tap
+
+
+@dataclass(frozen=True)
+class SimpleGrad(Interpreter):
+    """∂ logit / ∂ image; the heatmap is |gradient| summed over channels, min-max (SPEC A3)."""
+
+    name: ClassVar[str] = "simple_grad"
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        graph = needs_graph(model)
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            logits = model(images)
+            gradient = torch.autograd.grad(label_logits(logits, targets).sum(), images, create_graph=graph)[0]
+        return logits if graph else logits.detach(), gradient
+
+    def heatmap(self, attribution: Tensor) -> Tensor:
+        return min_max(attribution.abs().sum(1))
+
+
+@dataclass(frozen=True)
+class SimpleGradT(SimpleGrad):
+    """∂ logit / ∂ (input of the target layer). `layer` None: the model's default."""
+
+    name: ClassVar[str] = "simple_grad_t"
+    layer: str | None = None
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, _, gradient = layer_gradient(model, images, targets, self.layer)
+        return logits, gradient
+
+
+def layer_gradient(
+    model: nn.Module, images: Tensor, targets: Tensor, layer: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the target layer's input (N, C, h, w) and the gradient of the label's logit by it.
+
+    The input of a dense layer, a list of tensors, is joined along the channels, as the released code of Heo et al.
+    2019 has it. The graph to the parameters is kept where the caller can use it.
+    """
+    graph = needs_graph(model)
+    taken: list[Tensor] = []
+    with torch.enable_grad(), tap(model, layer, taken):
+        # without gradients to the parameters, the layer's input still needs a graph to the logit
+        logits = model(images if graph else images.detach().requires_grad_())
+        gradients = torch.autograd.grad(label_logits(logits, targets).sum(), taken, create_graph=graph)
+        activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
+    if graph:
+        return logits, activation, gradient
+    return logits.detach(), activation.detach(), gradient

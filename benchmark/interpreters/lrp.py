@@ -1,0 +1,83 @@
+"""Layer-wise relevance propagation at the input (`lrp`) or at a target layer (`lrp_t`).
+
+The relevance starts as the label's logit alone and is handed back by the composite's rules (SPEC A3). Bach et al.
+2015; the differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.interpreters.base import Interpreter, label_logits, tap
+from benchmark.interpreters.relevance import MissingRule, Tape
+from benchmark.interpreters.rules import Composite, composite
+
+
+@dataclass(frozen=True)
+class LRP(Interpreter):
+    """Relevance of every input value. `composite`: a name of COMPOSITES or a Composite; `batch_norm`: "pass", "fold"
+    or None for the composite's own choice."""
+
+    name: ClassVar[str] = "lrp"
+    composite: str | Composite = "default"
+    batch_norm: str | None = None
+
+    def __post_init__(self) -> None:
+        composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return self._walk(model, images, targets, Tape(composite(self.composite, self.batch_norm)))
+        except MissingRule:
+            tape = Tape(composite(self.composite, self.batch_norm))  # once more, to name the module
+            with scopes(model, tape.scope):
+                return self._walk(model, images, targets, tape)
+
+    def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
+        images = images.view_as(images)  # the caller's tensor stays out of the tape, and out of in-place changes
+        start = tape.start([images], is_input=True)
+        with tape:
+            logits = model(images)
+        relevance = tape.relevance(logits, seed(tape.current(logits), targets), start)[0]
+        return tape.current(logits), torch.zeros_like(images) if relevance is None else relevance
+
+
+@dataclass(frozen=True)
+class LRPT(LRP):
+    """Relevance at the input of a target layer, which is cheap to train against. `layer` None: the model's default."""
+
+    name: ClassVar[str] = "lrp_t"
+    layer: str | None = None
+
+    def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
+        taken: list[Tensor] = []
+        start: list[int] = []
+        with tape, tap(model, self.layer, taken, lambda tensors: start.extend(tape.start(tensors, is_input=False))):
+            logits = model(images)
+        relevance = tape.relevance(logits, seed(tape.current(logits), targets), start)
+        parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
+        return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def seed(logits: Tensor, targets: Tensor) -> Tensor:
+    """The label's logit in its place, zero elsewhere. (N, classes)."""
+    label = label_logits(logits, targets)
+    return torch.zeros_like(logits).scatter(1, targets[:, None], label[:, None])
+
+
+@contextmanager
+def scopes(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Keep in `names` the modules that are running, outermost first, while the block runs."""
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
+        handles.append(module.register_forward_hook(lambda *_: (names.pop(), None)[1]))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,257 @@
+"""LRP rules: how one weighted operation z = W x + b hands the relevance of z down to x.
+
+A rule is a frozen dataclass called with (operation, relevance of the output) that returns the relevance of the input.
+Everything is an ordinary differentiable function of the activations and the weights. Shapes are the operation's own.
+Sources: Bach et al. 2015 (ε, αβ), Montavon et al. 2017 (z⁺, zᴮ, w²), Montavon et al. 2019 (γ), Lapuschkin et al.
+2019 (flat), Heo et al. 2019 and its released code (α1β0 with the bias, stabiliser 0.01).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.errors import unknown
+
+
+@dataclass
+class Weighted:
+    """A convolution or a linear map as it ran: input, parameters, output, and its linear map and transpose.
+
+    `apply(x, weight, bias)` is the map with other values, `transpose(s, weight)` its adjoint with respect to x.
+    `output` is None where the rule does not ask for it. `nonnegative`: the input is known to be ≥ 0.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    output: Tensor | None
+    nonnegative: bool
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    transpose: Callable[[Tensor, Tensor], Tensor]
+    folded: "Weighted | None" = None  # this operation and the BatchNorm after it, as one
+
+    @property
+    def z(self) -> Tensor:
+        return self.apply(self.x, self.weight, self.bias) if self.output is None else self.output
+
+
+def stabilise(z: Tensor, eps: float) -> Tensor:
+    """z moved away from zero by `eps`; z ≥ 0 takes the plus sign."""
+    sign_like = z.detach() + 0.0  # −0 becomes 0; `torch.where` would cost forty times as much
+    return torch.copysign(torch.full((), eps, dtype=z.dtype, device=z.device), sign_like).add_(z)
+
+
+class _Share(torch.autograd.Function):
+    """relevance / denominator. The exact quotient; saves two tensors where autograd's own would keep three."""
+
+    @staticmethod
+    def forward(relevance: Tensor, denominator: Tensor) -> Tensor:
+        return relevance / denominator
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(inputs[1], output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def, override]
+        denominator, output = ctx.saved_tensors
+        first = grad / denominator
+        return first, -first * output
+
+
+def share(relevance: Tensor, denominator: Tensor) -> Tensor:
+    """The relevance per unit of the denominator, differentiable in both. May reuse the denominator's memory."""
+    if relevance.requires_grad or denominator.requires_grad:
+        return _Share.apply(relevance, denominator)
+    return torch.div(relevance, denominator, out=denominator)
+
+
+def scaled(factor: Tensor, fresh: Tensor) -> Tensor:
+    """factor · fresh; reuses the memory of `fresh`, which nobody else holds, where no gradient asks for it."""
+    return factor * fresh if factor.requires_grad or fresh.requires_grad else fresh.mul_(factor)
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """R_j = x_j Σ_i w_ij R_i / (z_i + ε sign z_i), bias in z (Bach et al. 2015, eq. 58; Heo et al. 2019, linear)."""
+
+    eps: float = 0.01
+    needs_output = True
+
+    def __call__(self, op: Weighted, relevance: Tensor) -> Tensor:
+        return scaled(op.x, op.transpose(share(relevance, stabilise(op.z, self.eps)), op.weight))
+
+
+@dataclass(frozen=True)
+class AlphaBeta:
+    """R_j = Σ_i (α (w_ij x_j)⁺ / z⁺_i − β (w_ij x_j)⁻ / z⁻_i) R_i with α − β = 1 (Bach et al. 2015, eq. 60).
+
+    `bias`: "positive", b⁺ joins z⁺ and b⁻ joins z⁻, the field's convention; "none", left out (the z⁺ rule of Montavon
+    et al. 2017 for α = 1, β = 0); "twice", 2 b unclamped in z⁺, as the released code of Heo et al. 2019 computes it.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.0
+    eps: float = 0.01
+    bias: Literal["positive", "none", "twice"] = "positive"
+
+    @property
+    def needs_output(self) -> bool:
+        return self.beta != 0 and self.bias == "positive"
+
+    def __call__(self, op: Weighted, relevance: Tensor) -> Tensor:
+        positive = op.weight.clamp(min=0)
+        signed = not op.nonnegative
+        negative = op.weight.clamp(max=0) if signed or self.beta else None
+        x_pos, x_neg = (op.x.clamp(min=0), op.x.clamp(max=0)) if signed else (op.x, None)
+        z = self._sum(op, x_pos, positive, x_neg, negative, self._bias(op, 1))
+        inhibited = None
+        if self.beta and not signed and self.needs_output:
+            inhibited = (op.z - z).clamp_(max=0)  # z⁻ = z − z⁺ spares a forward map
+        elif self.beta:
+            inhibited = self._sum(op, x_pos, negative, x_neg, positive, self._bias(op, -1))
+        s = share(relevance, stabilise(z, self.eps) if self.bias == "twice" else z.add_(self.eps))
+        if inhibited is None:
+            t = None
+        else:
+            t = share(relevance, inhibited.sub_(self.eps)) * -self.beta
+            s = self.alpha * s
+        result = scaled(x_pos, self._back(op, s, positive, t, negative))
+        if x_neg is not None:
+            result = result + scaled(x_neg, self._back(op, s, negative, t, positive))
+        return result
+
+    @staticmethod
+    def _sum(
+        op: Weighted, x: Tensor, weight: Tensor | None, x_neg: Tensor | None, other: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        z = op.apply(x, weight, bias)  # type: ignore[arg-type]
+        return z if x_neg is None else z + op.apply(x_neg, other, None)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _back(op: Weighted, s: Tensor, weight: Tensor | None, t: Tensor | None, other: Tensor | None) -> Tensor:
+        result = op.transpose(s, weight)  # type: ignore[arg-type]
+        return result if t is None else result + op.transpose(t, other)  # type: ignore[arg-type]
+
+    def _bias(self, op: Weighted, sign: int) -> Tensor | None:
+        if op.bias is None or self.bias == "none":
+            return None
+        if self.bias == "twice":
+            return 2 * op.bias
+        return op.bias.clamp(min=0) if sign > 0 else op.bias.clamp(max=0)
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Positive contributions weigh 1 + γ: R_j = Σ_i (x_j w_ij + γ (x_j w_ij)⁺) / (z_i + γ z⁺_i) R_i (Montavon 2019)."""
+
+    gamma: float = 0.25
+    eps: float = 0.01
+    needs_output = True
+
+    def __call__(self, op: Weighted, relevance: Tensor) -> Tensor:
+        positive = op.weight.clamp(min=0)
+        bias = None if op.bias is None else op.bias.clamp(min=0)
+        if op.nonnegative:
+            z = torch.add(op.z, op.apply(op.x, positive, bias), alpha=self.gamma)
+            s = share(relevance, stabilise(z, self.eps))
+            return scaled(op.x, op.transpose(s, op.weight + self.gamma * positive))
+        negative, x_pos, x_neg = op.weight.clamp(max=0), op.x.clamp(min=0), op.x.clamp(max=0)
+        z = op.z + self.gamma * (op.apply(x_pos, positive, bias) + op.apply(x_neg, negative, None))
+        s = share(relevance, stabilise(z, self.eps))
+        boost = x_pos * op.transpose(s, positive) + x_neg * op.transpose(s, negative)
+        return op.x * op.transpose(s, op.weight) + self.gamma * boost
+
+
+@dataclass(frozen=True)
+class ZBox:
+    """zᴮ for inputs in [low, high] (Montavon et al. 2017, eq. 15): z = W x − W⁺ low − W⁻ high, no bias.
+
+    The default bounds hold ImageNet-normalised pixels, which lie in [−2.12, 2.64].
+    """
+
+    low: float = -3.0
+    high: float = 3.0
+    eps: float = 1e-9
+    needs_output = False
+
+    def __call__(self, op: Weighted, relevance: Tensor) -> Tensor:
+        positive, negative = op.weight.clamp(min=0), op.weight.clamp(max=0)
+        low, high = torch.full_like(op.x, self.low), torch.full_like(op.x, self.high)
+        z = op.apply(op.x, op.weight, None) - op.apply(low, positive, None) - op.apply(high, negative, None)
+        s = share(relevance, stabilise(z, self.eps))
+        return op.x * op.transpose(s, op.weight) - low * op.transpose(s, positive) - high * op.transpose(s, negative)
+
+
+@dataclass(frozen=True)
+class WSquare:
+    """R_j = Σ_i w_ij² / Σ_j' w_ij'² R_i (Montavon et al. 2017, eq. 12); flat: the same with w = 1."""
+
+    flat: bool = False
+    eps: float = 1e-9
+    needs_output = False
+
+    def __call__(self, op: Weighted, relevance: Tensor) -> Tensor:
+        weight = torch.ones_like(op.weight) if self.flat else op.weight.square()
+        z = op.apply(torch.ones_like(op.x), weight, None)
+        return op.transpose(share(relevance, z + self.eps), weight)
+
+
+Rule = Epsilon | AlphaBeta | Gamma | ZBox | WSquare
+
+RULES: dict[str, Rule] = {
+    "epsilon": Epsilon(),
+    "alpha1_beta0": AlphaBeta(),
+    "alpha2_beta1": AlphaBeta(alpha=2, beta=1),
+    "gamma": Gamma(),
+    "z_plus": AlphaBeta(bias="none"),
+    "z_box": ZBox(),
+    "w_square": WSquare(),
+    "flat": WSquare(flat=True),
+}
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Which rule each operation takes. `first`: the first weighted operation of the network, if it differs.
+
+    `batch_norm`: "pass" hands the relevance through unchanged (Heo et al. 2019); "fold" merges a BatchNorm that
+    directly follows a weighted operation into it (the two give unrelated maps). `add`: a residual sum is split by the
+    positive parts of its branches; "altered" does so with the first branch as the released code has it after its
+    in-place add, that is with the sum in the branch's place.
+    """
+
+    conv: Rule = field(default_factory=AlphaBeta)
+    linear: Rule = field(default_factory=Epsilon)
+    first: Rule | None = None
+    batch_norm: Literal["pass", "fold"] = "pass"
+    add: Literal["positive", "altered"] = "positive"
+
+
+COMPOSITES: dict[str, Composite] = {
+    "default": Composite(),
+    "heo2019": Composite(conv=AlphaBeta(bias="twice"), add="altered"),
+    "epsilon": Composite(conv=Epsilon()),
+    "z_plus": Composite(conv=RULES["z_plus"]),
+    "alpha2_beta1": Composite(conv=RULES["alpha2_beta1"]),
+    "gamma": Composite(conv=Gamma()),
+    "epsilon_plus_flat": Composite(conv=RULES["z_plus"], first=RULES["flat"]),
+    "epsilon_plus_w_square": Composite(conv=RULES["z_plus"], first=RULES["w_square"]),
+    "epsilon_gamma_box": Composite(conv=Gamma(), first=ZBox()),
+}
+
+
+def composite(choice: "str | Composite", batch_norm: str | None = None) -> Composite:
+    """The composite of that name (or the one given), with `batch_norm` replaced where it is given."""
+    if isinstance(choice, str):
+        if choice not in COMPOSITES:
+            raise unknown("composite", choice, COMPOSITES)
+        choice = COMPOSITES[choice]
+    if batch_norm is None:
+        return choice
+    if batch_norm not in ("pass", "fold"):
+        raise unknown("batch_norm option", batch_norm, ["fold", "pass"])
+    return replace(choice, batch_norm=batch_norm)  # type: ignore[arg-type]

@@ -1,0 +1,146 @@
+"""Models: torchvision's classifiers by name, and its VGG, ResNet and DenseNet classes in small configurations."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.models as zoo
+from torch import Tensor, nn
+from torchvision.models.densenet import DenseNet
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vgg import VGG, make_layers
+
+from attacks.errors import UserError, unknown
+
+
+def compact_vgg(num_classes: int) -> nn.Module:
+    """VGG with five convolutions, no BatchNorm; the last works on input_size/8 squared maps."""
+    features = make_layers([16, "M", 32, "M", 64, "M", 64, 64, "M"])
+    with torch.device("meta"):  # VGG's own classifier of 120 M parameters is never built
+        model = VGG(nn.Identity(), num_classes, init_weights=False)
+    model.features, model.avgpool = features, nn.AdaptiveAvgPool2d(4)
+    model.classifier = nn.Sequential(nn.Linear(64 * 16, 128), nn.ReLU(True), nn.Dropout(), nn.Linear(128, num_classes))
+    return model
+
+
+def compact_resnet(num_classes: int) -> nn.Module:
+    """ResNet of five basic blocks, 16 to 96 channels; the last stage works on input_size/8 squared maps."""
+    model = ResNet(BasicBlock, [0, 0, 0, 0], num_classes)
+    model.inplanes = 16
+    model.conv1 = nn.Conv2d(3, 16, 5, stride=2, padding=2, bias=False)
+    model.bn1, model.maxpool = nn.BatchNorm2d(16), nn.Identity()
+    model.layer1 = model._make_layer(BasicBlock, 16, 1)
+    model.layer2 = model._make_layer(BasicBlock, 32, 1, stride=2)
+    model.layer3 = model._make_layer(BasicBlock, 64, 1, stride=2)
+    model.layer4 = model._make_layer(BasicBlock, 64, 2)
+    model.fc = nn.Linear(64, num_classes)
+    return model
+
+
+def compact_densenet(num_classes: int) -> nn.Module:
+    """DenseNet of two blocks, growth 16; the last works on input_size/8 squared maps."""
+    return DenseNet(growth_rate=16, block_config=(3, 5), num_init_features=24, bn_size=2, num_classes=num_classes)
+
+
+COMPACT: dict[str, Callable[[int], nn.Module]] = {
+    "compact_vgg": compact_vgg,
+    "compact_resnet": compact_resnet,
+    "compact_densenet": compact_densenet,
+}
+
+
+def names() -> list[str]:
+    """The compact models, then every torchvision classifier."""
+    return [*COMPACT, *zoo.list_models(module=zoo)]
+
+
+def create(
+    name: str, *, weights: str | None = None, num_classes: int | None = None, input_size: int | None = None
+) -> nn.Module:
+    """A model in eval mode.
+
+    `weights`: a torchvision weights name such as "IMAGENET1K_V1", or the path of a checkpoint (safetensors, or a
+    state_dict that `torch.load(weights_only=True)` accepts). Compact models need `num_classes`; `input_size`, where
+    given, must be a multiple of 16, at least 32. Raises `UserError`.
+    """
+    if name not in names():
+        raise unknown("model", name, names())
+    path = Path(weights) if weights and ("/" in weights or Path(weights).suffix) else None
+    if name in COMPACT:
+        if num_classes is None:
+            raise UserError(f"model {name!r} needs num_classes")
+        if input_size is not None and (input_size % 16 or input_size < 32):
+            raise UserError(f"input_size of {name!r} must be a multiple of 16, at least 32 (got {input_size})")
+        if weights and path is None:
+            raise UserError(f"weights of {name!r} must be the path of a checkpoint (got {weights!r})")
+        model = COMPACT[name](num_classes)
+    else:
+        model = _torchvision(name, None if path else weights, num_classes)
+    if path is not None:
+        load(model, path)
+    return model.eval()
+
+
+def _torchvision(name: str, weights: str | None, num_classes: int | None) -> nn.Module:
+    options: dict[str, Any] = {}
+    if weights is None:
+        options["num_classes"] = 1000 if num_classes is None else num_classes
+        if name in ("googlenet", "inception_v3"):
+            options["init_weights"] = True
+    else:
+        available = [w.name for w in zoo.get_model_weights(name)]
+        if weights not in [*available, "DEFAULT"]:
+            raise unknown(f"weights of {name}", weights, available)
+    try:
+        model = zoo.get_model(name, weights=weights, **options)
+    except OSError as error:  # torch.hub could not download
+        raise UserError(f"weights {weights!r} of {name!r} could not be loaded: {error}") from error
+    if weights is not None and num_classes not in (None, 1000):
+        raise UserError(f"{name} with weights {weights!r} has 1000 classes (got num_classes={num_classes})")
+    return model
+
+
+def load(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint into the model: safetensors, or a state_dict that is read without unpickling code."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path}")
+    try:
+        state = read_state(path)
+        model.load_state_dict(state)
+    except UserError:
+        raise
+    except Exception as error:  # foreign bytes fail in many ways; all of them mean the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}: {reason}") from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file; keys wrapped in `state_dict` and prefixed `module.` are unwrapped."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"checkpoint {path} holds no state_dict")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def target_layer(model: nn.Module) -> str:
+    """The name of the default target layer (SPEC A3, after the released code of Heo et al. 2019).
+
+    VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last
+    module with a spatial convolution in it (its last `features` or inception block), else its last convolution.
+    """
+    if isinstance(model, ResNet):
+        return f"layer4.{len(model.layer4) - 1}"
+    if isinstance(model, DenseNet):
+        return [name for name, module in model.named_modules() if type(module).__name__ == "_DenseLayer"][-1]
+    blocks = [n for n, m in model.named_modules() if type(m).__name__ in ("Fire", "Inception", "InvertedResidual")]
+    convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    if not convolutions:
+        raise UserError(f"{type(model).__name__} has no convolution: name a target layer")
+    return blocks[-1] if blocks else convolutions[-1]

@@ -1,0 +1,18 @@
+"""Ratios of medians, the two sides taken in turn within one run, so that a slow moment hits both."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def ratio(measured: Callable[[], Any], against: Callable[[], Any], repeats: int = 5) -> float:
+    """median time of `measured` / median time of `against`, after one warm-up of each."""
+    times: dict[Callable[[], Any], list[float]] = {measured: [], against: []}
+    for run in range(repeats + 1):
+        for function, taken in times.items():
+            start = time.perf_counter()
+            function()
+            if run:
+                taken.append(time.perf_counter() - start)
+    return statistics.median(times[measured]) / statistics.median(times[against])
