@@ -69,7 +69,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def label_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """The label's logit of each image. (N, classes), (N,) -> (N,)."""
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
-        raise UserError(f"targets must lie in 0..{logits.shape[1] - 1} (got {int(targets.min())}..{int(targets.max())})")
+        raise UserError(
+            f"targets must lie in 0..{logits.shape[1] - 1} (got {int(targets.min())}..{int(targets.max())})"
+        )
     return logits.gather(1, targets[:, None])[:, 0]
 
 

@@ -92,10 +92,12 @@ class Tape(TorchFunctionMode):
         if not read:
             return func(*args, **kwargs)
         if any(t in self.stale for t in read):
-            raise UserError(f"LRP cannot follow {func.__name__!r}: it reads a tensor changed in place through a view of it")
+            raise UserError(
+                f"LRP cannot follow {func.__name__!r}: it reads a tensor changed in place through a view of it"
+            )
         name = func.__name__.strip("_")
         target, inplace = None, (func, args, kwargs)
-        if func.__name__.endswith("_") and not func.__name__.startswith("__") or func.__name__.startswith("__i"):
+        if (func.__name__.endswith("_") and not func.__name__.startswith("__")) or func.__name__.startswith("__i"):
             target, name, func = self._pure(func.__name__, args[0])
         elif getattr(func, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:
             bound = signature(func).bind(*args, **kwargs)
@@ -126,7 +128,7 @@ class Tape(TorchFunctionMode):
                     family = self.views.setdefault(tensor, [ref(tensor)])
                     family.append(ref(other))
                     self.views[other] = family
-        if name in POSITIVE or name in KEEPS_SIGN and self.nonnegative.issuperset(inputs):
+        if name in POSITIVE or (name in KEEPS_SIGN and self.nonnegative.issuperset(inputs)):
             if name != "add" or len(read) == 2:
                 self.nonnegative.update(outputs)
         propagate = propagate or self._propagate(name, func, args, kwargs, read, output)
@@ -272,7 +274,11 @@ def _transpose(func: Any, args: Any, kwargs: Any, read: list[Tensor], relevance:
     pairs = [(output, relevance)] if isinstance(output, Tensor) else list(zip(output, relevance, strict=True))
     pairs = [(o, r) for o, r in pairs if r is not None]
     return torch.autograd.grad(
-        [o for o, _ in pairs], leaves, [r for _, r in pairs], create_graph=torch.is_grad_enabled(), materialize_grads=True
+        [o for o, _ in pairs],
+        leaves,
+        [r for _, r in pairs],
+        create_graph=torch.is_grad_enabled(),
+        materialize_grads=True,
     )
 
 

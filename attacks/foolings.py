@@ -1,0 +1,149 @@
+"""Foolings: what a manipulation makes heatmaps do, and when a map counts as fooled.
+
+Following Heo, Joo and Moon 2019 (SPEC A2). `heatmaps` are those of the model being fine-tuned, `originals` those of
+the model it started from, both (N, h, w); for Active fooling both are (N, 2, h, w): the maps of the two classes that
+each image shows. `loss` is a scalar to minimise, `test_loss` the per-image t_i, `success` whether t_i lies in the
+success range. The fooling success rate is the mean of `success`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.errors import UserError, unknown
+from attacks.heatmaps import border, centre_of_mass, min_max, top_pixels
+from attacks.ranks import rank_correlation
+
+
+@dataclass(frozen=True)
+class Fooling:
+    """The base: a fooling defines `per_image`; loss and test loss are its mean and itself unless it says otherwise.
+
+    `range` is the closed success range R. `needs_originals`: whether the losses read `originals`. `pairs`: whether
+    the maps are those of two classes, (N, 2, h, w).
+    """
+
+    name: ClassVar[str]
+    range: ClassVar[tuple[float, float]]
+    needs_originals: ClassVar[bool] = True
+    pairs: ClassVar[bool] = False
+
+    def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        """The loss of each image, (N,)."""
+        raise NotImplementedError
+
+    def loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        """The training loss, a differentiable scalar."""
+        self._check(heatmaps, originals)
+        return self.per_image(heatmaps, originals.detach()).mean()
+
+    def test_loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        """t_i of each image, (N,); (N, 2) for pairs. NaN where it is undefined."""
+        self._check(heatmaps, originals)
+        return self.per_image(heatmaps, originals)
+
+    def success(self, test_losses: Tensor) -> Tensor:
+        """Whether each t_i lies in the success range; undefined ones do not. Same shape, bool."""
+        low, high = self.range
+        return (test_losses >= low) & (test_losses <= high)
+
+    def _check(self, heatmaps: Tensor, originals: Tensor) -> None:
+        dims = 4 if self.pairs else 3
+        if heatmaps.dim() != dims or (self.pairs and heatmaps.shape[1] != 2):
+            wanted = "(N, 2, h, w)" if self.pairs else "(N, h, w)"
+            raise UserError(f"heatmaps for {self.name} must be {wanted} (got {tuple(heatmaps.shape)})")
+        if self.needs_originals and heatmaps.shape != originals.shape:
+            got = f"{tuple(heatmaps.shape)} and {tuple(originals.shape)}"
+            raise UserError(f"heatmaps and originals must have one shape (got {got})")
+
+
+@dataclass(frozen=True)
+class Location(Fooling):
+    """The map moves to the border: mean (h − m)², m = 1 on a border of width ⌊side/7⌋ and 0 inside."""
+
+    name: ClassVar[str] = "location"
+    range: ClassVar[tuple[float, float]] = (0.0, 0.2)
+    needs_originals: ClassVar[bool] = False
+
+    def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        return (heatmaps - border(*heatmaps.shape[-2:], heatmaps)).square().mean((-2, -1))
+
+
+@dataclass(frozen=True)
+class TopK(Fooling):
+    """The original's `fraction` highest pixels go dark: mean h_j² over them, the maps min-max normalised."""
+
+    name: ClassVar[str] = "top_k"
+    range: ClassVar[tuple[float, float]] = (0.0, 0.3)
+    fraction: float = 0.1
+
+    def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        top = top_pixels(originals, self.fraction)
+        return (min_max(heatmaps).square() * top).sum((-2, -1)) / top.sum((-2, -1))
+
+
+@dataclass(frozen=True)
+class CenterMass(Fooling):
+    """The centre of mass moves away: −(|Δrow| + |Δcolumn|) is minimised, the maps min-max normalised.
+
+    The test loss is sqrt((Δrow² + Δcolumn²)/2)/(side − 1), in [0, 1] on square maps: each direction is divided by its
+    own side. A blank map has no centre: its test loss is NaN and it does not count as fooled.
+    """
+
+    name: ClassVar[str] = "center_mass"
+    range: ClassVar[tuple[float, float]] = (0.1, 1.0)
+
+    def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        shift = self._shift(heatmaps, originals) / self._extent(heatmaps)
+        return (shift.square().sum(-1) / 2).sqrt()
+
+    def loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        self._check(heatmaps, originals)
+        defined = (heatmaps.amax((-2, -1)) > heatmaps.amin((-2, -1))) & (
+            originals.amax((-2, -1)) > originals.amin((-2, -1))
+        )
+        if not defined.any():
+            return heatmaps.sum() * 0  # blank maps have no centre to move
+        shift = self._shift(heatmaps[defined], originals[defined].detach())
+        return -shift.abs().sum() / len(heatmaps)
+
+    @staticmethod
+    def _shift(heatmaps: Tensor, originals: Tensor) -> Tensor:
+        return centre_of_mass(min_max(heatmaps)) - centre_of_mass(min_max(originals))
+
+    @staticmethod
+    def _extent(heatmaps: Tensor) -> Tensor:
+        return torch.tensor(heatmaps.shape[-2:], dtype=heatmaps.dtype, device=heatmaps.device) - 1
+
+
+@dataclass(frozen=True)
+class Active(Fooling):
+    """The maps of two classes in one image swap: ½ [MSE(h_c1, h0_c2) + MSE(h_c2, h0_c1)], per image.
+
+    The test loss of class c against the other c' is s(c, c') − s(c, c), s(c, c') = Spearman(h_c(w), h_c'(w0)),
+    undefined (NaN) where a map is constant. The released script of Heo et al. correlates sign maps instead.
+    """
+
+    name: ClassVar[str] = "active"
+    range: ClassVar[tuple[float, float]] = (0.5, 2.0)
+    pairs: ClassVar[bool] = True
+
+    def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        return (heatmaps - originals.flip(1)).square().mean((1, 2, 3))
+
+    def test_loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
+        self._check(heatmaps, originals)
+        flat, own, other = heatmaps.flatten(0, 1), originals.flatten(0, 1), originals.flip(1).flatten(0, 1)
+        return (rank_correlation(flat, other) - rank_correlation(flat, own)).view(heatmaps.shape[:2])
+
+
+FOOLINGS: dict[str, type[Fooling]] = {kind.name: kind for kind in (Location, TopK, CenterMass, Active)}
+
+
+def create(name: str) -> Fooling:
+    """The fooling of that name, with its default options."""
+    if name not in FOOLINGS:
+        raise unknown("fooling", name, FOOLINGS)
+    return FOOLINGS[name]()

@@ -1,0 +1,151 @@
+"""Adversarial model manipulation: fine-tune a model so that its heatmaps lie and its accuracy stays.
+
+min over w of CE(D; w) + λ · L_F(D_fool; w, w0), with Adam and no weight decay, BatchNorm frozen in eval mode (Heo, Joo
+and Moon 2019, SPEC A1). Passive foolings take D_fool = D; Active fooling a loader of its own with two-object images.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from attacks.errors import UserError
+from attacks.foolings import Fooling
+
+Interpreter = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune: Adam's learning rate, λ (`weight`), and the number of steps."""
+
+    learning_rate: float
+    weight: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (self.learning_rate > 0 and self.weight >= 0 and self.steps >= 0):
+            raise UserError(f"a recipe needs learning_rate > 0, weight >= 0, steps >= 0 (got {self})")
+
+
+@dataclass(frozen=True)
+class Manipulated:
+    """A fooled model with the history of both losses per step. `status`: "done", or "diverged" with the reason."""
+
+    model: nn.Module
+    history: dict[str, list[float]] = field(repr=False)
+    status: str = "done"
+    reason: str = ""
+
+
+def manipulate(
+    model: nn.Module,
+    interpreter: Interpreter,
+    fooling: Fooling,
+    loader: Iterable[Batch],
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    fooling_loader: Iterable[Batch] | None = None,
+    progress: bool | None = None,
+) -> Manipulated:
+    """Fine-tune a copy of `model` under `fooling` against `interpreter`; the given model is untouched.
+
+    `loader` yields (images (N, C, H, W), targets (N,)) and is run through as often as the steps need;
+    `fooling_loader`, for Active fooling alone, yields (images, targets (N, 2)). Batches move to the model's device.
+    The random state is seeded by `seed` and given back. `progress`: None shows a bar on a terminal only. A loss that
+    is not finite, or a batch accuracy that over 20 steps averages under half of what it was before the first one,
+    stops the run with status "diverged". Raises `UserError` for an empty loader, a missing `fooling_loader` or a
+    heatmap that does not depend on the parameters.
+    """
+    if fooling.pairs and fooling_loader is None:
+        raise UserError(f"{fooling.name} fooling needs fooling_loader, with two-object images and targets (N, 2)")
+    original = copy.deepcopy(model).eval().requires_grad_(False)
+    fooled = copy.deepcopy(model).eval().requires_grad_(True)
+    device = next(fooled.parameters()).device
+    history: dict[str, list[float]] = {"ce": [], "fooling": [], "accuracy": []}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        optimiser = torch.optim.Adam(fooled.parameters(), lr=recipe.learning_rate)
+        batches, pairs = _forever(loader, device), _forever(fooling_loader or loader, device)
+        bar = tqdm(range(recipe.steps), desc=f"{fooling.name} fooling", leave=False, disable=_quiet(progress))
+        for _ in bar:
+            images, targets = next(batches)
+            optimiser.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                if fooling.pairs:
+                    logits = fooled(images)
+                    loss = _pair_loss(fooled, original, interpreter, fooling, *next(pairs))
+                else:
+                    logits, heatmaps = _with_logits(interpreter, fooled, images, targets)
+                    originals = _frozen(interpreter, original, images, targets) if fooling.needs_originals else heatmaps
+                    loss = fooling.loss(heatmaps, originals)
+                if not loss.requires_grad:
+                    raise UserError(f"the heatmaps of {interpreter} do not depend on the model's parameters")
+                ce = F.cross_entropy(logits, targets)
+                (ce + recipe.weight * loss).backward()
+            history["ce"].append(ce.item())
+            history["fooling"].append(loss.item())
+            history["accuracy"].append((logits.argmax(1) == targets).float().mean().item())
+            bar.set_postfix(ce=f"{ce.item():.3f}", fooling=f"{loss.item():.3f}", refresh=False)
+            reason = _diverged(history)
+            if reason:
+                return Manipulated(fooled, history, "diverged", reason)
+            optimiser.step()
+    if not all(p.isfinite().all() for p in fooled.parameters()):
+        return Manipulated(fooled, history, "diverged", "the last step made a weight infinite or NaN")
+    return Manipulated(fooled, history)
+
+
+def _diverged(history: dict[str, list[float]], window: int = 20) -> str:
+    step = len(history["ce"])
+    if not (math.isfinite(history["ce"][-1]) and math.isfinite(history["fooling"][-1])):
+        return f"a loss is not finite at step {step}"
+    recent = history["accuracy"][-window:]
+    if step > window and sum(recent) / window < history["accuracy"][0] / 2:
+        return f"accuracy collapsed: batch accuracy {sum(recent) / window:.2f} over {window} steps at step {step}"
+    return ""
+
+
+def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and heatmaps: from one forward pass where the interpreter offers it."""
+    shared = getattr(interpreter, "with_logits", None)
+    return shared(model, images, targets) if shared else (model(images), interpreter(model, images, targets))
+
+
+def _frozen(interpreter: Interpreter, original: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    with torch.no_grad():
+        return interpreter(original, images, targets).detach()
+
+
+def pair_heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The maps of both classes of two-object images. (N, C, H, W), (N, 2) -> (N, 2, h, w)."""
+    return torch.stack([interpreter(model, images, targets[:, i]) for i in (0, 1)], 1)
+
+
+def _pair_loss(
+    fooled: nn.Module, original: nn.Module, interpreter: Interpreter, fooling: Fooling, images: Tensor, targets: Tensor
+) -> Tensor:
+    with torch.no_grad():
+        originals = pair_heatmaps(interpreter, original, images, targets).detach()
+    return fooling.loss(pair_heatmaps(interpreter, fooled, images, targets), originals)
+
+
+def _forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    while True:
+        empty = True
+        for images, targets in loader:
+            empty = False
+            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        if empty:
+            raise UserError("the loader must yield at least one batch (got none)")
+
+
+def _quiet(progress: bool | None) -> bool | None:
+    return None if progress is None else not progress

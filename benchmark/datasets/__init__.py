@@ -1,0 +1,78 @@
+"""Datasets by name. An entry is one line of `DATASETS`: the module and the class that builds the dataset."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attacks.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from benchmark.datasets.base import Dataset, check_disjoint, loader
+
+DATASETS = {
+    "shapes": "shapes:Shapes",
+    "digits": "digits:Digits",
+    "imagenet": "folders:ImageNet",
+    "image_folder": "folders:ImageFolder",
+    "cifar10": "folders:CIFAR10",
+}
+SPLITS = ("train", "dev", "test")
+__all__ = ["DATASETS", "SPLITS", "Dataset", "check_disjoint", "create", "loader", "names"]
+
+
+def names() -> list[str]:
+    return list(DATASETS)
+
+
+def create(
+    name: str,
+    split: str = "train",
+    seed: int = 0,
+    *,
+    root: str | Path | None = None,
+    size: int | None = None,
+    input_size: int | None = None,
+    two_objects: bool = False,
+    augment: bool = False,
+    class_pair: tuple[int, int] | None = None,
+) -> "Dataset":
+    """The dataset `name`: normalised float32 (3, H, W) images, each with its class.
+
+    The three splits share no image. `seed` fixes what is drawn and the order; `size` keeps the first images of that
+    order, so that image i is the same at any size (None: all, or the default of a drawn dataset). `root` is the folder
+    of a dataset that is read from disk, unused by the others. With `two_objects` each image shows two different
+    classes, the target is (2,), and `class_pair` fixes which two. `augment` asks for the random crops and flips of
+    training.
+    """
+    if name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    for what, value, least in (("seed", seed, 0), ("size", size, 1), ("input_size", input_size, 16)):
+        if value is not None and value < least:
+            raise UserError(f"{what} of dataset {name!r} must be at least {least} (got {value})")
+    if class_pair is not None and not two_objects:
+        raise UserError(f"class_pair of dataset {name!r} needs two_objects=True (got class_pair={class_pair})")
+
+    from benchmark.datasets.base import Options  # torch is loaded on first use, so that names can be listed without it
+
+    module, attribute = DATASETS[name].split(":")
+    kind = getattr(import_module(f"benchmark.datasets.{module}"), attribute)
+    side = input_size or kind.default_size
+    folder = None if root is None else Path(root)
+    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair)
+    if not two_objects or kind.draws_pairs:
+        return kind(options)
+
+    from benchmark.datasets.mosaics import Mosaics
+
+    if side % 2:
+        raise UserError(f"input_size of a mosaic must be even (got {side} for dataset {name!r})")
+    return Mosaics(kind(replace(options, size=None, input_size=side // 2)), options)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Dataset", "check_disjoint", "loader"):
+        return getattr(import_module("benchmark.datasets.base"), name)
+    raise AttributeError(f"module 'benchmark.datasets' has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""What every dataset is: normalised images with their classes, hashed so that splits can be proved disjoint.
+
+Shapes: images (N, 3, H, W) float32, normalised = (pixel - mean) / std with pixels in [0, 1]; targets (N,) or (N, 2).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
+
+from attacks.errors import UserError
+
+Triple = tuple[float, float, float]
+Item = tuple[Tensor, int | Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `datasets.create` was asked for, which is how every dataset is built."""
+
+    split: str
+    seed: int
+    root: Path | None
+    size: int | None
+    input_size: int
+    two_objects: bool
+    augment: bool
+    class_pair: tuple[int, int] | None
+
+
+class Dataset(TorchDataset[Item]):
+    """One split of a dataset. A subclass sets the attributes and writes `hash_of` and either way to get items."""
+
+    draws_pairs = False  # True: it has a two-object form of its own; otherwise `mosaics` makes one of its images
+    default_size = 64  # of the input, in pixels
+    name: str
+    split: str
+    num_classes: int
+    class_names: list[str]
+    input_size: int
+    mean: Triple
+    std: Triple
+    targets: Tensor  # (N,) or (N, 2) int64: all targets, without reading an image
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Item:
+        """((3, H, W) float32 normalised, class); with two objects the target is (2,) int64, two different classes."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Many items at once, as a DataLoader asks for them."""
+        return [self[i] for i in indices]
+
+    def target(self, index: int) -> int | Tensor:
+        return int(self.targets[index]) if self.targets.ndim == 1 else self.targets[index]
+
+    def hash_of(self, index: int) -> str:
+        """sha256 of the image's content: of its uint8 pixels as stored, or of its file."""
+        raise NotImplementedError
+
+    def hashes(self) -> list[str]:
+        return [self.hash_of(i) for i in range(len(self))]
+
+    def sources(self, index: int) -> tuple[str, ...]:
+        """The hashes of the images that item `index` is made of: itself, or the tiles of a mosaic."""
+        return (self.hash_of(index),)
+
+    def where(self, index: int) -> str:
+        """Item `index` in words, for an error message."""
+        return f"image {index} of {self.name}/{self.split}"
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W) in [0, 1] -> normalised."""
+        return (images - images.new_tensor(self.mean).view(3, 1, 1)) / images.new_tensor(self.std).view(3, 1, 1)
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W) normalised -> [0, 1]."""
+        pixels = images * images.new_tensor(self.std).view(3, 1, 1) + images.new_tensor(self.mean).view(3, 1, 1)
+        return pixels.clamp(0, 1)
+
+
+class Arrays(Dataset):
+    """A dataset in memory: pixels (N, 1 or 3, h, w) uint8, resized to `input_size` when asked for."""
+
+    def __init__(self, pixels: np.ndarray, targets: np.ndarray, input_size: int, *, augment: bool = False) -> None:
+        self.pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+        self.targets = torch.from_numpy(np.asarray(targets, dtype=np.int64))
+        self.input_size = input_size
+        side = self.pixels.shape[-1]  # He et al. 2016 on CIFAR-10: pad by an eighth of the side, crop, flip
+        crop_and_flip = v2.Compose([v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()])
+        self._augment = crop_and_flip if augment else None
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        pixels = self.pixels[torch.as_tensor(indices)]
+        if self._augment is not None:
+            pixels = torch.stack([self._augment(image) for image in pixels])
+        images = pixels.float().div_(255)
+        if images.shape[-2:] != (self.input_size, self.input_size):
+            images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
+        images = self.normalise(images.expand(-1, 3, -1, -1))
+        return [(image, self.target(i)) for image, i in zip(images, indices, strict=True)]
+
+    def hash_of(self, index: int) -> str:
+        return hashlib.sha256(self.pixels[index].numpy().tobytes()).hexdigest()
+
+
+def check_pair(pair: tuple[int, int], num_classes: int, name: str) -> None:
+    """UserError unless `pair` is two different class indices."""
+    if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= c < num_classes for c in pair):
+        allowed = f"two different class indices in 0..{num_classes - 1}"
+        raise UserError(f"class_pair of dataset {name!r} must be {allowed} (got {pair})")
+
+
+def check_disjoint(*datasets: Dataset) -> None:
+    """UserError, naming both splits and one offender, when two datasets share an image (of mosaics: a tile)."""
+    seen: dict[str, tuple[Dataset, int]] = {}
+    for dataset in datasets:
+        own: dict[str, tuple[Dataset, int]] = {}
+        for i in range(len(dataset)):
+            for digest in dataset.sources(i):
+                if digest in seen:
+                    other, j = seen[digest]
+                    raise UserError(f"splits must share no image: {dataset.where(i)} is also {other.where(j)}")
+                own.setdefault(digest, (dataset, i))
+        seen |= own
+
+
+def loader(
+    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
+) -> DataLoader[Item]:
+    """Batches ((N, 3, H, W), (N,) or (N, 2)) from a generator of their own: `seed` fixes the order of every epoch.
+
+    It also seeds the workers' torch generators, from which augmentation draws; without workers augmentation draws from
+    the global torch generator, which is the caller's to seed.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1 (got {batch_size})")
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, generator=generator)

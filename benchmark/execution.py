@@ -1,0 +1,247 @@
+"""Running a suite: units of work on processes, with progress, then the results.
+
+`jobs` processes work side by side, each on the suite's `threads`; the numbers do not depend on `jobs`. A unit that
+raises becomes a failed manipulation with its error, retried by the next run; a full disk or Ctrl-C ends the run.
+"""
+
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from attacks import foolings
+from attacks.errors import UserError
+from benchmark import datasets, harness, leaderboards, results
+from benchmark.plan import (
+    Cell,
+    Run,
+    create_interpreter,
+    data_spec,
+    dataset,
+    interpreter_spec,
+    manipulation_spec,
+    model_spec,
+    originals_spec,
+    plan,
+    predictions_spec,
+    scores_spec,
+)
+from benchmark.store import Store, key_of
+
+Unit = tuple[str, Callable[..., Any], tuple[Any, ...]]  # what it is, the function, its arguments
+
+
+def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, str]:
+    """Compute what the store lacks, then write results and leaderboards under `out`.
+
+    Returns the error of each failed manipulation, by "model/fooling/attacked/seed". `jobs` None: as many as the
+    cores allow at the suite's `threads` each, one on a GPU.
+    """
+    jobs = jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
+    errors: dict[str, str] = {}
+    stages = _stages(run)
+    total = sum(len(stage) for stage in stages)
+    if total:
+        splits = [dataset(run, split, pairs) for split in datasets.SPLITS for pairs in _pair_forms(run)]
+        datasets.check_disjoint(*splits[:: len(_pair_forms(run))])
+        if len(_pair_forms(run)) == 2:
+            datasets.check_disjoint(*splits[1::2])
+    with _progress(total) as report, _executor(run, jobs) as submit:
+        for stage in stages:
+            for name, error in submit(stage):
+                report(name, error)
+                if error:
+                    errors[name] = error
+    failed = {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}}
+    collect(run, Path(out), failed)
+    return failed
+
+
+def name_of(cell: Cell) -> str:
+    return f"{cell['model']}/{cell['fooling']}/{cell['attacked']}/{cell['seed']}"
+
+
+def _pair_forms(run: Run) -> list[bool]:
+    """Whether two-object images take part: [False] or [False, True]."""
+    forms = {foolings.create(name).pairs for name in run.suite.foolings}
+    return [False, True] if True in forms else [False]
+
+
+def _stages(run: Run) -> list[list[Unit]]:
+    """What the store lacks: models, then their original heatmaps, then manipulations with their scores."""
+    store, suite = Store(run.store), run.suite
+
+    def lacks(kind: str, spec: dict[str, Any]) -> bool:
+        return store.receipt(kind, key_of(spec)) is None
+
+    first: list[Unit] = [
+        (f"train {name}", harness.make_model, (run, name))
+        for name, option in suite.models.items()
+        if option.weights is None and lacks("models", model_spec(run, name))
+    ]
+    forms = sorted({foolings.create(name).pairs for name in suite.foolings})
+    second: list[Unit] = [
+        (f"originals {model}/{evaluated}", harness.make_originals, (run, model, evaluated, pairs))
+        for model in suite.models
+        for evaluated in suite.evaluated
+        for pairs in forms
+        if lacks("originals", originals_spec(run, model, evaluated, pairs))
+    ]
+    third: list[Unit] = []
+    for cell in plan(suite):
+        receipt = store.receipt("manipulations", key_of(manipulation_spec(run, cell)))
+        scored = receipt and not lacks("predictions", predictions_spec(run, cell))
+        scored = scored and not any(lacks("scores", scores_spec(run, cell, e)) for e in suite.evaluated)
+        if receipt is None or (receipt["status"] == "done" and not scored):
+            third.append((name_of(cell), harness.make_manipulation, (run, cell)))
+    return [first, second, third]
+
+
+@contextmanager
+def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[tuple[str, str]]]]:
+    """Run units and yield (name, error or "") as they end. One job runs here, more in processes of their own."""
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(run.suite.threads if run.device == "cpu" else threads)
+        try:
+            yield lambda units: ((name, _guarded(function, args)) for name, function, args in units)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (run.suite.threads,))
+
+    def submit(units: list[Unit]) -> Iterator[tuple[str, str]]:
+        waiting = {pool.submit(_guarded, function, args): name for name, function, args in units}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), future.result()
+
+    try:
+        yield submit
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word; the parent speaks
+    torch.set_num_threads(threads)
+
+
+def _guarded(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """The error of a unit as one line, "" where there was none."""
+    try:
+        function(*args)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for the store {args[0].store}") from error
+        return _line(error)
+    except UserError as error:
+        if "no space left" in str(error):
+            raise
+        return _line(error)
+    except Exception as error:  # becomes a row with its error: one bad cell does not cost the others
+        if "No space left" in str(error):  # safetensors wraps the system's error
+            raise UserError(f"no space left for the store {args[0].store}") from error
+        return _line(error)
+    return ""
+
+
+def _line(error: Exception) -> str:
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
+    """A bar with the time left on a terminal; a plain line for each unit elsewhere."""
+    terminal, start, count = sys.stderr.isatty(), time.monotonic(), 0
+    with tqdm(total=total, unit="unit", disable=not (terminal and total), smoothing=0.1) as bar:
+
+        def report(name: str, error: str) -> None:
+            nonlocal count
+            count += 1
+            bar.update()
+            left = (time.monotonic() - start) / count * (total - count)
+            if error:
+                bar.write(f"FAILED {name}: {error}", file=sys.stderr)
+            elif terminal:
+                bar.set_postfix_str(name)
+            else:
+                print(f"[{count}/{total}] {name}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+        yield report
+
+
+def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
+    """Write the results of everything in the store, and the leaderboards that follow from them."""
+    store, suite = Store(run.store), run.suite
+    manipulations, frames, receipts = [], [], {}
+    for cell in plan(suite):
+        spec, fooling = manipulation_spec(run, cell), foolings.create(cell["fooling"])
+        key = key_of(spec)
+        receipt = store.receipt("manipulations", key) or {}
+        blank = {"steps_done": 0, "ce_first": None, "ce_last": None, "fooling_first": None, "fooling_last": None}
+        found = {name: receipt.get(name, value) for name, value in blank.items()}
+        status, reason = receipt.get("status", "failed"), receipt.get("reason", "")
+        if name_of(cell) in failed:
+            status, reason = "failed", failed[name_of(cell)]
+        manipulations.append(
+            {**cell, **spec["recipe"], **found, "status": status, "reason": reason, "range": fooling.range, "key": key}
+        )
+        receipts[name_of(cell)] = receipt
+        if status == "done":
+            path = store.path("predictions", key_of(predictions_spec(run, cell)))
+            frames.append(pd.read_parquet(path / "predictions.parquet").assign(**cell))
+    seen = [receipt for receipt in receipts.values() if "versions" in receipt]
+    origin = {
+        name: seen[0][name] if seen else value for name, value in harness.provenance(run).items()
+    }  # of the manipulations themselves, which may be older than this run
+    data = {name: data_spec(run, suite.scoring.split, pairs) for name, pairs in (("images", False), ("pairs", True))
+            if pairs in _pair_forms(run)}  # fmt: skip
+    card = {"suite": suite.name, "dataset": data, "manipulations": manipulations, **origin}
+    folder = out / "results"
+    results.write(folder, "models", _concat(frames, results.MODELS), card)
+    for evaluated in suite.evaluated:
+        frames, failures = [], []
+        for cell, manipulation in zip(plan(suite), manipulations, strict=True):
+            path = store.path("scores", key_of(scores_spec(run, cell, evaluated))) / "scores.parquet"
+            if manipulation["status"] != "done":
+                failures.append({**cell, "error": f"{manipulation['status']}: {manipulation['reason']}"})
+            else:
+                frames.append(pd.read_parquet(path).assign(**cell))
+        interpreter = create_interpreter(run, evaluated)
+        entry = {
+            "interpreter": evaluated,
+            "options": {k: v for k, v in interpreter_spec(run, evaluated).items() if k != "name"},
+            "differentiable": interpreter.differentiable,
+            "stochastic": interpreter.stochastic,
+            "attackable": evaluated in suite.attacked,
+            "suite": suite.name,
+            "failures": failures,
+            **origin,
+        }
+        results.write(folder, evaluated, _concat(frames, results.SCORES), entry)
+    leaderboards.write(out)
+
+
+def _concat(frames: list[pd.DataFrame], schema: Any) -> pd.DataFrame:
+    if frames:
+        return pd.concat(frames, ignore_index=True)
+    return pd.DataFrame({name: [] for name in schema.names})

@@ -1,0 +1,189 @@
+"""The harness: a suite becomes entries in the store, the entries become results.
+
+Units of work, each an idempotent function of small arguments: `make_model` (a compact model is trained),
+`make_originals` (the clean model's heatmaps under one interpreter, and its AOPC curves), `make_manipulation` (a fooled
+model, its predictions, and its scores under every evaluated interpreter). A unit leaves whole entries in the store or
+none, so a run that was killed goes on where it stopped. Memory is bounded by one batch; original heatmaps lie on disk
+(4 bytes a pixel) and are read through a memory map.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from attacks import foolings
+from attacks.manipulation import Recipe, manipulate
+from benchmark import datasets, models
+from benchmark.metrics.accuracy import top_k_correct
+from benchmark.plan import (
+    Cell,
+    Run,
+    create_interpreter,
+    dataset,
+    manipulation_spec,
+    model_spec,
+    originals_spec,
+    predictions_spec,
+    pretrained,
+    scores_spec,
+)
+from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score
+from benchmark.store import Store, code_version, key_of
+from benchmark.training import train
+
+SAMPLES = 8  # fooled heatmaps kept of each cell, for the figure
+
+
+def clean_model(run: Run, name: str) -> nn.Module:
+    """The model before any manipulation, on the run's device; a compact one is trained on first use."""
+    if run.suite.models[name].weights is not None:
+        return pretrained(run, name).to(run.device)
+    return stored_model(run, name, make_model(run, name))
+
+
+def stored_model(run: Run, name: str, path: Path) -> nn.Module:
+    """The model with the weights of a store entry, on the run's device."""
+    model = models.create(name, num_classes=dataset(run, "train").num_classes)
+    model.load_state_dict(load_file(path / "weights.safetensors"))
+    return model.to(run.device)
+
+
+def make_model(run: Run, name: str) -> Path:
+    """Train a model on the train split; its dev accuracy is in the receipt."""
+    option, data = run.suite.models[name], run.suite.dataset
+
+    def make(folder: Path) -> dict[str, Any]:
+        with torch.random.fork_rng():
+            torch.manual_seed(data.seed)
+            model = models.create(name, num_classes=dataset(run, "train").num_classes).to(run.device)
+        losses = train(model, dataset(run, "train"), **option.model_dump(exclude={"weights"}), seed=data.seed)
+        with torch.no_grad():
+            correct = torch.cat([top_k_correct(model(x), y, 1) for x, y in batches(run, "dev")])
+        save_weights(model, folder)
+        return {"losses": losses, "dev_top1": correct.float().mean().item()}
+
+    return Store(run.store).get("models", model_spec(run, name), make)
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, folder / "weights.safetensors")
+
+
+@torch.no_grad()
+def make_originals(run: Run, model_name: str, evaluated: str, pairs: bool) -> Path:
+    """The clean model's heatmaps on the scored images, `heatmaps.npy` (n[, 2], h, w), and its AOPC curves."""
+    split = run.suite.scoring.split
+
+    def make(folder: Path) -> None:
+        model, interpreter = clean_model(run, model_name), create_interpreter(run, evaluated)
+        n, done, file = len(dataset(run, split, pairs)), 0, folder / "heatmaps.npy"
+        for images, targets in batches(run, split, pairs):
+            maps = heatmaps(interpreter, model, images, targets).cpu().numpy()
+            if not done:
+                out = np.lib.format.open_memmap(file, "w+", maps.dtype, (n, *maps.shape[1:]))
+            out[done : done + len(maps)] = maps
+            done += len(maps)
+        out.flush()
+        curves = Curves(run, model, pairs)
+        np.savez(folder / "curves.npz", original=curves.drops(_reader(out)), random=curves.drops(None))
+
+    return Store(run.store).get("originals", originals_spec(run, model_name, evaluated, pairs), make)
+
+
+def _reader(maps: np.ndarray) -> Maps:
+    """Heatmaps by position; of pairs, those of the first class."""
+    single = maps if maps.ndim == 3 else maps[:, 0]
+    return lambda first, last: torch.from_numpy(np.array(single[first:last]))
+
+
+def make_manipulation(run: Run, cell: Cell) -> str:
+    """One fooled model, its predictions and all its scores. Returns its status, "done" or "diverged"."""
+    store, spec = Store(run.store), manipulation_spec(run, cell)
+    path = store.get("manipulations", spec, lambda folder: _manipulate(run, cell, spec["recipe"], folder))
+    status = (store.receipt("manipulations", path.name) or {})["status"]
+    if status == "done":
+        missing = [e for e in run.suite.evaluated if not store.receipt("scores", key_of(scores_spec(run, cell, e)))]
+        if missing or not store.receipt("predictions", key_of(predictions_spec(run, cell))):
+            _score(run, cell, path, missing)
+    return status
+
+
+def _manipulate(run: Run, cell: Cell, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    fooling, workers = foolings.create(cell["fooling"]), run.suite.dataset.workers
+    options = {"shuffle": True, "seed": cell["seed"], "workers": workers}
+    result = manipulate(
+        clean_model(run, cell["model"]),
+        create_interpreter(run, cell["attacked"]),
+        fooling,
+        datasets.loader(dataset(run, "train"), recipe["batch_size"], **options),
+        Recipe(recipe["learning_rate"], recipe["lambda"], recipe["steps"]),
+        cell["seed"],
+        fooling_loader=datasets.loader(dataset(run, "train", True), recipe["batch_size"], **options)
+        if fooling.pairs
+        else None,
+    )
+    pd.DataFrame(result.history).to_parquet(folder / "history.parquet")
+    if result.status == "done":
+        save_weights(result.model, folder)
+    steps = len(result.history["ce"])
+    edge = max(1, steps // 10)  # first and last: means over a tenth of the steps
+    losses = {
+        f"{loss}_{end}": float(np.mean(result.history[loss][part]))
+        for loss in ("ce", "fooling")
+        for end, part in (("first", slice(edge)), ("last", slice(-edge, None)))
+    }
+    return {"status": result.status, "reason": result.reason, "steps_done": steps, **losses, **provenance(run)}
+
+
+@torch.no_grad()
+def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
+    store, fooling = Store(run.store), foolings.create(cell["fooling"])
+    clean, fooled = clean_model(run, cell["model"]), stored_model(run, cell["model"], path)
+    on_clean, on_fooled = Curves(run, clean, fooling.pairs), Curves(run, fooled, fooling.pairs)
+    at_random = on_fooled.drops(None)
+    for evaluated in missing:
+        originals = make_originals(run, cell["model"], evaluated, fooling.pairs)
+        maps0 = np.load(originals / "heatmaps.npy", mmap_mode="r")
+        clean_curves = np.load(originals / "curves.npz")
+
+        def make(folder: Path, evaluated: str = evaluated, maps0: Any = maps0, clean_curves: Any = clean_curves) -> None:
+            keep = max(SAMPLES, run.suite.scoring.aopc_images)
+            frame, maps = score(run, fooling, create_interpreter(run, evaluated), fooled, maps0, keep)
+            own = _reader(maps.cpu().numpy())
+            curves = {
+                "aopc_clean_original": clean_curves["original"],
+                "aopc_clean_random": clean_curves["random"],
+                "aopc_clean_fooled": on_clean.drops(own),
+                "aopc_fooled_original": on_fooled.drops(_reader(maps0)),
+                "aopc_fooled_fooled": on_fooled.drops(own),
+                "aopc_fooled_random": at_random,
+            }
+            first = frame.index[frame["pair"] == 0]
+            for name, values in curves.items():
+                frame[name] = pd.Series(list(values.astype(np.float32)), index=first[: len(values)], dtype=object)
+            frame.to_parquet(folder / "scores.parquet")
+            np.save(folder / "samples.npy", maps[:SAMPLES].cpu().numpy())
+
+        store.get("scores", scores_spec(run, cell, evaluated), make)
+
+    def predict(folder: Path) -> None:
+        loader = batches(run, run.suite.scoring.split)
+        predictions(clean, fooled, loader).to_parquet(folder / "predictions.parquet")
+
+    store.get("predictions", predictions_spec(run, cell), predict)
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Versions and device, for receipts and cards."""
+    packages = {name: version(name) for name in ("foolbench", "torch", "torchvision", "captum", "numpy")}
+    cuda = torch.device(run.device).type == "cuda"
+    device = torch.cuda.get_device_name(run.device) if cuda else f"cpu ({platform.machine()})"
+    versions = {"python": platform.python_version(), "code": code_version(), **packages}
+    return {"versions": versions, "device": device, "threads": run.suite.threads}

@@ -1,0 +1,263 @@
+"""Results -> leaderboards: five CSV tables, a pure function of the results, byte for byte.
+
+manipulations  one row a manipulation: how the fine-tuning went and what it cost in accuracy
+accuracy       one row a manipulation: top-1, top-5, agreement with the clean model (fractions), the drop (points)
+transfer       one row a cell: FSR and its clean rate, test loss, similarity of fooled and original heatmap
+aopc           six rows a cell: AOPC = 1/(K+1) Σ_{k=1..K} drop_k, drop_k the mean loss of logit after k of K steps
+stability      one row an evaluated interpreter: averages over its cells; excess = fsr - fsr_clean, image by image
+
+`_low` and `_high` bound the 95 % bootstrap interval over images, n counts images. An empty field is a missing value.
+A failed cell is a row of transfer with n = 0 and its error, and has no rows in aopc.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attacks.errors import UserError
+from benchmark.intervals import Mean, average, bootstrap_mean, exact
+from benchmark.results import CURVES, KEY, Results, read, write_atomic
+
+Row = dict[str, Any]
+_SCORES = ("fsr", "fsr_clean", "test_loss", "test_loss_clean", "rank_correlation", "ssim", "iou", "excess")
+_ACCURACY = ("top1", "top5", "agreement", "top1_clean", "top5_clean", "top1_drop")
+_TRAINING = ("status", "reason", "learning_rate", "lambda", "steps", "steps_done", "batch_size")
+_TEXT = (*KEY[:3], "evaluated", "interpreter", "status", "reason", "error", "worst_transfer", "scored", "order", "key")
+_LOSSES = ("ce_first", "ce_last", "fooling_first", "fooling_last")
+_ENDS = ("", "_low", "_high")
+
+
+def _with_interval(*names: str) -> list[str]:
+    return [name + end for name in names for end in _ENDS]
+
+
+COLUMNS = {
+    "manipulations": [*KEY, *_TRAINING, *_LOSSES, "top1_clean", "top1", "top1_drop", "key"],
+    "transfer": [
+        *("model", "fooling", "attacked", "evaluated", "seed", "n"),
+        *(*_with_interval("fsr"), "fsr_clean", "range_low", "range_high"),
+        *(*_with_interval("test_loss"), "test_loss_clean", *_with_interval("rank_correlation"), "undefined"),
+        *(*_with_interval("ssim", "iou"), "blank", "error"),
+    ],
+    "accuracy": [
+        *(*KEY, "n", *_with_interval("top1", "top5", "agreement")),
+        *("top1_clean", "top5_clean", *_with_interval("top1_drop")),
+    ],
+    "aopc": [
+        *("model", "fooling", "attacked", "evaluated", "seed", "scored", "order", "n", "steps"),
+        *_with_interval("aopc"),  # then drop_1 .. drop_K
+    ],
+    "stability": [
+        *("interpreter", "cells", "failed", "self_cells"),
+        *(*_with_interval("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
+        *_with_interval("rank_correlation_self", "rank_correlation_transfer", "aopc_clean", "aopc_fooled"),
+        *("undefined", "blank"),
+    ],
+}
+"""The header of each table."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One interpreter on one manipulation: means of _SCORES and of the AOPC of each of CURVES, or an error."""
+
+    manipulation: Row
+    evaluated: str
+    error: str = ""
+    scores: Mean | None = None
+    undefined: int = 0  # rows without a rank correlation
+    blank: int = 0  # rows whose fooled map is constant
+    aopc: Mean | None = None
+    drops: tuple[np.ndarray, ...] = ()  # of each of CURVES: (K,)
+
+
+def build(results: Results) -> dict[str, pd.DataFrame]:
+    """All leaderboards, by name; rows sorted by their key columns."""
+    listed = results.models_card["manipulations"]
+    manipulations = sorted(({**m, "reason": _one_line(m["reason"])} for m in listed), key=_key)
+    groups = _groups(results.models)
+    trained = [(m, _accuracy(groups.get(_key(m)))) for m in manipulations]
+    cells = {name: _cells(name, *entry, manipulations) for name, entry in sorted(results.entries.items())}
+    every = [cell for row in cells.values() for cell in row]
+    every.sort(key=lambda c: (*_key(c.manipulation)[:3], c.evaluated, c.manipulation["seed"]))
+    rows: dict[str, list[Row]] = {
+        "manipulations": [m | _means(_ACCURACY, mean) for m, mean in trained],
+        "transfer": [_transfer_row(cell) for cell in every],
+        "accuracy": [m | {"n": mean.n if mean else 0} | _means(_ACCURACY, mean) for m, mean in trained],
+        "aopc": [row for cell in every for row in _aopc_rows(cell)],
+        "stability": [_stability_row(name, row) for name, row in cells.items()],
+    }
+    longest = max((row["steps"] for row in rows["aopc"]), default=0)
+    drops = {"aopc": [f"drop_{k}" for k in range(1, longest + 1)]}
+    return {name: pd.DataFrame(rows[name], columns=COLUMNS[name] + drops.get(name, [])) for name in COLUMNS}
+
+
+def write(folder: Path | str) -> None:
+    """Regenerate every leaderboard of `folder` (leaderboards/<suite>) from its results/."""
+    for name, text in _render(Path(folder)).items():
+        write_atomic(Path(folder) / f"{name}.csv", text)
+
+
+def check(folder: Path | str) -> list[str]:
+    """The CSV files of `folder` that are missing, or not byte for byte what its results give."""
+    files = {Path(folder) / f"{name}.csv": text for name, text in _render(Path(folder)).items()}
+    return [path.name for path, text in files.items() if not path.is_file() or path.read_bytes() != text]
+
+
+def load(folder: Path | str, name: str) -> pd.DataFrame:
+    """The leaderboard `name` as it lies in `folder`; only empty fields are missing values."""
+    path = Path(folder) / f"{name}.csv"
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(_TEXT, "str"))
+    except FileNotFoundError as error:
+        raise UserError(f"no leaderboard {path}: foolbench leaderboard writes it from the results") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not a readable CSV: {_one_line(str(error))}") from error
+    if missing := [column for column in COLUMNS[name] if column not in frame.columns]:
+        raise UserError(f"{path} is not a {name} leaderboard: it lacks {', '.join(missing)}")
+    return frame
+
+
+def show(folder: Path | str) -> str:
+    """Stability, then the self cells of transfer, as text for a terminal."""
+    stability, transfer = load(folder, "stability"), load(folder, "transfer")
+    transfer = transfer[transfer.attacked == transfer.evaluated]
+    rows, cells = stability[["interpreter"]].copy(), transfer[[*KEY, "n"]].copy()
+    for title, column in {
+        "self FSR excess": "self_fsr_excess",
+        "worst transfer": "worst_transfer_fsr_excess",
+        "rank corr. self": "rank_correlation_self",
+        "rank corr. transfer": "rank_correlation_transfer",
+        "AOPC clean": "aopc_clean",
+        "AOPC fooled": "aopc_fooled",
+    }.items():
+        rows[title] = _spans(stability, column)
+    rows[["cells", "failed"]] = stability[["cells", "failed"]]
+    cells["FSR"], cells["clean FSR"] = _spans(transfer, "fsr"), transfer.fsr_clean.map("{:.2f}".format, "ignore")
+    cells["rank corr."], cells["error"] = _spans(transfer, "rank_correlation"), transfer.error
+    heads = ("Stability: means over cells [95 % over images]", "Self cells of transfer: attacked = evaluated")
+    return f"{heads[0]}\n{_aligned(rows)}\n{heads[1]}\n{_aligned(cells)}"
+
+
+def _spans(frame: pd.DataFrame, column: str) -> list[str]:
+    rows = frame[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False)
+    return ["" if np.isnan(v) else f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in rows]
+
+
+def _aligned(frame: pd.DataFrame) -> str:
+    rows = [list(frame.columns), *([str(v) for v in row] for row in frame.astype(object).fillna("").to_numpy())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _render(folder: Path) -> dict[str, bytes]:
+    tables = build(read(folder / "results"))
+    return {name: _csv(table).encode() for name, table in tables.items()}
+
+
+def _csv(table: pd.DataFrame) -> str:
+    floats = table.select_dtypes("float").columns
+    table = table.assign(**{name: table[name] + 0.0 for name in floats})  # no -0
+    return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _key(manipulation: Row) -> tuple[Any, ...]:
+    return tuple(manipulation[name] for name in KEY)
+
+
+def _groups(frame: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+    return dict(list(frame.groupby(list(KEY))))
+
+
+def _means(names: tuple[str, ...], mean: Mean | None) -> Row:
+    """The fields of each score: its mean and interval; none if there is no mean."""
+    if mean is None:
+        return {}
+    ends = dict(zip(_ENDS, (mean.value, mean.low, mean.high), strict=True))
+    return {name + end: values[i] for i, name in enumerate(names) for end, values in ends.items()}
+
+
+def _accuracy(frame: pd.DataFrame | None) -> Mean | None:
+    if frame is None:
+        return None
+    drop = 100.0 * (frame.top1_clean.astype(float) - frame.top1)
+    return bootstrap_mean(np.column_stack([*(frame[name] for name in _ACCURACY[:-1]), drop]), frame.image)
+
+
+def _cells(name: str, frame: pd.DataFrame, card: Row, manipulations: list[Row]) -> list[Cell]:
+    """A cell for each manipulation, in their order: scored, or with the reason why not."""
+    errors = {_key(failure): failure["error"] for failure in card["failures"]}
+    groups, cells = _groups(frame), []
+    for m in manipulations:
+        key, reason = _key(m), "not evaluated" if m["status"] == "done" else f"{m['status']}: {m['reason']}"
+        scored = key in groups and key not in errors
+        cells.append(_scored(m, name, groups[key]) if scored else Cell(m, name, _one_line(errors.get(key, reason))))
+    return cells
+
+
+def _scored(manipulation: Row, name: str, frame: pd.DataFrame) -> Cell:
+    excess = frame.success.astype(float) - frame.success_clean
+    names = ("success", "success_clean", *_SCORES[2:-1])
+    scores = bootstrap_mean(np.column_stack([*(frame[column] for column in names), excess]), frame.image)
+    cell = Cell(manipulation, name, "", scores, int(frame.rank_correlation.isna().sum()), int(frame.blank.sum()))
+    computed = frame[frame[list(CURVES)].notna().any(axis=1)]
+    if computed.empty:
+        return cell
+    try:
+        curves = exact(np.stack([np.stack(computed[curve].tolist()) for curve in CURVES], 1))
+    except ValueError as error:
+        raise UserError(f"{name}.parquet: curves of {_key(manipulation)} are missing or differ in length") from error
+    steps = curves.shape[2]
+    aopc = bootstrap_mean(curves.sum(2) / (steps + 1), computed.image)
+    return replace(cell, aopc=aopc, drops=tuple(curves.mean(0)))
+
+
+def _transfer_row(cell: Cell) -> Row:
+    low, high = cell.manipulation["range"] or (None, None)
+    counts = {"n": cell.scores.n if cell.scores else 0, "undefined": cell.undefined, "blank": cell.blank}
+    row = cell.manipulation | {"evaluated": cell.evaluated, "error": cell.error, "range_low": low, "range_high": high}
+    return row | counts | _means(_SCORES, cell.scores)
+
+
+def _aopc_rows(cell: Cell) -> list[Row]:
+    if cell.aopc is None:
+        return []
+    means, rows = _means(CURVES, cell.aopc), []
+    for curve, drops in sorted(zip(CURVES, cell.drops, strict=True)):
+        _, scored, order = curve.split("_")
+        row = cell.manipulation | {"evaluated": cell.evaluated, "scored": scored, "order": order}
+        row |= {"n": cell.aopc.n, "steps": len(drops)}
+        row |= {f"aopc{end}": means[curve + end] for end in _ENDS}
+        rows.append(row | {f"drop_{k}": drop for k, drop in enumerate(drops, 1)})
+    return rows
+
+
+def _stability_row(name: str, cells: list[Cell]) -> Row:
+    """Averages over cells; of the worst transfer cell, its own excess and interval (not that of a maximum)."""
+    excess, rank = _SCORES.index("excess"), _SCORES.index("rank_correlation")
+    own = [c.scores for c in cells if c.scores and c.manipulation["attacked"] == name]
+    transfer = {_key(c.manipulation): c.scores for c in cells if c.scores and c.manipulation["attacked"] != name}
+    aopc = [c.aopc for c in cells if c.aopc]
+    worst = max(transfer, key=lambda key: transfer[key].value[excess], default=None)
+    averages = {
+        "self_fsr_excess": average(own, excess),
+        "worst_transfer_fsr_excess": average([transfer[worst]] if worst else [], excess),
+        "rank_correlation_self": average(own, rank),
+        "rank_correlation_transfer": average(list(transfer.values()), rank),
+        "aopc_clean": average(aopc, CURVES.index("aopc_clean_original")),
+        "aopc_fooled": average(aopc, CURVES.index("aopc_fooled_fooled")),
+    }
+    row: Row = {"interpreter": name, "cells": len(cells), "failed": sum(c.scores is None for c in cells)}
+    row |= {"self_cells": len(own), "worst_transfer": "/".join(map(str, worst)) if worst else None}
+    row |= {"undefined": sum(c.undefined for c in cells), "blank": sum(c.blank for c in cells)}
+    for score, span in averages.items():
+        row |= {score + end: value for end, value in zip(_ENDS, span, strict=True)}
+    return row

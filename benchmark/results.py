@@ -1,0 +1,200 @@
+"""The results of a suite on disk: what was measured, image by image. Every leaderboard is computed from them.
+
+A folder holds one Parquet table and one JSON card for each evaluated interpreter, and `models.parquet` and
+`models.json` for the manipulations themselves. One row is one image, or one of its two target classes (`pair`
+0 and 1, Active fooling). In floats NaN means undefined; a curve is null where it was not computed.
+"""
+
+import io
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from attacks.errors import UserError
+
+KEY = ("model", "fooling", "attacked", "seed")
+"""The manipulation a row belongs to."""
+
+CURVES = tuple(f"aopc_{scored}_{order}" for scored in ("clean", "fooled") for order in ("original", "fooled", "random"))
+"""Logit drops after 1..K cells: of which model, cells in the order of which map (original: h(w0); fooled: h(w))."""
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_ROW = {"model": _TEXT, "fooling": _TEXT, "attacked": _TEXT, "seed": pa.int32(), "image": pa.int32()}
+SCORES = pa.schema(
+    {
+        **_ROW,
+        "pair": pa.int8(),
+        "target": pa.int32(),
+        "test_loss": pa.float32(),
+        "test_loss_clean": pa.float32(),
+        "success": pa.bool_(),
+        "success_clean": pa.bool_(),
+        "blank": pa.bool_(),  # the fooled map is constant
+        "rank_correlation": pa.float32(),
+        "ssim": pa.float32(),
+        "iou": pa.float32(),
+        **dict.fromkeys(CURVES, pa.list_(pa.float32())),
+    }
+)
+"""Columns of <interpreter>.parquet."""
+
+MODELS = pa.schema(
+    {
+        **_ROW,
+        "target": pa.int32(),
+        **dict.fromkeys(("top1", "top5", "top1_clean", "top5_clean", "agreement"), pa.bool_()),
+    }
+)
+"""Columns of models.parquet."""
+
+COLUMNS = tuple(SCORES.names)
+CARD = ("interpreter", "options", "suite", "failures")
+"""What a card must hold for the leaderboards; the harness adds versions, device and properties."""
+MANIPULATION = (
+    *(*KEY, "status", "reason", "learning_rate", "lambda", "steps", "steps_done", "batch_size"),
+    *("ce_first", "ce_last", "fooling_first", "fooling_last", "range", "key"),
+)
+"""What models.json holds for each manipulation."""
+
+Entry = tuple[pd.DataFrame, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All results of one suite: (frame, card) of each evaluated interpreter, and of the fooled models."""
+
+    entries: dict[str, Entry]
+    models: pd.DataFrame
+    models_card: dict[str, Any]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step: a reader, or a run after a crash, sees the old file or the whole new one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write(folder: Path | str, name: str, frame: pd.DataFrame, card: dict[str, Any]) -> None:
+    """Write one entry (or, named "models", the fooled models): equal content gives equal bytes in any row order."""
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise UserError(f"an interpreter's name must be letters, digits, '_', '-' or '.' (got {name!r})")
+    table, sink = _table(frame, MODELS if name == "models" else SCORES), io.BytesIO()
+    # Scores hardly repeat, so a dictionary would only add to them; rows that do repeat (the clean model's, in each of
+    # its manipulations) are far apart, and a strong level has the window to find them.
+    text = [field.name for field in table.schema if field.type == _TEXT]
+    pq.write_table(table, sink, compression="zstd", compression_level=19, use_dictionary=text, data_page_size=8 << 20)
+    write_atomic(Path(folder) / f"{name}.parquet", sink.getvalue())
+    text_card = json.dumps(_finite(card), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(Path(folder) / f"{name}.json", f"{text_card}\n".encode())
+
+
+def read(folder: Path | str) -> Results:
+    """All results in `folder`, checked: UserError names the file that is missing, corrupt or foreign."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no results: {folder} is not a folder (foolbench run writes it)")
+    names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
+    entries = {name: _entry(folder, name) for name in names}
+    models, models_card = entries.pop("models")
+    listed = {tuple(manipulation[k] for k in KEY) for manipulation in models_card["manipulations"]}
+    for name, (frame, _) in [*entries.items(), ("models", (models, {}))]:
+        if foreign := set(frame[list(KEY)].drop_duplicates().itertuples(index=False, name=None)) - listed:
+            cell = "/".join(map(str, min(foreign)))
+            raise UserError(f"{folder / name}.parquet scores {cell}, which models.json does not list")
+    return Results(entries, models, models_card)
+
+
+def _entry(folder: Path, name: str) -> Entry:
+    path, card_path = folder / f"{name}.parquet", folder / f"{name}.json"
+    for needed in (path, card_path):
+        if not needed.is_file():
+            raise UserError(f"results are incomplete: {needed} is missing")
+    try:
+        card = json.loads(card_path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{card_path} is not valid JSON: {_line(error)}") from error
+    try:
+        table = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not a readable Parquet file: {_line(error)}") from error
+    _check_card(card_path, name, card)
+    for field in MODELS if name == "models" else SCORES:
+        got = table.schema.field(field.name).type if field.name in table.schema.names else "no such column"
+        if got != field.type:
+            raise UserError(f"{path}: column {field.name} must be {field.type} (got {got})")
+    frame = table.to_pandas()
+    return frame.astype(dict.fromkeys(KEY[:3], "str")), card
+
+
+def _check_card(path: Path, name: str, card: Any) -> None:
+    """A card that lacks what the leaderboards need, or is another interpreter's, is a UserError."""
+    models = name == "models"
+    listed = "manipulations" if models else "failures"
+    _must_hold(path, "a card", card, (listed,) if models else CARD)
+    if not isinstance(card[listed], list):
+        raise UserError(f"{path}: {listed} must be a list")
+    for record in card[listed]:
+        _must_hold(path, f"each of its {listed}", record, MANIPULATION if models else (*KEY, "error"))
+    if not models and card["interpreter"] != name:
+        raise UserError(f"{path}: interpreter must be {name!r}, as the file's name (got {card['interpreter']!r})")
+
+
+def _must_hold(path: Path, what: str, value: Any, keys: tuple[str, ...]) -> None:
+    if missing := [key for key in keys if not isinstance(value, dict) or key not in value]:
+        raise UserError(f"{path}: {what} must hold {', '.join(missing)}")
+
+
+def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """`frame` in the schema's columns and types, in the order of its key. ValueError: missing or repeated rows."""
+    order = [name for name in (*KEY, "image", "pair") if name in schema.names]
+    if absent := sorted(set(schema.names) - set(frame.columns)):
+        raise ValueError(f"results lack the columns {', '.join(absent)}")
+    frame = frame.astype(dict.fromkeys(KEY[:3], "str")).sort_values(order)
+    if frame.duplicated(order).any():
+        raise ValueError(f"results repeat a row: {tuple(frame.loc[frame.duplicated(order), order].iloc[0])}")
+    columns = []
+    for field in schema:
+        if pa.types.is_floating(field.type):  # through numpy, so that NaN stays NaN and is not made null
+            columns.append(pa.array(frame[field.name].to_numpy(np.float32, na_value=np.nan)))
+        elif field.type == _TEXT:
+            columns.append(pa.array(frame[field.name].tolist(), pa.string()).dictionary_encode())
+        else:
+            columns.append(pa.array(frame[field.name].tolist(), field.type, from_pandas=True))
+        if columns[-1].null_count and not pa.types.is_list(field.type):
+            raise ValueError(f"results lack a value in {field.name}")
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,129 @@
+"""Scoring a fooled model: per-image scores under one interpreter, predictions, and AOPC curves. Streams in batches."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.foolings import Fooling
+from attacks.manipulation import pair_heatmaps
+from benchmark import datasets
+from benchmark.interpreters import Interpreter
+from benchmark.interpreters.base import tap
+from benchmark.metrics import METRICS
+from benchmark.metrics.accuracy import agreement, top_k_correct
+from benchmark.metrics.fooling_rate import blank
+from benchmark.metrics.perturbation import cell_order, drops, folded, noise, random_order
+from benchmark.plan import Run, dataset
+
+Maps = Callable[[int, int], Tensor]  # heatmaps (N, h, w) of the images first..last
+
+
+def batches(run: Run, split: str, pairs: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split in order, on the run's device."""
+    size, workers = run.suite.scoring.batch_size, run.suite.dataset.workers
+    for images, targets in datasets.loader(dataset(run, split, pairs), size, workers=workers):
+        yield images.to(run.device), targets.to(run.device)
+
+
+def heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """(N, h, w), or (N, 2, h, w) where the targets are pairs of classes."""
+    if targets.dim() == 2:
+        return pair_heatmaps(interpreter, model, images, targets)
+    return interpreter(model, images, targets)
+
+
+def score(
+    run: Run, fooling: Fooling, interpreter: Interpreter, fooled: nn.Module, originals: np.ndarray, keep: int
+) -> tuple[pd.DataFrame, Tensor]:
+    """Scores of every image against its original heatmap (n[, 2], h, w), and the first `keep` fooled maps (of pairs,
+    those of the first class). One row an image; two, one a class, for pairs."""
+    parts, kept, done = [], [], 0
+    for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
+        maps = heatmaps(interpreter, fooled, images, targets)
+        original = torch.from_numpy(np.array(originals[done : done + len(images)])).to(maps)
+        parts.append(_rows(fooling, maps, original, targets, done))
+        if done < keep:
+            kept.append((maps[:, 0] if fooling.pairs else maps)[: keep - done])
+        done += len(images)
+    return pd.concat(parts, ignore_index=True), torch.cat(kept)
+
+
+def _rows(fooling: Fooling, maps: Tensor, originals: Tensor, targets: Tensor, first: int) -> pd.DataFrame:
+    test_loss, test_loss_clean = fooling.test_loss(maps, originals), fooling.test_loss(originals, originals)
+    size = maps.shape[-2:]
+    flat, flat_originals = maps.reshape(-1, *size), originals.reshape(-1, *size)
+    columns = {
+        "target": targets,
+        "test_loss": test_loss,
+        "test_loss_clean": test_loss_clean,
+        "success": fooling.success(test_loss),
+        "success_clean": fooling.success(test_loss_clean),
+        "blank": blank(flat),
+        **{name: metric(flat_originals, flat) for name, metric in METRICS.items()},
+    }
+    pairs = 2 if fooling.pairs else 1
+    frame = pd.DataFrame({name: value.flatten().cpu().numpy() for name, value in columns.items()})
+    frame.insert(0, "image", np.arange(first, first + len(maps), dtype=np.int32).repeat(pairs))
+    frame.insert(1, "pair", np.tile(np.arange(pairs, dtype=np.int8), len(maps)))
+    return frame
+
+
+def predictions(clean: nn.Module, fooled: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> pd.DataFrame:
+    """Per image: whether either model has the label first or among five, and whether the two agree."""
+    parts = []
+    for images, targets in loader:
+        before, after = clean(images), fooled(images)
+        columns = {
+            "target": targets,
+            "top1": top_k_correct(after, targets, 1),
+            "top5": top_k_correct(after, targets, 5),
+            "top1_clean": top_k_correct(before, targets, 1),
+            "top5_clean": top_k_correct(before, targets, 5),
+            "agreement": agreement(before, after),
+        }
+        parts.append(pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()}))
+    frame = pd.concat(parts, ignore_index=True)
+    frame.insert(0, "image", np.arange(len(frame), dtype=np.int32))
+    return frame
+
+
+class Curves:
+    """AOPC curves of one model on the first `aopc_images` scored images, over the cells of its target layer."""
+
+    def __init__(self, run: Run, model: nn.Module, pairs: bool) -> None:
+        self.run, self.pairs, self.model = run, pairs, model
+        self.grid: tuple[int, int] | None = None
+
+    def drops(self, maps: Maps | None) -> np.ndarray:
+        """(n, K) logit drops, cells in the order of the heatmaps; None: in a random order."""
+        scoring, seed = self.run.suite.scoring, self.run.suite.dataset.seed
+        parts, done = [], 0
+        for images, targets in batches(self.run, scoring.split, self.pairs):
+            images = images[: scoring.aopc_images - done]
+            if not len(images):
+                break
+            targets = (targets[:, 0] if self.pairs else targets)[: len(images)]
+            if self.grid is None:
+                self.grid = _grid(self.model, images[:1])
+                self.model = folded(self.model, images[:1])
+            ids = range(done, done + len(images))
+            if maps is None:
+                order = random_order(ids, self.grid[0] * self.grid[1], seed)
+            else:
+                order = cell_order(maps(done, done + len(images)), self.grid)
+            channels, height, width = images.shape[1:]
+            fill = noise(ids, (channels, height, width), seed, device=images.device, dtype=images.dtype)
+            parts.append(drops(self.model, images, targets, order, self.grid, fill, scoring.aopc_cells))
+            done += len(images)
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, 0), np.float32)
+
+
+def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """The target layer's resolution."""
+    taken: list[Tensor] = []
+    with tap(model, None, taken):
+        model(images)
+    return taken[0].shape[-2], taken[0].shape[-1]

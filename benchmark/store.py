@@ -1,0 +1,95 @@
+"""The store: a content-addressed folder of what was computed, safe to kill at any moment.
+
+An entry is a folder `KIND/KEY` with a `receipt.json` and its files. It is written under a temporary name and appears
+by one atomic rename, so an entry that is there is whole, and two writers of one key cannot spoil each other. The key
+is the sha256 of the canonical JSON of everything the content depends on; a finished key is never computed again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from attacks.errors import UserError
+
+
+def key_of(spec: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON (sorted keys, no spaces) of a specification."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Digest of every source file that takes part in a number: a change of code is a change of key."""
+    here = Path(__file__).parent
+    names = ["models.py", "training.py", "scoring.py", "harness.py", "interpreters/*.py", "datasets/*.py", "metrics/*.py"]
+    files = sorted(path for name in names for path in here.glob(name)) + sorted((here.parent / "attacks").glob("*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Store:
+    """Entries under `root`, which is made where it is missing. Raises `UserError` where it cannot be."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the store {self.root} cannot be made: {error.strerror}") from error
+        for leftover in self.root.glob("tmp-*"):  # of runs that were killed; younger ones may still be written
+            if time.time() - leftover.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def path(self, kind: str, key: str) -> Path:
+        return self.root / kind / key
+
+    def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The entry's receipt, or None where the entry is not there."""
+        try:
+            return json.loads((self.path(kind, key) / "receipt.json").read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"store entry {self.path(kind, key)} is unreadable ({error}): delete it and run again") from error
+
+    def get(self, kind: str, spec: dict[str, Any], make: Callable[[Path], dict[str, Any] | None]) -> Path:
+        """The folder of the entry for `spec`; where it is missing, `make(folder)` writes its files into an empty
+        folder and may return what the receipt shall hold beside the specification."""
+        key = key_of(spec)
+        if self.receipt(kind, key) is None:
+            with self._temporary() as folder:
+                extra = make(folder) or {}
+                receipt = {"kind": kind, "key": key, "spec": spec, **extra}
+                (folder / "receipt.json").write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
+                self._publish(folder, self.path(kind, key))
+        return self.path(kind, key)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=self.root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    def _publish(folder: Path, target: Path) -> None:
+        for path in folder.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        target.parent.mkdir(exist_ok=True)
+        try:
+            folder.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process was first with the same content
+                raise

@@ -1,0 +1,155 @@
+"""Suites: TOML files that say what is run. Validated; an impossible value is an error that names its key."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from attacks.errors import UserError, unknown
+
+HERE = Path(__file__).parent / "suites"
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Part):
+    """Which dataset and how many images of each split; `pairs_*`: of its two-object form, for Active fooling."""
+
+    name: str
+    seed: int = 0
+    input_size: Positive | None = None
+    train: Positive | None = None
+    dev: Positive | None = None
+    test: Positive | None = None
+    pairs_train: Positive | None = None
+    pairs_dev: Positive | None = None
+    pairs_test: Positive | None = None
+    class_pair: tuple[int, int] | None = None
+    augment: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class Model(Part):
+    """A model by name. Without `weights` it is trained on the train split, which only compact models should be."""
+
+    weights: str | None = None
+    epochs: Annotated[int, Field(ge=0)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    batch_size: Positive = 64
+
+
+class RecipeRule(Part):
+    """Fine-tuning recipe; `model`, `fooling`, `attacked` say where it holds. The last rule that fits wins, per key."""
+
+    model: str | None = None
+    fooling: str | None = None
+    attacked: str | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight: float | None = Field(default=None, alias="lambda", ge=0)
+    steps: Positive | None = None
+    batch_size: Positive | None = None
+
+
+class Scoring(Part):
+    """How fooled models are scored. `aopc_images`: how many of the scored images AOPC curves are measured on."""
+
+    split: Literal["test", "dev"] = "test"
+    batch_size: Positive = 32
+    aopc_images: Annotated[int, Field(ge=0)] = 0
+    aopc_cells: Annotated[int, Field(ge=1, le=100)] = 100
+
+
+class Suite(Part):
+    """The whole of a suite. `threads`: CPU threads of each job, part of the suite because sums depend on it."""
+
+    name: str
+    dataset: Data
+    models: dict[str, Model]
+    foolings: list[str]
+    attacked: list[str]
+    evaluated: list[str]
+    interpreters: dict[str, dict[str, Any]] = {}
+    seeds: list[int] = [0]
+    recipes: list[RecipeRule]
+    scoring: Scoring = Scoring()
+    threads: Positive = 1
+
+    @field_validator("models", "foolings", "attacked", "evaluated", "seeds")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("must name at least one")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("must not name one twice")
+        return value
+
+    def recipe(self, model: str, fooling: str, attacked: str) -> dict[str, Any]:
+        """learning_rate, lambda, steps and batch_size of one manipulation."""
+        place = {"model": model, "fooling": fooling, "attacked": attacked}
+        found: dict[str, Any] = {}
+        for rule in self.recipes:
+            if all(getattr(rule, key) in (None, value) for key, value in place.items()):
+                found.update(rule.model_dump(exclude_none=True, exclude=set(place), by_alias=True))
+        missing = {"learning_rate", "lambda", "steps", "batch_size"} - set(found)
+        if missing:
+            raise UserError(f"suite {self.name!r}: recipes leave {sorted(missing)[0]!r} open for {model}/{fooling}/{attacked}")
+        return found
+
+
+def names() -> list[str]:
+    """The suites that come with the package."""
+    return sorted(path.stem for path in HERE.glob("*.toml"))
+
+
+def load(name: str | Path) -> Suite:
+    """The suite of that name, or in that TOML file. Raises `UserError`: which key, what is allowed."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in names():
+            raise unknown("suite", str(name), names())
+        path = HERE / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(f"suite file not found: {path}")
+    try:
+        suite = Suite.model_validate(tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"suite {path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        raise UserError(f"suite {path}: {key}: {first['msg']}{got}") from error
+    _check_names(suite)
+    return suite
+
+
+def _check_names(suite: Suite) -> None:
+    from attacks import foolings
+    from benchmark import datasets, interpreters, models
+
+    known = {
+        "dataset": ([suite.dataset.name], datasets.names()),
+        "model": (list(suite.models), models.names()),
+        "fooling": (suite.foolings, list(foolings.FOOLINGS)),
+        "interpreter": ([*suite.attacked, *suite.evaluated, *suite.interpreters], interpreters.names()),
+    }
+    for what, (used, allowed) in known.items():
+        for name in used:
+            if name not in allowed:
+                raise unknown(what, name, allowed)
+    for name in {*suite.attacked, *suite.evaluated}:
+        if not interpreters.create(name, **suite.interpreters.get(name, {})).differentiable and name in suite.attacked:
+            raise UserError(f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated")
+    for rule in suite.recipes:
+        for key, allowed in (("model", list(suite.models)), ("fooling", suite.foolings), ("attacked", suite.attacked)):
+            value = getattr(rule, key)
+            if value is not None and value not in allowed:
+                raise unknown(f"{key} in recipes of suite {suite.name!r}", value, allowed)
+    for model in suite.models:
+        for fooling in suite.foolings:
+            for attacked in suite.attacked:
+                suite.recipe(model, fooling, attacked)
