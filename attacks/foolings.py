@@ -68,7 +68,7 @@ class Location(Fooling):
     needs_originals: ClassVar[bool] = False
 
     def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
-        return (heatmaps - border(*heatmaps.shape[-2:], heatmaps)).square().mean((-2, -1))
+        return (heatmaps - border(heatmaps)).square().mean((-2, -1))
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,11 @@ class CenterMass(Fooling):
 
     def loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
         self._check(heatmaps, originals)
-        defined = (heatmaps.amax((-2, -1)) > heatmaps.amin((-2, -1))) & (
-            originals.amax((-2, -1)) > originals.amin((-2, -1))
-        )
-        if not defined.any():
+        defined = [maps.amax((-2, -1)) > maps.amin((-2, -1)) for maps in (heatmaps, originals)]
+        both = defined[0] & defined[1]
+        if not both.any():
             return heatmaps.sum() * 0  # blank maps have no centre to move
-        shift = self._shift(heatmaps[defined], originals[defined].detach())
+        shift = self._shift(heatmaps[both], originals[both].detach())
         return -shift.abs().sum() / len(heatmaps)
 
     @staticmethod
@@ -147,3 +146,8 @@ def create(name: str) -> Fooling:
     if name not in FOOLINGS:
         raise unknown("fooling", name, FOOLINGS)
     return FOOLINGS[name]()
+
+
+def names() -> list[str]:
+    """The names `create` accepts."""
+    return list(FOOLINGS)

@@ -17,9 +17,10 @@ def divide_by_max(heatmaps: Tensor) -> Tensor:
     return heatmaps / torch.where(high > 0, high, 1)
 
 
-def border(h: int, w: int, like: Tensor) -> Tensor:
-    """The target of Location fooling: 1 on a border of width ⌊side/7⌋, 0 inside (SPEC A2). (h, w)."""
-    mask = torch.ones(h, w, dtype=like.dtype, device=like.device)
+def border(heatmaps: Tensor) -> Tensor:
+    """The target of Location fooling for these maps: 1 on a border of width ⌊side/7⌋, 0 inside. (N, h, w) -> (h, w)."""
+    mask = torch.ones_like(heatmaps[0])
+    h, w = mask.shape
     top, left = h // 7, w // 7
     mask[top : h - top, left : w - left] = 0
     return mask

@@ -66,8 +66,8 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim != 3 or a.shape != b.shape or not a.shape[1] * a.shape[2]:
         raise UserError(f"maps to compare must have one shape (N, h, w) (got {tuple(a.shape)} and {tuple(b.shape)})")
     maps = torch.cat([a, b]).detach().flatten(1)
-    x, y = _centred(maps).split(len(a))
+    ranks, finite, n = _centred(maps), maps.isfinite().all(1), len(a)
+    x, y = ranks[:n], ranks[n:]
     scale = ((x * x).sum(1) * (y * y).sum(1)).sqrt()
-    finite = maps.isfinite().all(1).view(2, -1).all(0)
     correlation = ((x * y).sum(1) / scale).clamp(-1, 1)
-    return correlation.masked_fill_(~finite | (scale == 0), torch.nan)
+    return correlation.masked_fill_(~(finite[:n] & finite[n:] & (scale > 0)), torch.nan)

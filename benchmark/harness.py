@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.transforms import v2
 
 from attacks import foolings
+from attacks.errors import UserError
 from attacks.manipulation import Recipe, manipulate
-from benchmark import datasets, models
+from benchmark import datasets, interpreters, models
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.plan import (
     Cell,
@@ -34,6 +37,7 @@ from benchmark.plan import (
     pretrained,
     scores_spec,
 )
+from benchmark.plots import Samples
 from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score
 from benchmark.store import Store, code_version, key_of
 from benchmark.training import train
@@ -153,7 +157,9 @@ def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
         maps0 = np.load(originals / "heatmaps.npy", mmap_mode="r")
         clean_curves = np.load(originals / "curves.npz")
 
-        def make(folder: Path, evaluated: str = evaluated, maps0: Any = maps0, clean_curves: Any = clean_curves) -> None:
+        def make(
+            folder: Path, evaluated: str = evaluated, maps0: Any = maps0, clean_curves: Any = clean_curves
+        ) -> None:
             keep = max(SAMPLES, run.suite.scoring.aopc_images)
             frame, maps = score(run, fooling, create_interpreter(run, evaluated), fooled, maps0, keep)
             own = _reader(maps.cpu().numpy())
@@ -187,3 +193,46 @@ def provenance(run: Run) -> dict[str, Any]:
     device = torch.cuda.get_device_name(run.device) if cuda else f"cpu ({platform.machine()})"
     versions = {"python": platform.python_version(), "code": code_version(), **packages}
     return {"versions": versions, "device": device, "threads": run.suite.threads}
+
+
+def samples(run: Run, cell: Cell, with_images: bool) -> Samples:
+    """What `plots.heatmaps` draws of one manipulation: read from the store, which must hold it."""
+    store, fooling = Store(run.store), foolings.create(cell["fooling"])
+    originals, fooled = {}, {}
+    for evaluated in run.suite.evaluated:
+        before = store.path("originals", key_of(originals_spec(run, cell["model"], evaluated, fooling.pairs)))
+        after = store.path("scores", key_of(scores_spec(run, cell, evaluated)))
+        if not (after / "samples.npy").is_file():
+            raise UserError(f"the store {run.store} holds no heatmaps of this manipulation: foolbench run makes them")
+        fooled[evaluated] = np.load(after / "samples.npy")
+        maps = np.load(before / "heatmaps.npy", mmap_mode="r")
+        originals[evaluated] = (maps if maps.ndim == 3 else maps[:, 0])[: len(fooled[evaluated])]
+    pictures = None
+    if with_images:
+        data = dataset(run, run.suite.scoring.split, fooling.pairs)
+        images = torch.stack([data[i][0] for i in range(len(next(iter(fooled.values()))))])
+        pictures = data.denormalise(images).permute(0, 2, 3, 1).numpy()
+    title = (
+        f"{cell['model']}, {cell['fooling']} fooling of {cell['attacked']} (seed {cell['seed']}): first scored images"
+    )
+    return Samples(originals, fooled, pictures, title)
+
+
+def explain(image: Path, model_name: str, weights: str, interpreter_name: str, target: int | None) -> Samples:
+    """One image file under one interpreter, with the preprocessing of ImageNet's validation (Resize, CenterCrop)."""
+    try:
+        with Image.open(image) as file:
+            picture = v2.functional.pil_to_tensor(file.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"image {image} cannot be read: {error}") from error
+    interpreter = interpreters.create(interpreter_name)
+    model = models.create(model_name, weights=weights)
+    size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
+    pixels = size(picture)[None]
+    normalised = v2.functional.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.no_grad():
+        logits = model(normalised)
+        label = torch.tensor([int(logits.argmax()) if target is None else target])
+        maps = interpreter(model, normalised, label).numpy()
+    title = f"{model_name}, {interpreter_name}, class {int(label)}, logit {logits[0, int(label)]:.2f}"
+    return Samples({interpreter_name: maps}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)

@@ -93,9 +93,7 @@ def model_spec(run: Run, name: str) -> Spec:
 
 def pretrained(run: Run, name: str) -> nn.Module:
     """A model whose weights the suite names, on the CPU."""
-    return models.create(
-        name, weights=run.suite.models[name].weights, num_classes=dataset(run, "train").num_classes
-    )
+    return models.create(name, weights=run.suite.models[name].weights, num_classes=dataset(run, "train").num_classes)
 
 
 def interpreter_spec(run: Run, name: str) -> Spec:

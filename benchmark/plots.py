@@ -35,7 +35,7 @@ class Samples:
     """What `heatmaps` draws: m images and, for each interpreter, their maps before and after the fooling."""
 
     originals: Mapping[str, np.ndarray]  # interpreter -> (m, h, w)
-    fooled: Mapping[str, np.ndarray]  # interpreter -> (m, h, w)
+    fooled: Mapping[str, np.ndarray]  # interpreter -> (m, h, w); without one, only its original
     images: np.ndarray | None = None  # (m, H, W, 3) in [0, 1]; None leaves the photographs out
     title: str = ""
 
@@ -134,7 +134,10 @@ def heatmaps(samples: Samples) -> Figure:
     """Rows: the image, then each interpreter's map of the original and of the fooled model; a column an image."""
     rows = [("image", samples.images)] if samples.images is not None else []
     for name, originals in samples.originals.items():
-        rows += [(f"{name}\noriginal", originals), (f"{name}\nfooled", samples.fooled[name])]
+        if name in samples.fooled:
+            rows += [(f"{name}\noriginal", originals), (f"{name}\nfooled", samples.fooled[name])]
+        else:
+            rows += [(name, originals)]
     columns = len(rows[0][1]) if rows else 0
     if not columns:
         raise UserError("no heatmap to draw: at least one image and one interpreter are needed")

@@ -29,7 +29,15 @@ def key_of(spec: dict[str, Any]) -> str:
 def code_version() -> str:
     """Digest of every source file that takes part in a number: a change of code is a change of key."""
     here = Path(__file__).parent
-    names = ["models.py", "training.py", "scoring.py", "harness.py", "interpreters/*.py", "datasets/*.py", "metrics/*.py"]
+    names = [
+        "models.py",
+        "training.py",
+        "scoring.py",
+        "harness.py",
+        "interpreters/*.py",
+        "datasets/*.py",
+        "metrics/*.py",
+    ]
     files = sorted(path for name in names for path in here.glob(name)) + sorted((here.parent / "attacks").glob("*.py"))
     digest = hashlib.sha256()
     for path in files:
@@ -60,7 +68,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"store entry {self.path(kind, key)} is unreadable ({error}): delete it and run again") from error
+            raise UserError(
+                f"store entry {self.path(kind, key)} is unreadable ({error}): delete it and run again"
+            ) from error
 
     def get(self, kind: str, spec: dict[str, Any], make: Callable[[Path], dict[str, Any] | None]) -> Path:
         """The folder of the entry for `spec`; where it is missing, `make(folder)` writes its files into an empty

@@ -96,7 +96,9 @@ class Suite(Part):
                 found.update(rule.model_dump(exclude_none=True, exclude=set(place), by_alias=True))
         missing = {"learning_rate", "lambda", "steps", "batch_size"} - set(found)
         if missing:
-            raise UserError(f"suite {self.name!r}: recipes leave {sorted(missing)[0]!r} open for {model}/{fooling}/{attacked}")
+            raise UserError(
+                f"suite {self.name!r}: recipes leave {sorted(missing)[0]!r} open for {model}/{fooling}/{attacked}"
+            )
         return found
 
 
@@ -143,7 +145,9 @@ def _check_names(suite: Suite) -> None:
                 raise unknown(what, name, allowed)
     for name in {*suite.attacked, *suite.evaluated}:
         if not interpreters.create(name, **suite.interpreters.get(name, {})).differentiable and name in suite.attacked:
-            raise UserError(f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated")
+            raise UserError(
+                f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated"
+            )
     for rule in suite.recipes:
         for key, allowed in (("model", list(suite.models)), ("fooling", suite.foolings), ("attacked", suite.attacked)):
             value = getattr(rule, key)

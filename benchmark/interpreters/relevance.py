@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attacks.errors import UserError
 from benchmark.interpreters.rules import Composite, Rule, Weighted, stabilise
 
-Propagate = Callable[[Tensor], Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
+Propagate = Callable[..., Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
 
 PASS = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardswish", "mish", "selu",
         "celu", "sigmoid", "tanh", "hardsigmoid", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
@@ -128,9 +128,9 @@ class Tape(TorchFunctionMode):
                     family = self.views.setdefault(tensor, [ref(tensor)])
                     family.append(ref(other))
                     self.views[other] = family
-        if name in POSITIVE or (name in KEEPS_SIGN and self.nonnegative.issuperset(inputs)):
-            if name != "add" or len(read) == 2:
-                self.nonnegative.update(outputs)
+        keeps = name in KEEPS_SIGN and (name != "add" or len(read) == 2)
+        if name in POSITIVE or (keeps and self.nonnegative.issuperset(inputs)):
+            self.nonnegative.update(outputs)
         propagate = propagate or self._propagate(name, func, args, kwargs, read, output)
         self.steps.append(Step(name, self.scope[-1] if self.scope else "", inputs, outputs, propagate))
         if target is not None:

@@ -56,7 +56,7 @@ class _Share(torch.autograd.Function):
         ctx.save_for_backward(inputs[1], output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         denominator, output = ctx.saved_tensors
         first = grad / denominator
         return first, -first * output

@@ -1,0 +1,249 @@
+"""The command `foolbench`: parses, calls, prints. What needs torch is imported where it is used."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attacks.errors import UserError, unknown
+
+app = typer.Typer(
+    name="foolbench",
+    help="Can a model's owner make your explanation lie without touching the accuracy?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Split(StrEnum):
+    test = "test"
+    dev = "dev"
+
+
+SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name or TOML file.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="Folder of a dataset that is read from disk.")]
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="FOOLBENCH_STORE", help="Where what was computed is kept.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the leaderboards. [leaderboards/SUITE]")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="auto: CUDA where there is one.")]
+STORE = Path(".foolbench")
+
+
+@app.command()
+def run(
+    suite: SuiteOption = "default",
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    out: OutOption = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes side by side. [as the cores allow]")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    split: Annotated[Split | None, typer.Option("--split", help="Score on this split instead of the suite's.")] = None,
+) -> None:
+    """Train, fool and score a suite, and write its leaderboards. What the store holds is not computed again."""
+    from benchmark import execution
+    from benchmark.leaderboards import show
+    from benchmark.plan import Run
+
+    chosen = _load_suite(suite)
+    if split is not None:
+        chosen = chosen.model_copy(update={"scoring": chosen.scoring.model_copy(update={"split": split.value})})
+    folder = out or _default_out(suite, None if split is None else split.value)
+    failed = execution.run_suite(Run(chosen, str(store), data, _device(device)), folder, jobs)
+    typer.echo(show(folder), nl=False)
+    typer.echo(f"leaderboards: {folder}")
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} manipulation(s) failed, first {name}: {error}")
+
+
+@app.command()
+def leaderboard(
+    suite: SuiteOption = "default",
+    out: OutOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Fail if the CSVs are not what the results give.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the board.")] = False,
+) -> None:
+    """Regenerate the CSVs of a suite from its committed results; no training, no torch."""
+    from benchmark import leaderboards
+
+    folder = out or _default_out(suite)
+    if check:
+        differing = leaderboards.check(folder)
+        if differing:
+            raise UserError(f"{folder}: {', '.join(differing)} differ from the results: run foolbench leaderboard")
+        typer.echo(f"{folder}: every CSV is what the results give")
+    else:
+        leaderboards.write(folder)
+    if show:
+        typer.echo(leaderboards.show(folder), nl=False)
+
+
+plot_app = typer.Typer(help="Draw the figures of a suite from its leaderboards.", no_args_is_help=True)
+app.add_typer(plot_app, name="plot")
+FileOption = Annotated[Path | None, typer.Option("--file", help="The PNG to write. [OUT/figures/NAME.png]")]
+
+
+def _plot(name: str, suite: str, out: Path | None, file: Path | None) -> None:
+    from benchmark import plots
+
+    folder = out or _default_out(suite)
+    target = file or folder / "figures" / f"{name}.png"
+    plots.save(getattr(plots, name)(folder), target)
+    typer.echo(str(target))
+
+
+@plot_app.command()
+def transfer(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
+    """Fooling success rate, attacked × evaluated, a panel a model and fooling."""
+    _plot("transfer", suite, out, file)
+
+
+@plot_app.command()
+def aopc(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
+    """Drop of the logit against the number of removed cells, clean and fooled, by three orders."""
+    _plot("aopc", suite, out, file)
+
+
+@plot_app.command()
+def accuracy(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
+    """Top-1 drop of every manipulation with its interval."""
+    _plot("accuracy", suite, out, file)
+
+
+@plot_app.command()
+def heatmaps(
+    suite: SuiteOption = "default",
+    model: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
+    fooling: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
+    attacked: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
+    seed: Annotated[int | None, typer.Option(help="[the suite's first]")] = None,
+    images: Annotated[bool, typer.Option(help="Draw the images beside the maps.")] = True,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    out: OutOption = None,
+    file: FileOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Original and fooled heatmap of every interpreter, for the first scored images. Needs the store of the run."""
+    from benchmark import harness, plots
+    from benchmark.plan import Run
+
+    chosen = _load_suite(suite)
+    cell: dict[str, Any] = {}
+    options = {
+        "model": (model, list(chosen.models)),
+        "fooling": (fooling, chosen.foolings),
+        "seed": (seed, chosen.seeds),
+    }
+    for key, (value, allowed) in {**options, "attacked": (attacked, chosen.attacked)}.items():
+        if value is not None and value not in allowed:
+            raise unknown(f"{key} of suite {chosen.name!r}", str(value), map(str, allowed))
+        cell[key] = allowed[0] if value is None else value
+    samples = harness.samples(Run(chosen, str(store), data, _device(device)), cell, images)
+    folder = out or _default_out(suite)
+    name = "heatmaps-{model}-{fooling}-{attacked}.png".format(**cell)
+    target = file or folder / "figures" / name
+    plots.save(plots.heatmaps(samples), target)
+    typer.echo(str(target))
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="interpreters, foolings, metrics, datasets, models or suites")],
+) -> None:
+    """List what can be named, one a line."""
+    from importlib import import_module
+
+    modules = {
+        "interpreters": "benchmark.interpreters",
+        "foolings": "attacks.foolings",
+        "metrics": "benchmark.metrics",
+        "datasets": "benchmark.datasets",
+        "models": "benchmark.models",
+        "suites": "benchmark.suite",
+    }
+    if kind not in modules:
+        raise unknown("kind", kind, modules)
+    for name in import_module(modules[kind]).names():
+        typer.echo(name)
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    model: Annotated[str, typer.Option("--model", help="A torchvision classifier.")],
+    interpreter: Annotated[str, typer.Option("--interpreter")],
+    weights: Annotated[str, typer.Option("--weights", help="A torchvision weights name or a checkpoint.")] = "DEFAULT",
+    target: Annotated[int | None, typer.Option("--target", help="The class explained. [the predicted one]")] = None,
+    file: Annotated[Path, typer.Option("--file", help="The PNG to write.")] = Path("explanation.png"),
+) -> None:
+    """Draw the heatmap of one image."""
+    from benchmark import harness, plots
+
+    samples = harness.explain(image, model, weights, interpreter, target)
+    plots.save(plots.heatmaps(samples), file)
+    typer.echo(f"{samples.title}\n{file}")
+
+
+def _load_suite(name: str) -> Any:
+    from benchmark import suite
+
+    return suite.load(name)
+
+
+def _default_out(suite: str, split: str | None = None) -> Path:
+    name = Path(suite).stem if suite.endswith(".toml") else suite
+    return Path("leaderboards") / (name if split in (None, "test") else f"{name}-{split}")
+
+
+def _device(device: Device) -> str:
+    import torch
+
+    if device is Device.auto:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use; allowed: auto, cpu")
+    return device.value
+
+
+def main() -> None:
+    """The entry point: a user's error is one line and exit code 2, Ctrl-C one line and 130."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the store is whole, run again to go on", 130)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a wrong option or argument
+            _fail(error.format_message(), error.exit_code)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"foolbench: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if code == 130:
+        os._exit(code)  # worker processes and their threads have nothing to add
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
