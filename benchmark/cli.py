@@ -222,7 +222,8 @@ def _device(device: Device) -> str:
 def main() -> None:
     """The entry point: a user's error is one line and exit code 2, Ctrl-C one line and 130."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # what newer typer makes of Ctrl-C; older ones raise Abort
+            raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error), 2)
     except typer.Exit as error:
@@ -233,6 +234,8 @@ def main() -> None:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a wrong option or argument
+            if not error.format_message():  # no command: its help has been printed
+                sys.exit(error.exit_code)
             _fail(error.format_message(), error.exit_code)
         raise
 

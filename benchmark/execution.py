@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,14 @@ def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[t
 
     try:
         yield submit
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+        if isinstance(error, BrokenExecutor):
+            raise UserError(
+                "a worker process was killed (out of memory?): the store is whole, run again with fewer --jobs"
+            ) from error
         raise
     pool.shutdown()
 

@@ -87,16 +87,16 @@ def make_originals(run: Run, model_name: str, evaluated: str, pairs: bool) -> Pa
 
     def make(folder: Path) -> None:
         model, interpreter = clean_model(run, model_name), create_interpreter(run, evaluated)
-        n, done, file = len(dataset(run, split, pairs)), 0, folder / "heatmaps.npy"
-        for images, targets in batches(run, split, pairs):
-            maps = heatmaps(interpreter, model, images, targets).cpu().numpy()
-            if not done:
-                out = np.lib.format.open_memmap(file, "w+", maps.dtype, (n, *maps.shape[1:]))
-            out[done : done + len(maps)] = maps
-            done += len(maps)
-        out.flush()
-        curves = Curves(run, model, pairs)
-        np.savez(folder / "curves.npz", original=curves.drops(_reader(out)), random=curves.drops(None))
+        n, path = len(dataset(run, split, pairs)), folder / "heatmaps.npy"
+        with open(path, "wb") as file:  # written, not mapped: on a full disk a map kills the process (SIGBUS)
+            for images, targets in batches(run, split, pairs):
+                maps = heatmaps(interpreter, model, images, targets).cpu().numpy()
+                if not file.tell():
+                    header = {"descr": maps.dtype.str, "fortran_order": False, "shape": (n, *maps.shape[1:])}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(maps.tobytes())
+        curves, maps = Curves(run, model, pairs), np.load(path, mmap_mode="r")
+        np.savez(folder / "curves.npz", original=curves.drops(_reader(maps)), random=curves.drops(None))
 
     return Store(run.store).get("originals", originals_spec(run, model_name, evaluated, pairs), make)
 

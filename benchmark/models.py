@@ -88,17 +88,18 @@ def _torchvision(name: str, weights: str | None, num_classes: int | None) -> nn.
         options["num_classes"] = 1000 if num_classes is None else num_classes
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = True
-    else:
-        available = [w.name for w in zoo.get_model_weights(name)]
-        if weights not in [*available, "DEFAULT"]:
-            raise unknown(f"weights of {name}", weights, available)
-    try:
-        model = zoo.get_model(name, weights=weights, **options)
-    except OSError as error:  # torch.hub could not download
-        raise UserError(f"weights {weights!r} of {name!r} could not be loaded: {error}") from error
-    if weights is not None and num_classes not in (None, 1000):
+        return zoo.get_model(name, weights=None, **options)
+    available = zoo.get_model_weights(name)
+    if weights not in available.__members__:
+        raise unknown(f"weights of {name}", weights, available.__members__)
+    if num_classes not in (None, 1000):
         raise UserError(f"{name} with weights {weights!r} has 1000 classes (got num_classes={num_classes})")
-    return model
+    try:
+        # torchvision itself would unpickle the file: read it once as tensors only, which a pickle with code fails
+        available[weights].get_state_dict(check_hash=True, weights_only=True)
+        return zoo.get_model(name, weights=weights)
+    except Exception as error:  # no download, or a file in torch's cache that is cut short or foreign
+        raise UserError(f"weights {weights!r} of {name!r} could not be loaded: {_reason(error)}") from error
 
 
 def load(model: nn.Module, path: str | Path) -> None:
@@ -112,8 +113,13 @@ def load(model: nn.Module, path: str | Path) -> None:
     except UserError:
         raise
     except Exception as error:  # foreign bytes fail in many ways; all of them mean the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}: {reason}") from error
+        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first lines of an error, as one: enough to know which keys or bytes were wrong."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -121,9 +127,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"checkpoint {path} holds no state_dict")
     return {key.removeprefix("module."): value for key, value in state.items()}

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,9 @@ class Store:
         except OSError as error:
             raise UserError(f"the store {self.root} cannot be made: {error.strerror}") from error
         for leftover in self.root.glob("tmp-*"):  # of runs that were killed; younger ones may still be written
-            if time.time() - leftover.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(FileNotFoundError):  # published or removed by another process in between
+                if time.time() - leftover.stat().st_mtime > 24 * 3600:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key

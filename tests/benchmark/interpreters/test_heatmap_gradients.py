@@ -1,0 +1,51 @@
+"""The heatmap is an honest function of every parameter: its gradient is the one central differences see."""
+
+import pytest
+import torch
+from nets import kitchen
+
+from benchmark import interpreters
+
+CASES = {
+    "lrp": ("lrp", {}),
+    "lrp heo2019": ("lrp", {"composite": "heo2019"}),
+    "lrp folded": ("lrp", {"composite": "gamma", "batch_norm": "fold"}),
+    "lrp alpha2_beta1": ("lrp", {"composite": "alpha2_beta1"}),
+    "lrp box": ("lrp", {"composite": "epsilon_gamma_box"}),
+    "lrp epsilon": ("lrp", {"composite": "epsilon"}),
+    "lrp_t": ("lrp_t", {"layer": "middle"}),
+    "lrp_t folded": ("lrp_t", {"layer": "norm", "composite": "z_plus", "batch_norm": "fold"}),
+    "grad_cam": ("grad_cam", {"layer": "middle"}),
+    "simple_grad": ("simple_grad", {}),
+    "simple_grad_t": ("simple_grad_t", {"layer": "middle"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_by_every_parameter_agrees_with_central_differences(case):
+    name, options = CASES[case]
+    interpreter = interpreters.create(name, **options)
+    model, images, targets = kitchen()
+    shape = interpreter(model, images, targets).shape
+    weights = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+    def function():
+        return (interpreter(model, images, targets) * weights).sum()
+
+    parameters = list(model.parameters())
+    analytic = torch.autograd.grad(function(), parameters, allow_unused=True, materialize_grads=True)
+    step = 1e-6
+    for parameter, gradient in zip(parameters, analytic, strict=True):
+        numeric = torch.zeros(parameter.numel(), dtype=torch.double)
+        with torch.no_grad():
+            for i in range(parameter.numel()):
+                flat = parameter.view(-1)
+                old = flat[i].item()
+                flat[i] = old + step
+                high = function()
+                flat[i] = old - step
+                numeric[i] = (high - function()) / (2 * step)
+                flat[i] = old
+        error = (numeric - gradient.flatten()).norm()
+        assert error <= 1e-5 * max(gradient.norm(), 1e-3), f"{case}: {error} of {gradient.norm()}"
+    assert sum(g.norm() for g in analytic) > 1e-3, "the function depends on the parameters at all"

@@ -1,0 +1,157 @@
+"""What holds for every interpreter: shapes, ranges, independence of the batch, a model given back as it came."""
+
+import pytest
+import torch
+from captum.attr import LayerGradCam, NoiseTunnel, Saliency
+from torch import nn
+
+from attacks.errors import UserError
+from benchmark import interpreters, models
+from benchmark.interpreters.base import find_layer
+
+
+@pytest.fixture(scope="module")
+def setting():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.create("compact_resnet", num_classes=4, input_size=32)
+        return model, torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0])
+
+
+@pytest.mark.parametrize("name", interpreters.names())
+def test_heatmaps_are_finite_maps_in_the_unit_range(name, setting):
+    heatmaps = interpreters.create(name)(*setting)
+    side = 32 if name in ("lrp", "simple_grad", "smooth_grad", "integrated_gradients") else 4
+    assert heatmaps.shape == (5, side, side)
+    assert heatmaps.isfinite().all()
+    assert heatmaps.amin() >= 0
+    assert torch.allclose(heatmaps.amax((1, 2)), torch.ones(5))
+    assert heatmaps.requires_grad == interpreters.create(name).differentiable
+
+
+@pytest.mark.parametrize("name", interpreters.names())
+def test_a_heatmap_does_not_depend_on_its_batch(name, setting):
+    model, images, targets = setting
+    model = model.double()
+    interpreter = interpreters.create(name)
+    together = interpreter(model, images.double(), targets)
+    alone = [
+        interpreter(model, image[None].double(), target[None]) for image, target in zip(images, targets, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-9)
+    model.float()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("name", interpreters.names())
+def test_the_model_is_given_back_as_it_came(name, fails, setting):
+    model, images, targets = setting
+    model.train()
+    model.layer1.eval()
+    model.conv1.weight.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    rng, grad = torch.get_rng_state(), torch.is_grad_enabled()
+    before = images.clone()
+    if fails:
+        with pytest.raises(UserError):
+            interpreters.create(name)(model, images, targets + 4)
+    else:
+        interpreters.create(name)(model, images, targets)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == [p is not model.conv1.weight for p in model.parameters()]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_pre_hooks or m._forward_hooks or m._backward_hooks for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert torch.is_grad_enabled() == grad
+    assert torch.equal(images, before)
+    assert not images.requires_grad
+    model.eval().requires_grad_(True)
+
+
+@pytest.mark.parametrize("name", interpreters.names())
+def test_no_grad_gives_the_same_map_without_a_graph(name, setting):
+    model, images, targets = setting
+    interpreter = interpreters.create(name)
+    with torch.no_grad():
+        logits, quiet = interpreter.with_logits(model, images, targets)
+    assert not quiet.requires_grad
+    assert not logits.requires_grad
+    torch.testing.assert_close(quiet, interpreter(model, images, targets).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, model(images).detach())
+
+
+def test_simple_grad_is_captums_saliency(setting):
+    expected = Saliency(setting[0]).attribute(setting[1], target=setting[2], abs=False)
+    torch.testing.assert_close(interpreters.create("simple_grad").attribute(*setting), expected)
+
+
+def test_grad_cam_is_captums_at_the_layers_input(setting):
+    model, images, targets = setting
+    captum = LayerGradCam(model, find_layer(model, None))
+    expected = captum.attribute(images, target=targets, attribute_to_layer_input=True, relu_attributions=True)[:, 0]
+    got = interpreters.create("grad_cam")(model, images, targets)
+    torch.testing.assert_close(got, (expected / expected.amax((1, 2), keepdim=True)).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_grad_cam_of_a_dense_layer_joins_its_inputs():
+    model = models.create("compact_densenet", num_classes=3, input_size=32)
+    layer = find_layer(model, None)
+    attribution = interpreters.create("grad_cam").attribute(model, torch.randn(1, 3, 32, 32), torch.tensor([0]))
+    assert attribution.shape[1] == layer.norm1.num_features
+
+
+def test_integrated_gradients_are_complete(setting):
+    model, images, targets = setting
+    total = interpreters.create("integrated_gradients", steps=200).attribute(model, images, targets).sum((1, 2, 3))
+    label = (model(images) - model(torch.zeros_like(images))).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(total, label.detach(), rtol=0.02, atol=0.01)
+
+
+def test_smooth_grad_of_one_image_is_captums_noise_tunnel(setting):
+    model, images, targets = setting
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        options = {"nt_type": "smoothgrad", "nt_samples": 16, "stdevs": 0.1, "abs": False}
+        expected = NoiseTunnel(Saliency(model)).attribute(images[:1], target=targets[:1], **options)
+    got = interpreters.create("smooth_grad", seed=3).attribute(model, images[:1], targets[:1])
+    torch.testing.assert_close(got, expected)
+    assert not torch.equal(got, interpreters.create("smooth_grad", seed=4).attribute(model, images[:1], targets[:1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(3, 32, 32)}, "images must be"),
+        ({"targets": torch.zeros(4, dtype=torch.long)}, "targets must be"),
+        ({"targets": torch.full((5,), 9)}, "targets must lie in 0..3"),
+        ({"options": {"layer": "layer5"}}, "did you mean 'layer4'"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(change, message, setting):
+    model, images, targets = setting
+    interpreter = interpreters.create("lrp_t", **change.get("options", {}))
+    with pytest.raises(UserError, match=message):
+        interpreter(model, change.get("images", images), change.get("targets", targets))
+
+
+def test_a_layer_that_runs_twice_or_never_is_an_error():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.unused = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x)).mean((2, 3))
+
+    for layer, message in (("conv", "exactly once"), ("unused", "never calls")):
+        with pytest.raises(UserError, match=message):
+            interpreters.create("grad_cam", layer=layer)(Net(), torch.ones(1, 3, 2, 2), torch.tensor([0]))
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'grad_cam'"):
+        interpreters.create("gradcam")
+    with pytest.raises(UserError, match="unknown option of lrp"):
+        interpreters.create("lrp", layer="x")

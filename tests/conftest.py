@@ -1,0 +1,9 @@
+"""One thread: the tests' tensors are small, and threads that wait for each other cost more than they bring."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent / "performance"))
