@@ -19,7 +19,7 @@ def divide_by_max(heatmaps: Tensor) -> Tensor:
 
 def border(heatmaps: Tensor) -> Tensor:
     """The target of Location fooling for these maps: 1 on a border of width ⌊side/7⌋, 0 inside. (N, h, w) -> (h, w)."""
-    mask = torch.ones_like(heatmaps[0])
+    mask = heatmaps.new_ones(heatmaps.shape[-2:])
     h, w = mask.shape
     top, left = h // 7, w // 7
     mask[top : h - top, left : w - left] = 0

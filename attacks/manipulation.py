@@ -73,7 +73,8 @@ def manipulate(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         optimiser = torch.optim.Adam(fooled.parameters(), lr=recipe.learning_rate)
-        batches, pairs = _forever(loader, device), _forever(fooling_loader or loader, device)
+        batches = _forever(loader, device)
+        pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
         bar = tqdm(range(recipe.steps), desc=f"{fooling.name} fooling", leave=False, disable=_quiet(progress))
         for _ in bar:
             images, targets = next(batches)

@@ -1,6 +1,5 @@
 """The command `foolbench`: parses, calls, prints. What needs torch is imported where it is used."""
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -243,8 +242,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     sys.stdout.flush()
     print(f"foolbench: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if code == 130:
-        os._exit(code)  # worker processes and their threads have nothing to add
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
@@ -123,7 +124,11 @@ def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[t
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (run.suite.threads,))
 
     def submit(units: list[Unit]) -> Iterator[tuple[str, str]]:
-        waiting = {pool.submit(_guarded, function, args): name for name, function, args in units}
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers start here, and import for seconds
+        try:
+            waiting = {pool.submit(_guarded, function, args): name for name, function, args in units}
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -132,9 +137,9 @@ def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[t
     try:
         yield submit
     except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in multiprocessing.active_children():  # before the pool takes its queues from one that starts
             process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, BrokenExecutor):
             raise UserError(
                 "a worker process was killed (out of memory?): the store is whole, run again with fewer --jobs"
@@ -145,6 +150,8 @@ def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[t
 
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word; the parent speaks
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker leaks with a warning
     torch.set_num_threads(threads)
 
 

@@ -15,8 +15,11 @@ from attacks.errors import UserError, unknown
 
 
 def compact_vgg(num_classes: int) -> nn.Module:
-    """VGG with five convolutions, no BatchNorm; the last works on input_size/8 squared maps."""
-    features = make_layers([16, "M", 32, "M", 64, "M", 64, 64, "M"])
+    """VGG with five convolutions and BatchNorm; the last works on input_size/8 squared maps.
+
+    Without BatchNorm the trained network's Grad-CAM is blank on 9 of 10 images, which leaves nothing to fool.
+    """
+    features = make_layers([16, "M", 32, "M", 64, "M", 64, 64, "M"], batch_norm=True)
     with torch.device("meta"):  # VGG's own classifier of 120 M parameters is never built
         model = VGG(nn.Identity(), num_classes, init_weights=False)
     model.features, model.avgpool = features, nn.AdaptiveAvgPool2d(4)
@@ -124,6 +127,7 @@ def _reason(error: Exception) -> str:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file; keys wrapped in `state_dict` and prefixed `module.` are unwrapped."""
+    state: Any
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from attacks.errors import UserError, unknown
 
@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Part):
@@ -73,7 +73,7 @@ class Suite(Part):
     attacked: list[str]
     evaluated: list[str]
     interpreters: dict[str, dict[str, Any]] = {}
-    seeds: list[int] = [0]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = [0]
     recipes: list[RecipeRule]
     scoring: Scoring = Scoring()
     threads: Positive = 1
@@ -102,6 +102,9 @@ class Suite(Part):
         return found
 
 
+PARTS: dict[str, type[Part]] = {"dataset": Data, "models": Model, "recipes": RecipeRule, "scoring": Scoring}
+
+
 def names() -> list[str]:
     """The suites that come with the package."""
     return sorted(path.stem for path in HERE.glob("*.toml"))
@@ -121,12 +124,22 @@ def load(name: str | Path) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"suite {path} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-        raise UserError(f"suite {path}: {key}: {first['msg']}{got}") from error
+        raise _invalid(str(path), error) from error
     _check_names(suite)
     return suite
+
+
+def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) -> UserError:
+    """The first thing pydantic found wrong: the key, what is allowed, what was got."""
+    first = error.errors()[0]
+    location = (*above, *map(str, first["loc"]))
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        part, where = (PARTS[location[0]], f" in {'.'.join(location[:-1])}") if len(location) > 1 else (Suite, "")
+        allowed = [field.alias or name for name, field in part.model_fields.items()]
+        return unknown(f"key{where} of suite {suite}:", location[-1], allowed)
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+    return UserError(f"suite {suite}: {key}: {first['msg']}{got}")
 
 
 def _check_names(suite: Suite) -> None:
@@ -143,8 +156,13 @@ def _check_names(suite: Suite) -> None:
         for name in used:
             if name not in allowed:
                 raise unknown(what, name, allowed)
-    for name in {*suite.attacked, *suite.evaluated}:
-        if not interpreters.create(name, **suite.interpreters.get(name, {})).differentiable and name in suite.attacked:
+    for name in sorted({*suite.attacked, *suite.evaluated, *suite.interpreters}):
+        options = suite.interpreters.get(name, {})
+        try:  # the types of the values; unknown options are left to `create`
+            TypeAdapter(interpreters.INTERPRETERS[name]).validate_python(options)
+        except ValidationError as error:
+            raise _invalid(suite.name, error, ("interpreters", name)) from error
+        if not interpreters.create(name, **options).differentiable and name in suite.attacked:
             raise UserError(
                 f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated"
             )

@@ -40,8 +40,9 @@ class Weighted:
 
 def stabilise(z: Tensor, eps: float) -> Tensor:
     """z moved away from zero by `eps`; z ≥ 0 takes the plus sign."""
-    sign_like = z.detach() + 0.0  # −0 becomes 0; `torch.where` would cost forty times as much
-    return torch.copysign(torch.full((), eps, dtype=z.dtype, device=z.device), sign_like).add_(z)
+    step = z.detach() + 0.0  # −0 becomes 0; `torch.where` would cost ten times as much
+    torch.copysign(torch.full((), eps, dtype=z.dtype, device=z.device), step, out=step)
+    return step.add_(z)
 
 
 class _Share(torch.autograd.Function):
@@ -69,9 +70,10 @@ def share(relevance: Tensor, denominator: Tensor) -> Tensor:
     return torch.div(relevance, denominator, out=denominator)
 
 
-def scaled(factor: Tensor, fresh: Tensor) -> Tensor:
+def scaled(factor: Tensor | float, fresh: Tensor) -> Tensor:
     """factor · fresh; reuses the memory of `fresh`, which nobody else holds, where no gradient asks for it."""
-    return factor * fresh if factor.requires_grad or fresh.requires_grad else fresh.mul_(factor)
+    graph = fresh.requires_grad or (isinstance(factor, Tensor) and factor.requires_grad)
+    return factor * fresh if graph else fresh.mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,11 @@ class AlphaBeta:
         if inhibited is None:
             t = None
         else:
-            t = share(relevance, inhibited.sub_(self.eps)) * -self.beta
-            s = self.alpha * s
+            t = scaled(-self.beta, share(relevance, inhibited.sub_(self.eps)))
+            s = scaled(self.alpha, s)
         result = scaled(x_pos, self._back(op, s, positive, t, negative))
         if x_neg is not None:
-            result = result + scaled(x_neg, self._back(op, s, negative, t, positive))
+            result.add_(scaled(x_neg, self._back(op, s, negative, t, positive)))
         return result
 
     @staticmethod
@@ -129,12 +131,12 @@ class AlphaBeta:
         op: Weighted, x: Tensor, weight: Tensor | None, x_neg: Tensor | None, other: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         z = op.apply(x, weight, bias)  # type: ignore[arg-type]
-        return z if x_neg is None else z + op.apply(x_neg, other, None)  # type: ignore[arg-type]
+        return z if x_neg is None else z.add_(op.apply(x_neg, other, None))  # type: ignore[arg-type]
 
     @staticmethod
     def _back(op: Weighted, s: Tensor, weight: Tensor | None, t: Tensor | None, other: Tensor | None) -> Tensor:
         result = op.transpose(s, weight)  # type: ignore[arg-type]
-        return result if t is None else result + op.transpose(t, other)  # type: ignore[arg-type]
+        return result if t is None else result.add_(op.transpose(t, other))  # type: ignore[arg-type]
 
     def _bias(self, op: Weighted, sign: int) -> Tensor | None:
         if op.bias is None or self.bias == "none":

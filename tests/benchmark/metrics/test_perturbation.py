@@ -125,7 +125,7 @@ def test_cells_are_ordered_from_the_highest_ties_by_position() -> None:
 def test_a_pixel_map_is_averaged_over_the_cells() -> None:
     maps = normal(3, 64, 64)
     means = maps.view(3, 8, 8, 8, 8).mean((2, 4)).flatten(1)
-    assert torch.equal(cell_order(maps, (8, 8)), means.argsort(1, descending=True, stable=True))
+    assert torch.equal(cell_order(maps, (8, 8)), means.argsort(dim=1, descending=True, stable=True))
     peak = torch.zeros(1, 30, 31)
     peak[0, 29, 0] = 1
     assert cell_order(peak, (7, 7))[0, 0] == 42

@@ -1,0 +1,45 @@
+"""One finished run of the smoke suite, shared by the tests that start from it."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from benchmark import execution, suite
+from benchmark.plan import Run
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run and its folders. `again` is a run of its own, of this or another suite, on a copy of the store."""
+
+    run: Run
+    out: Path
+
+    @property
+    def store(self) -> Path:
+        return Path(self.run.store)
+
+    def again(self, folder: Path, without: tuple[str, ...] = (), **changes) -> "Finished":
+        store = folder / "store"
+        shutil.copytree(self.store, store, ignore=shutil.ignore_patterns(*without))
+        return Finished(replace(self.run, store=str(store), **changes), folder / "out")
+
+    def written(self) -> dict[str, bytes]:
+        """Every file of the leaderboards and results."""
+        return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in self.out.rglob("*.*")}
+
+    def entries(self) -> dict[str, int]:
+        """Every file of the store, with the time at which it was made."""
+        files = [path for path in self.store.rglob("*") if path.is_file()]
+        return {path.relative_to(self.store).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Finished:
+    """The smoke suite, run by one job; to be read only."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = Finished(Run(suite.load("smoke"), str(folder / "store")), folder / "out")
+    assert execution.run_suite(done.run, done.out, jobs=1) == {}
+    return done

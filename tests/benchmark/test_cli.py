@@ -1,0 +1,163 @@
+"""The command: what each part prints and writes, and that a user's error is one line and an exit code."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from attacks import foolings
+from benchmark import cli, datasets, execution, interpreters, metrics, models, suite
+from benchmark.leaderboards import COLUMNS
+
+FOOLBENCH = [sys.executable, "-m", "benchmark.cli"]
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture
+def foolbench(monkeypatch, capfd, tmp_path):
+    """Runs the command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FOOLBENCH_STORE", raising=False)
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["foolbench", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def board(finished, tmp_path) -> Path:
+    """A copy of the finished run's leaderboards."""
+    return shutil.copytree(finished.out, tmp_path / "board")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("interpreters", interpreters.names()),
+        ("foolings", foolings.names()),
+        ("metrics", metrics.names()),
+        ("datasets", datasets.names()),
+        ("models", models.names()),
+        ("suites", suite.names()),
+    ],
+)
+def test_list_prints_one_name_a_line(foolbench, kind, expected):
+    code, out, err = foolbench("list", kind)
+    assert (code, out.splitlines(), err) == (0, expected, "")
+    assert expected
+
+
+def test_run_computes_writes_and_shows_the_leaderboards(foolbench, finished, tmp_path):
+    shutil.copytree(finished.store, tmp_path / ".foolbench", ignore=shutil.ignore_patterns("scores", "predictions"))
+    code, out, err = foolbench("run", "--suite", "smoke", "--jobs", 1, "--device", "cpu")
+    assert code == 0
+    assert "self FSR excess" in out
+    assert out.splitlines()[-1] == f"leaderboards: {Path('leaderboards') / 'smoke'}"
+    assert [line.split(",")[0] for line in err.splitlines()][-1] == "[4/4] compact_vgg/active/lrp_t/0"
+    assert replace(finished, out=tmp_path / "leaderboards" / "smoke").written() == finished.written()
+
+
+def test_scores_of_another_split_go_to_a_folder_of_their_own(foolbench, finished, tmp_path):
+    shutil.copytree(finished.store, tmp_path / "store")
+    code, out, _ = foolbench("run", "--suite", "smoke", "--split", "dev", "--store", "store", "--jobs", 1)
+    assert code == 0
+    assert out.splitlines()[-1] == f"leaderboards: {Path('leaderboards') / 'smoke-dev'}"
+    card = json.loads((tmp_path / "leaderboards" / "smoke-dev" / "results" / "models.json").read_text())
+    assert card["dataset"]["images"]["split"] == "dev"
+
+
+def test_leaderboard_regenerates_every_table_from_the_results(foolbench, finished, board):
+    for name in COLUMNS:
+        (board / f"{name}.csv").unlink()
+    assert foolbench("leaderboard", "--out", board) == (0, "", "")
+    assert replace(finished, out=board).written() == finished.written()
+    assert foolbench("leaderboard", "--out", board, "--check")[0] == 0
+    assert "Stability" in foolbench("leaderboard", "--out", board, "--check", "--show")[1]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_check_finds_one_changed_byte(foolbench, board, name):
+    path = board / f"{name}.csv"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    code, out, err = foolbench("leaderboard", "--out", board, "--check")
+    assert (code, out) == (2, "")
+    assert err == f"foolbench: {board}: {name}.csv differ from the results: run foolbench leaderboard\n"
+    assert path.read_bytes() == data  # it looks and does not touch
+
+
+@pytest.mark.parametrize("name", ["transfer", "aopc", "accuracy"])
+def test_plot_draws_a_figure_from_the_tables(foolbench, board, name):
+    shutil.rmtree(board / "results")
+    target = board / "figures" / f"{name}.png"
+    assert foolbench("plot", name, "--out", board) == (0, f"{target}\n", "")
+    assert target.read_bytes().startswith(PNG)
+
+
+def test_plot_heatmaps_draws_the_cell_that_is_named(foolbench, finished, board):
+    options = ["--suite", "smoke", "--store", finished.store, "--out", board]
+    code, out, _ = foolbench("plot", "heatmaps", *options, "--fooling", "active", "--attacked", "lrp_t")
+    assert (code, out) == (0, f"{board / 'figures' / 'heatmaps-compact_vgg-active-lrp_t.png'}\n")
+    assert foolbench("plot", "heatmaps", *options, "--no-images", "--file", "maps.png")[:2] == (0, "maps.png\n")
+    assert Path("maps.png").read_bytes().startswith(PNG)
+    code, _, err = foolbench("plot", "heatmaps", *options, "--attacked", "lrp")
+    assert (code, err) == (
+        *(2, "foolbench: unknown attacked of suite 'smoke' 'lrp': did you mean 'lrp_t'? allowed: grad_cam, lrp_t\n"),
+    )
+
+
+def test_explain_draws_one_image(foolbench, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "squeezenet.pth"
+    torch.save(models.zoo.squeezenet1_1().state_dict(), checkpoint)
+    Image.new("RGB", (260, 300), (90, 20, 200)).save("image.png")
+    options = ["--model", "squeezenet1_1", "--weights", checkpoint, "--interpreter", "grad_cam"]
+    code, out, err = foolbench("explain", "image.png", *options, "--target", 7)
+    assert (code, err) == (0, "")
+    assert out.startswith("squeezenet1_1, grad_cam, class 7, logit ")
+    assert Path("explanation.png").read_bytes().startswith(PNG)
+    assert (
+        "targets must lie in 0..999 (got 1000..1000)"
+        in foolbench("explain", "image.png", *options, "--target", 1000)[2]
+    )
+
+
+def test_a_run_that_has_failures_says_so_and_exits_with_an_error(foolbench, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.store, tmp_path / "store", ignore=shutil.ignore_patterns("scores"))
+    monkeypatch.setattr(execution.harness, "score", lambda *_: 1 / 0)
+    code, out, err = foolbench("run", "--suite", "smoke", "--store", "store", "--jobs", 1)
+    assert code == 2
+    assert "4 manipulation(s) failed, first compact_vgg/location/grad_cam/0: ZeroDivisionError" in err.splitlines()[-1]
+    assert "leaderboards: " in out
+
+
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_ctrl_c_is_one_line_and_the_run_goes_on_later(finished, tmp_path, jobs):
+    store = tmp_path / "store"
+    command = [*FOOLBENCH, "run", "--suite", "smoke", "--jobs", jobs, "--store", store, "--out", tmp_path / "none"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and len(list(store.glob("*/*/receipt.json"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if not line.startswith("[")]  # but for the progress
+    assert (process.returncode, lines) == (130, ["foolbench: interrupted; the store is whole, run again to go on"])
+    resumed = replace(finished, run=replace(finished.run, store=str(store)), out=tmp_path / "out")
+    assert 0 < len(list(store.glob("*/*/receipt.json"))) < len(list(finished.store.glob("*/*/receipt.json")))
+    execution.run_suite(resumed.run, resumed.out, jobs=1)
+    assert resumed.written() == finished.written()

@@ -1,0 +1,145 @@
+"""The command given what it cannot use: one line that says what is allowed, an exit code, and no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SMOKE = ["--suite", "smoke", "--device", "cpu"]
+
+
+def foolbench(*arguments, cwd: Path) -> tuple[int, str, str]:
+    done = subprocess.run([sys.executable, "-m", "benchmark.cli", *map(str, arguments)], capture_output=True, cwd=cwd)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def in_process(monkeypatch, capfd, *arguments) -> tuple[int, str, str]:
+    from benchmark import cli
+
+    monkeypatch.setattr(sys, "argv", ["foolbench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code, *capfd.readouterr()
+
+
+def suite_file(folder: Path, **changes: str) -> Path:
+    from benchmark.suite import HERE
+
+    text = (HERE / "smoke.toml").read_text()
+    for old, new in changes.items():
+        assert f"{old} = " in text
+        text = text.replace(f"{old} = ", f"{old} = {new} # ", 1)
+    (folder / "mine.toml").write_text(text)
+    return folder / "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["plot", "tranfer"], "No such command 'tranfer'. Did you mean 'transfer'?"),
+        (["list", "interpreter"], "unknown kind 'interpreter': did you mean 'interpreters'? allowed: datasets, "),
+        (["run", "--suite", "defualt"], "unknown suite 'defualt': did you mean 'default'? allowed: "),
+        (["run", "--suite", "absent.toml"], "suite file not found: absent.toml"),
+        (["run", "--sute", "smoke"], "No such option: --sute Did you mean --suite?"),
+        (["run", "--jobs", "0"], "Invalid value for '--jobs': 0 is not in the range x>=1."),
+        (["run", "--device", "tpu"], "Invalid value for '--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'."),
+        (["run", "--split", "train"], "Invalid value for '--split': 'train' is not one of 'test', 'dev'."),
+        (["leaderboard", "--out", "absent"], "no results: absent/results is not a folder (foolbench run writes it)"),
+        (["leaderboard", "--suite", "smoke", "--check"], "no results: leaderboards/smoke/results is not a folder"),
+        (
+            ["plot", "transfer", "--out", "absent"],
+            "no leaderboard absent/transfer.csv: foolbench leaderboard writes it",
+        ),
+        (["plot", "heatmaps", *SMOKE], "holds no heatmaps of this manipulation: foolbench run makes them"),
+        (
+            ["plot", "heatmaps", *SMOKE, "--model", "vgg19"],
+            "unknown model of suite 'smoke' 'vgg19': allowed: compact_vgg",
+        ),
+        (["explain", "absent.png", "--model", "vgg19", "--interpreter", "lrp"], "image absent.png cannot be read: "),
+        (["explain", "absent.png", "--model", "vgg19"], "Missing option '--interpreter'."),
+        ([], ""),  # the help
+        (["plot"], ""),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = in_process(monkeypatch, capfd, *arguments)
+    assert code == 2
+    if message:
+        assert err.startswith("foolbench: ")
+        assert message in err
+        assert err.count("\n") == 1
+        assert out == ""
+    else:
+        assert err == ""
+        assert "Usage: foolbench" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": "0"}, "dataset.train: Input should be greater than or equal to 1 (got 0)"),
+        ({"lambda": "-1"}, "recipes.0.lambda: Input should be greater than or equal to 0 (got -1)"),
+        ({"foolings": '["locaton"]'}, "unknown fooling 'locaton': did you mean 'location'?"),
+        ({"evaluated": '["gradcam"]'}, "unknown interpreter 'gradcam': did you mean 'grad_cam'?"),
+        ({"name": "smoke"}, "mine.toml is not TOML: "),
+    ],
+)
+def test_an_impossible_suite_stops_before_the_store_is_made(tmp_path, monkeypatch, capfd, changes, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = in_process(monkeypatch, capfd, "run", "--suite", suite_file(tmp_path, **changes))
+    assert (code, out) == (2, "")
+    assert err.startswith("foolbench: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [([], "needs --data DIR"), (["--data", "absent"], "dataset 'image_folder': no folder absent")]
+)
+def test_a_data_folder_that_is_missing_is_named(tmp_path, monkeypatch, capfd, data, message):
+    monkeypatch.chdir(tmp_path)
+    path = suite_file(tmp_path)
+    path.write_text(path.read_text().replace('name = "shapes"', 'name = "image_folder"'))
+    code, _, err = in_process(monkeypatch, capfd, "run", "--suite", path, *data)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there_is_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = in_process(monkeypatch, capfd, "run", "--suite", "smoke", "--device", "cuda")
+    assert (code, err) == (
+        *(2, "foolbench: --device cuda: this machine has no CUDA device that torch can use; allowed: auto, cpu\n"),
+    )
+
+
+def test_a_store_that_is_a_file_is_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("store").touch()
+    code, _, err = in_process(monkeypatch, capfd, "run", *SMOKE, "--store", "store")
+    assert (code, err) == (2, "foolbench: the store store cannot be made: File exists\n")
+
+
+def test_leaderboard_and_plots_run_without_torch(finished, tmp_path):
+    """In a process that cannot import it, from the results to a figure."""
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not to be loaded here')")
+    code, _, err = foolbench("leaderboard", "--out", finished.out, "--check", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    figure = tmp_path / "figure.png"
+    code, _, err = foolbench("plot", "accuracy", "--out", finished.out, "--file", figure, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert foolbench("list", "models", cwd=tmp_path)[0] == 1  # what needs it does not run here
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    command = f"{sys.executable} -m benchmark.cli list models | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, cwd=tmp_path, text=True)
+    assert (done.stdout, done.stderr) == ("compact_vgg\n", "")

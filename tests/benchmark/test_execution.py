@@ -1,0 +1,122 @@
+"""Running the smoke suite: nothing stored is computed again, a killed run goes on, every way gives one result."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from attacks.errors import UserError
+from benchmark import execution, leaderboards, results
+from benchmark.plan import Run, plan
+
+RUN = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs"]
+
+
+def test_every_cell_of_the_suite_is_scored(finished):
+    read, suite = results.read(finished.out / "results"), finished.run.suite
+    assert sorted(read.entries) == sorted(suite.evaluated)
+    assert [m["status"] for m in read.models_card["manipulations"]] == ["done"] * len(plan(suite))
+    images = {"location": suite.dataset.test, "active": suite.dataset.pairs_test}
+    for frame, card in read.entries.values():
+        assert card["failures"] == []
+        for (fooling, _), cell in frame.groupby(["fooling", "attacked"]):
+            assert sorted(set(cell.image)) == list(range(images[fooling]))
+            assert len(cell) == images[fooling] * (2 if fooling == "active" else 1)
+            assert cell.aopc_fooled_fooled.notna().sum() == suite.scoring.aopc_images
+            assert {len(drops) for drops in cell.aopc_fooled_fooled.dropna()} == {suite.scoring.aopc_cells}
+    assert leaderboards.check(finished.out) == []
+    assert len(leaderboards.load(finished.out, "transfer")) == len(plan(suite)) * len(suite.evaluated)
+
+
+def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, tmp_path, monkeypatch):
+    before = finished.entries()
+    for maker in ("make_model", "make_originals", "make_manipulation"):
+        monkeypatch.setattr(execution.harness, maker, None)
+    assert execution.run_suite(finished.run, tmp_path) == {}
+    assert finished.entries() == before
+    assert replace(finished, out=tmp_path).written() == finished.written()
+
+
+def test_the_same_run_from_nothing_gives_the_same_bytes(finished, tmp_path):
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.manual_seed(123)  # must not matter
+    other = replace(finished, run=replace(finished.run, store=str(tmp_path / "store")), out=tmp_path / "out")
+    execution.run_suite(other.run, other.out, jobs=1)
+    assert other.written() == finished.written()
+    assert other.entries().keys() == finished.entries().keys()
+    assert torch.get_num_threads() == threads
+    torch.set_rng_state(state)
+
+
+@pytest.mark.slow
+def test_two_jobs_give_the_bytes_of_one(finished, tmp_path):
+    done = subprocess.run(
+        [*RUN, "2", "--store", tmp_path / "store", "--out", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert replace(finished, out=tmp_path / "out").written() == finished.written()
+
+
+@pytest.mark.parametrize("entries", [1, 20])
+def test_a_run_killed_at_any_moment_goes_on_where_it_stopped(finished, tmp_path, entries):
+    store = tmp_path / "store"
+    process = subprocess.Popen([*RUN, "1", "--store", store, "--out", tmp_path / "none"], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(store.glob("*/*/receipt.json"))) < entries:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "none").exists()
+    resumed = replace(finished, run=replace(finished.run, store=str(store)), out=tmp_path / "out")
+    before = {path: made for path, made in resumed.entries().items() if "tmp-" not in path}
+    assert before.keys() < finished.entries().keys()
+    execution.run_suite(resumed.run, resumed.out, jobs=1)
+    assert resumed.written() == finished.written()
+    assert before.items() <= resumed.entries().items()  # nothing was made twice
+
+
+def _values(frame: pd.DataFrame, column: str) -> np.ndarray:
+    values = frame[column].dropna() if column.startswith("aopc") else frame[column]
+    return np.stack(values.tolist()).astype(float) if len(values) else np.empty(0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_no_score_depends_on_the_batch(finished, tmp_path, batch_size):
+    suite = finished.run.suite
+    suite = suite.model_copy(update={"scoring": suite.scoring.model_copy(update={"batch_size": batch_size})})
+    other = finished.again(tmp_path, without=("originals", "scores", "predictions"), suite=suite)
+    execution.run_suite(other.run, other.out, jobs=1)
+    assert other.entries().keys() == finished.entries().keys()  # nor does a key
+    expected, got = (results.read(done.out / "results") for done in (finished, other))
+    assert got.models.equals(expected.models)
+    for name, (frame, _) in expected.entries.items():
+        for column in frame.columns.drop(list(results.KEY)):
+            a, b = _values(frame, column), _values(got.entries[name][0], column)
+            np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4, err_msg=f"{name}: {column}")
+
+
+@pytest.mark.parametrize("fooling", ["active", "location"])
+def test_a_suite_of_one_kind_of_images_without_curves_runs(finished, tmp_path, fooling):
+    suite = finished.run.suite
+    changes = {"foolings": [fooling], "attacked": ["grad_cam"], "evaluated": ["grad_cam"]}
+    suite = suite.model_copy(update={**changes, "scoring": suite.scoring.model_copy(update={"aopc_images": 0})})
+    other = finished.again(tmp_path, suite=suite)
+    assert execution.run_suite(other.run, other.out, jobs=1) == {}
+    assert leaderboards.load(other.out, "aopc").empty
+    row = leaderboards.load(other.out, "transfer").iloc[0]
+    expected = leaderboards.load(finished.out, "transfer").set_index(["fooling", "attacked", "evaluated"])
+    assert row.fsr == expected.loc[(fooling, "grad_cam", "grad_cam")].fsr
+
+
+def test_splits_that_share_an_image_stop_the_run_before_it_starts(finished, tmp_path, monkeypatch):
+    original = execution.dataset
+    monkeypatch.setattr(execution, "dataset", lambda run, split, pairs: original(run, "train", pairs))
+    with pytest.raises(UserError, match="splits must share no image: image 0 of shapes/train"):
+        execution.run_suite(Run(finished.run.suite, str(tmp_path / "store")), tmp_path / "out", jobs=1)
+    assert not [path for path in Path(tmp_path).rglob("*") if path.is_file()]

@@ -1,0 +1,152 @@
+"""The store: an entry is whole or absent, its key is canonical, and nothing is computed twice."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attacks.errors import UserError
+from benchmark import store as store_module
+from benchmark.store import Store, code_version, key_of
+
+SPEC = {"model": "m", "seed": 0, "recipe": {"lambda": 1.0, "steps": 3}}
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def write(content: str):
+    def make(folder: Path) -> dict:
+        (folder / "data.txt").write_text(content)
+        return {"note": content}
+
+    return make
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("a finished key must not be computed again")
+
+
+@given(st.dictionaries(st.text(), VALUES, min_size=2, max_size=4), st.randoms(use_true_random=False))
+def test_the_order_of_keys_does_not_matter(spec: dict, random):
+    items = list(spec.items())
+    random.shuffle(items)
+    assert key_of(dict(items)) == key_of(spec)
+
+
+def test_keys_are_the_sha256_of_canonical_json_and_tell_values_apart():
+    # sha256sum of {"a":[1,2],"b":"\\u00e9"}
+    assert key_of({"b": "é", "a": (1, 2)}) == "4f4995260c41bd0d71ea8af22d24cc1d506ca48d27518636b99fe2fdbfe1ee93"
+    distinct = [{"a": 1}, {"a": "1"}, {"a": True}, {"a": None}, {"a": [1]}, {"a": 1.5}, {"b": 1}, {}]
+    assert len({key_of(spec) for spec in distinct}) == len(distinct)
+
+
+def test_an_entry_is_its_files_and_a_receipt(tmp_path):
+    path = Store(tmp_path / "deep" / "store").get("kind", SPEC, write("content"))
+    assert path == tmp_path / "deep" / "store" / "kind" / key_of(SPEC)
+    assert files(path) == ["data.txt", "receipt.json"]
+    receipt = json.loads((path / "receipt.json").read_text())
+    assert receipt == {"kind": "kind", "key": path.name, "spec": SPEC, "note": "content"}
+    assert Store(tmp_path / "deep" / "store").receipt("kind", path.name) == receipt
+
+
+def test_what_is_there_is_not_computed_again_and_kinds_are_apart(tmp_path):
+    first = Store(tmp_path).get("kind", SPEC, write("content"))
+    assert Store(tmp_path).get("kind", SPEC, never) == first
+    assert Store(tmp_path).receipt("other", key_of(SPEC)) is None
+    assert Store(tmp_path).get("other", SPEC, write("another")) != first
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_a_maker_that_raises_leaves_nothing(tmp_path, error):
+    def make(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        Store(tmp_path).get("kind", SPEC, make)
+    assert files(tmp_path) == []
+    assert list(tmp_path.glob("tmp-*")) == []
+    assert Store(tmp_path).get("kind", SPEC, write("content")).is_dir()
+
+
+def test_an_entry_is_invisible_until_it_is_whole(tmp_path):
+    def make(folder: Path) -> None:
+        (folder / "data.txt").write_text("content")
+        assert Store(tmp_path).receipt("kind", key_of(SPEC)) is None
+        assert not Store(tmp_path).path("kind", key_of(SPEC)).exists()
+
+    Store(tmp_path).get("kind", SPEC, make)
+
+
+def test_of_two_writers_the_first_wins_and_the_second_goes_on(tmp_path):
+    def slower(folder: Path) -> None:
+        (folder / "data.txt").write_text("second")
+        Store(tmp_path).get("kind", SPEC, write("first"))  # another process ends while this one computes
+
+    path = Store(tmp_path).get("kind", SPEC, slower)
+    assert (path / "data.txt").read_text() == "first"
+    assert list(tmp_path.glob("tmp-*")) == []
+
+
+def test_processes_that_write_at_once_leave_one_whole_entry_each(tmp_path):
+    script = (
+        "import sys, pathlib; from benchmark.store import Store\n"
+        "for i in range(60): Store(sys.argv[1]).get('kind', {'i': i},"
+        " lambda folder: (folder / 'data.bin').write_bytes(bytes([i]) * 5000) and None)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", script, tmp_path], stderr=subprocess.PIPE) for _ in range(3)]
+    for process in running:
+        assert process.communicate()[1] == b""
+    for i in range(60):
+        path = Store(tmp_path).get("kind", {"i": i}, never)
+        assert (path / "data.bin").read_bytes() == bytes([i]) * 5000
+    assert list(tmp_path.glob("tmp-*")) == []
+
+
+def test_a_folder_that_vanishes_while_leftovers_are_sought_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "tmp-gone"]))
+    Store(tmp_path)
+
+
+def test_only_old_leftovers_of_killed_runs_are_removed(tmp_path):
+    for name in ("tmp-old", "tmp-new"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "tmp-old", (time.time() - 25 * 3600,) * 2)
+    Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp-new"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_an_unreadable_receipt_is_named(tmp_path, content):
+    path = Store(tmp_path).get("kind", SPEC, write("content"))
+    (path / "receipt.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"store entry {path} is unreadable .*: delete it and run again"):
+        Store(tmp_path).get("kind", SPEC, never)
+
+
+def test_a_store_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(UserError, match=f"the store {root} cannot be made: "):
+            Store(root)
+
+
+def test_a_change_of_code_is_a_change_of_key(monkeypatch):
+    before = code_version()
+    read, changed = Path.read_bytes, store_module.__file__.replace("store.py", "scoring.py")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if str(path) == changed else b""))
+    assert code_version.__wrapped__() != before
+    assert len(before) == 16

@@ -1,0 +1,185 @@
+"""Suites: every packaged one loads; an impossible value is answered with its key and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from attacks.errors import UserError
+from benchmark import suite
+from benchmark.plan import plan
+
+SMOKE = """
+name = "smoke"
+foolings = ["location", "active"]
+attacked = ["grad_cam", "lrp_t"]
+evaluated = ["grad_cam", "lrp", "lrp_t", "smooth_grad"]
+
+[dataset]
+name = "shapes"
+input_size = 32
+train = 64
+dev = 16
+test = 24
+pairs_train = 16
+pairs_dev = 8
+pairs_test = 16
+
+[models.compact_vgg]
+epochs = 1
+
+[interpreters.smooth_grad]
+samples = 2
+
+[[recipes]]
+learning_rate = 1e-3
+lambda = 1.0
+steps = 3
+batch_size = 8
+
+[scoring]
+batch_size = 10
+aopc_images = 12
+aopc_cells = 3
+"""
+
+
+def load(folder: Path, *changes: tuple[str, str]) -> suite.Suite:
+    """The suite above with parts of its text replaced."""
+    text = SMOKE
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    path = folder / "changed.toml"
+    path.write_text(text)
+    return suite.load(path)
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_every_packaged_suite_loads_and_has_a_recipe_for_each_manipulation(name: str):
+    loaded = suite.load(name)
+    assert loaded.name == name
+    cells = plan(loaded)
+    assert len(cells) == len(loaded.models) * len(loaded.foolings) * len(loaded.attacked) * len(loaded.seeds)
+    for cell in cells:
+        recipe = loaded.recipe(cell["model"], cell["fooling"], cell["attacked"])
+        assert set(recipe) == {"learning_rate", "lambda", "steps", "batch_size"}
+
+
+def test_the_plan_lists_each_manipulation_once_in_order(tmp_path):
+    cells = plan(load(tmp_path, ('name = "smoke"', 'name = "smoke"\nseeds = [0, 7]')))
+    found = [tuple(cell[k] for k in ("model", "fooling", "attacked", "seed")) for cell in cells]
+    vgg = "compact_vgg"
+    assert found[:3] == [
+        (vgg, "location", "grad_cam", 0),
+        (vgg, "location", "grad_cam", 7),
+        (vgg, "location", "lrp_t", 0),
+    ]
+    assert len(set(found)) == len(found) == 8
+
+
+def test_the_last_rule_that_fits_wins_key_by_key(tmp_path):
+    rules = """
+[[recipes]]
+fooling = "active"
+steps = 5
+lambda = 0.5
+
+[[recipes]]
+attacked = "lrp_t"
+lambda = 9
+
+[[recipes]]
+model = "compact_vgg"
+fooling = "active"
+attacked = "lrp_t"
+batch_size = 2
+
+[scoring]"""
+    loaded = load(tmp_path, ("[scoring]", rules))
+    base = {"learning_rate": 1e-3, "lambda": 1.0, "steps": 3, "batch_size": 8}
+    assert loaded.recipe("compact_vgg", "location", "grad_cam") == base
+    assert loaded.recipe("compact_vgg", "location", "lrp_t") == base | {"lambda": 9}
+    assert loaded.recipe("compact_vgg", "active", "grad_cam") == base | {"steps": 5, "lambda": 0.5}
+    assert loaded.recipe("compact_vgg", "active", "lrp_t") == base | {"steps": 5, "lambda": 9, "batch_size": 2}
+
+
+def test_a_suite_is_loaded_by_its_name_or_by_its_path():
+    assert suite.load(suite.HERE / "smoke.toml") == suite.load("smoke")
+
+
+def test_unknown_and_missing_suites_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"unknown suite 'smok': did you mean 'smoke'\? allowed: .*default"):
+        suite.load("smok")
+    with pytest.raises(UserError, match=f"suite file not found: {tmp_path / 'absent.toml'}"):
+        suite.load(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b"[[["])
+def test_a_file_that_is_not_toml_is_named(tmp_path, content):
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.toml is not TOML: "):
+        suite.load(tmp_path / "bad.toml")
+
+
+NAME = 'name = "smoke"'
+RULE = "[[recipes]]"
+OPTION = "[interpreters.smooth_grad]\nsamples = 2"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        # values out of range: the key, what is allowed, what was got
+        ("train = 64", "train = 0", r"dataset\.train: .* greater than or equal to 1 \(got 0\)"),
+        ("train = 64", 'train = "many"', r"dataset\.train: .*valid integer.*\(got 'many'\)"),
+        ("epochs = 1", "epochs = -1", r"models\.compact_vgg\.epochs: .*equal to 0 \(got -1\)"),
+        ("epochs = 1", "learning_rate = 0", r"models\.compact_vgg\.learning_rate: .* greater than 0 \(got 0\)"),
+        ("lambda = 1.0", "lambda = -1", r"recipes\.0\.lambda: .*equal to 0 \(got -1\)"),
+        ("learning_rate = 1e-3", "learning_rate = inf", r"recipes\.0\.learning_rate: .*finite number \(got inf\)"),
+        ("lambda = 1.0", "lambda = nan", r"recipes\.0\.lambda: .*\(got nan\)"),
+        ("aopc_cells = 3", "aopc_cells = 101", r"scoring\.aopc_cells: .*less than or equal to 100 \(got 101\)"),
+        ("[scoring]", '[scoring]\nsplit = "train"', r"scoring\.split: .*'test' or 'dev' \(got 'train'\)"),
+        (NAME, f"{NAME}\nthreads = 0", r"threads: .*equal to 1 \(got 0\)"),
+        (NAME, f"{NAME}\nseeds = []", r"seeds: .*must name at least one"),
+        (NAME, f"{NAME}\nseeds = [1, 1]", r"seeds: .*must not name one twice \(got \[1, 1\]\)"),
+        (NAME, f"{NAME}\nseeds = [-1]", r"seeds\.0: .*equal to 0 \(got -1\)"),
+        (NAME, f"{NAME}\nseeds = [4294967296]", r"seeds\.0: .*less than 2147483648"),
+        ('["location", "active"]', "[]", r"foolings: .*must name at least one"),
+        ("[models.compact_vgg]\nepochs = 1", "[models]", r"models: .*must name at least one"),
+        # missing keys
+        (NAME, "", "name: Field required"),
+        ("steps = 3\n", "", "recipes leave 'steps' open for compact_vgg/location/grad_cam"),
+        (f"{RULE}\nlearning_rate = 1e-3", f'{RULE}\nfooling = "active"\nlearning_rate = 1e-3', "compact_vgg/location"),
+        # unknown keys and names: the nearest one, and all of them
+        (NAME, f"{NAME}\nthread = 1", r"unknown key of suite .*'thread': did you mean 'threads'\? allowed: attacked"),
+        ("train = 64", "trian = 64", r"in dataset of suite .*'trian': did you mean 'train'\? allowed: augment"),
+        ("epochs = 1", "epoch = 1", r"in models\.compact_vgg of suite .*did you mean 'epochs'\? allowed: batch_size"),
+        ("lambda = 1.0", "lamda = 1.0", r"in recipes\.0 of suite .*did you mean 'lambda'\?"),
+        ("aopc_cells = 3", "aopc_cell = 3", r"in scoring of suite .*did you mean 'aopc_cells'\?"),
+        ('name = "shapes"', 'name = "shape"', r"unknown dataset 'shape': did you mean 'shapes'\? allowed: cifar10"),
+        ("models.compact_vgg", "models.compact_vg", r"unknown model 'compact_vg': did you mean 'compact_vgg'\?"),
+        ('"location"', '"locate"', r"unknown fooling 'locate': did you mean 'location'\?"),
+        (
+            'evaluated = ["grad_cam"',
+            'evaluated = ["gradcam"',
+            r"unknown interpreter 'gradcam': did you mean 'grad_cam'\?",
+        ),
+        (OPTION, "[interpreters.smoothgrad]", r"unknown interpreter 'smoothgrad': did you mean 'smooth_grad'\?"),
+        (OPTION, "[interpreters.smooth_grad]\nsample = 2", r"option of smooth_grad 'sample': did you mean 'samples'\?"),
+        (OPTION, "[interpreters.simple_grad_t]\nlayr = 'x'", r"option of simple_grad_t 'layr'"),  # not evaluated
+        (
+            OPTION,
+            "[interpreters.smooth_grad]\nsamples = 'x'",
+            r"interpreters\.smooth_grad\.samples: .*integer.*\(got 'x'\)",
+        ),
+        (OPTION, "[interpreters.lrp]\ncomposite = 'zplus'", r"unknown composite 'zplus': did you mean 'z_plus'\?"),
+        (RULE, f"{RULE}\nmodel = 'vgg19'", r"unknown model in recipes of suite 'smoke' 'vgg19': allowed: compact_vgg"),
+        (RULE, f"{RULE}\nfooling = 'top_k'", r"unknown fooling in recipes .*'top_k': allowed: active, location"),
+        # what cannot be attacked
+        ('attacked = ["grad_cam"', 'attacked = ["smooth_grad"', "attacked: 'smooth_grad' is not differentiable"),
+    ],
+)
+def test_an_impossible_suite_is_one_line_that_names_the_key(tmp_path, old, new, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path, (old, new))
+    assert "\n" not in str(caught.value)

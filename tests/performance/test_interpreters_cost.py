@@ -1,0 +1,104 @@
+"""What interpreters and fooling steps cost against the bare passes they contain: ratios of medians in one run, printed,
+never asserted. Torchvision's networks at 224², batch 4 (2 for a fooling step of VGG-16), two threads, random weights.
+"""
+
+import multiprocessing
+import resource
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timing import ratio
+
+from attacks import Location
+from benchmark import interpreters, models
+
+MAPS = {"epsilon": 1.3, "z_plus": 1.75, "default": 1.75, "alpha2_beta1": 2.5, "gamma": 2.5}
+STEPS = {
+    ("vgg16", "lrp"): 2.6,
+    ("resnet50", "lrp"): 4.0,
+    **{(model, name): 1.35 for model in ("vgg16", "resnet50") for name in ("lrp_t", "grad_cam")},
+}
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def inputs(batch):
+    torch.manual_seed(0)
+    return torch.randn(batch, 3, 224, 224), torch.arange(batch)
+
+
+def training_step(model, images, targets, name=None):
+    """One Adam step on the cross-entropy, and on Location fooling of interpreter `name` where it is given."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-9)
+    interpreter = name and interpreters.create(name, **({"composite": "z_plus"} if name == "lrp" else {}))
+    fooling = Location()
+
+    def step():
+        optimiser.zero_grad()
+        if interpreter is None:
+            loss = F.cross_entropy(model(images), targets)
+        else:
+            logits, heatmaps = interpreter.with_logits(model, images, targets)
+            loss = F.cross_entropy(logits, targets) + fooling.loss(heatmaps, heatmaps)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def report(capsys, what, got, target):
+    with capsys.disabled():
+        print(f"\n{what}: {got:.2f} (target {target})", end="", flush=True)
+
+
+@pytest.mark.parametrize("rule", MAPS)
+@pytest.mark.parametrize("network", ["vgg16", "resnet50"])
+def test_map_against_forward_and_input_gradient(network, rule, capsys):
+    images, targets = inputs(4)
+    model = models.create(network).requires_grad_(False)
+    lrp = interpreters.create("lrp", composite=rule)
+
+    def bare():
+        leaf = images.detach().requires_grad_()
+        torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)
+
+    report(capsys, f"{rule} map, {network}", ratio(lambda: lrp(model, images, targets), bare), MAPS[rule])
+
+
+@pytest.mark.parametrize(("network", "name"), STEPS)
+def test_fooling_step_against_training_step(network, name, capsys):
+    images, targets = inputs(2 if network == "vgg16" else 4)
+    model = models.create(network)
+    got = ratio(training_step(model, images, targets, name), training_step(model, images, targets))
+    report(capsys, f"fooling step by {name}, {network}", got, STEPS[network, name])
+
+
+def _peak(name, answer):
+    torch.set_num_threads(2)
+    model = models.create("resnet50")
+    step = training_step(model, *inputs(4), name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def test_peak_memory_of_a_fooling_step(capsys):
+    """What a step adds to the resident memory of a process that holds the model, in a process of its own."""
+    context, peaks = multiprocessing.get_context("spawn"), {}
+    for name in (None, "lrp", "lrp_t", "grad_cam"):
+        answer = context.Queue()
+        process = context.Process(target=_peak, args=(name, answer))
+        process.start()
+        peaks[name] = answer.get(timeout=300)
+        process.join()
+    for name in ("lrp", "lrp_t", "grad_cam"):
+        what = f"peak memory, resnet50 step by {name} ({peaks[name]:.0f} MiB against {peaks[None]:.0f})"
+        report(capsys, what, peaks[name] / peaks[None], 2.1)

@@ -1,0 +1,134 @@
+"""Imports point one way, leaderboards and plots need no torch, and nothing reads a pickle or a tensor's `.data`."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import attacks
+import benchmark
+
+ROOT = Path(benchmark.__file__).parent.parent
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in (attacks, benchmark)
+    for path in sorted(Path(package.__file__).parent.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+LIGHT = ["benchmark.leaderboards", "benchmark.plots", "benchmark.results", "benchmark.intervals", "attacks.errors"]
+each_module = pytest.mark.parametrize("module", TREES)
+
+
+def nodes(tree: ast.AST, at_import: bool) -> Iterator[ast.AST]:
+    """Every node; with `at_import` those alone that run when the module is imported."""
+    for child in ast.iter_child_nodes(tree):
+        lazy = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not at_import or not (lazy or typing_only):
+            yield child
+            yield from nodes(child, at_import)
+
+
+def imports(module: str, at_import: bool = False) -> set[str]:
+    """What a module imports, by full name; names imported from a package of ours are its modules where they are."""
+    found = set()
+    for node in nodes(TREES[module], at_import):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inner if name in TREES} or {str(node.module)}
+    return found
+
+
+def test_every_source_is_looked_at():
+    assert {"attacks.foolings", "benchmark.cli", "benchmark.interpreters.lrp", "benchmark"} <= set(TREES)
+    assert "attacks.heatmaps" in imports("attacks.foolings")
+    assert "benchmark.execution" in imports("benchmark.cli") - imports("benchmark.cli", at_import=True)
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if name.startswith("attacks")])
+def test_attacks_imports_nothing_from_benchmark(module):
+    assert not [name for name in imports(module) if name.split(".")[0] == "benchmark"]
+
+
+@each_module
+def test_sources_import_no_tests_and_only_what_is_installed(module):
+    allowed = {"attacks", "benchmark", "torch", "torchvision", "captum", "pandas", "numpy", "matplotlib", "sklearn"}
+    allowed |= {"safetensors", "pyarrow", "pydantic", "typer", "tqdm", "PIL", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports(module)} <= allowed
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: imports(name) & set(TREES) for name in TREES}
+    for name in graph:  # a package loads its own modules when they are asked for, and they may use its constants
+        lazily = graph[name] - imports(name, at_import=True)
+        graph[name] -= {other for other in lazily if other.startswith(f"{name}.")}
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> None:
+        assert name not in path, f"cycle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+def reachable(module: str) -> set[str]:
+    """What importing a module imports, packages on the way included."""
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        parents = {name.rpartition(".")[0]} - {""}
+        new = (imports(name, at_import=True) if name in TREES else set()) | parents
+        waiting += [other for other in new if other not in found]
+        found |= new
+    return found
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_draws_and_tabulates_reaches_no_torch(module):
+    heavy = ("torch", "torchvision", "captum", "safetensors")
+    assert not [name for name in reachable(module) if name.split(".")[0] in heavy]
+    assert [name for name in reachable("benchmark.scoring") if name == "torch"]
+
+
+def test_in_fact_the_command_and_the_plots_start_without_torch():
+    heavy = ("torch", "torchvision", "captum", "scipy", "sklearn")
+    code = "import sys, benchmark.cli, benchmark.plots, benchmark.leaderboards, attacks, benchmark.datasets\n"
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@each_module
+def test_nothing_is_unpickled(module):
+    assert not imports(module) & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    for node in nodes(TREES[module], at_import=False):
+        if isinstance(node, ast.Call):
+            options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if ast.unparse(node.func) == "torch.load":
+                assert options.get("weights_only") == "True", f"{module}:{node.lineno}"
+            assert options.get("allow_pickle", "False") == "False", f"{module}:{node.lineno}"
+
+
+@each_module
+def test_tensors_are_not_changed_behind_autograds_back(module):
+    found = [n for n in nodes(TREES[module], at_import=False) if isinstance(n, ast.Attribute) and n.attr == "data"]
+    allowed = {"run.data", "self.data"}  # the folder of a run's dataset
+    assert not [f"{module}:{n.lineno} {ast.unparse(n)}" for n in found if ast.unparse(n) not in allowed]
+
+
+@each_module
+def test_library_code_does_not_print(module):
+    calls = [n for n in nodes(TREES[module], at_import=False) if isinstance(n, ast.Call)]
+    printing = [call for call in calls if ast.unparse(call.func) == "print"]
+    assert not printing or module in ("benchmark.cli", "benchmark.execution")  # the command, and its progress
+    assert all("file=sys.stderr" in ast.unparse(call) for call in printing)
