@@ -149,10 +149,19 @@ def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[t
 
 
 def _start_worker(threads: int) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word; the parent speaks
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker leaks with a warning
     torch.set_num_threads(threads)
+
+
+def _follow_parent() -> None:
+    """A killed parent takes its workers along, or they would work through what is queued."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _guarded(function: Callable[..., Any], args: tuple[Any, ...]) -> str:

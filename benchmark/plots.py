@@ -19,6 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from attacks.errors import UserError
 from benchmark.leaderboards import load
@@ -124,6 +125,7 @@ def aopc(folder: Path | str) -> Figure:
         panel.set_axisbelow(True)
         if i == len(attacked) - 1:
             panel.set_xlabel("cells replaced by noise")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supylabel("mean drop of the label's logit", fontsize=10)
     figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {_counts(table)}", fontsize=11)
     _legend(figure, axes, columns=3)

@@ -35,6 +35,12 @@ class Finished:
         files = [path for path in self.store.rglob("*") if path.is_file()]
         return {path.relative_to(self.store).as_posix(): path.stat().st_mtime_ns for path in files}
 
+    @staticmethod
+    def receipts(store: Path) -> int:
+        """How many entries a store holds, while a run writes to it."""
+        kinds = ("models", "originals", "manipulations", "scores", "predictions")
+        return sum(len(list(store.glob(f"{kind}/*/receipt.json"))) for kind in kinds)
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Finished:
