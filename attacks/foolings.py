@@ -61,7 +61,7 @@ class Fooling:
 
 @dataclass(frozen=True)
 class Location(Fooling):
-    """The map moves to the border: mean (h − m)², m = 1 on a border of width ⌊side/7⌋ and 0 inside."""
+    """The map moves to the border: mean (h − m)², m = 1 on a border of width ⌊side/7⌋ (at least 1), 0 inside."""
 
     name: ClassVar[str] = "location"
     range: ClassVar[tuple[float, float]] = (0.0, 0.2)

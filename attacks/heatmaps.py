@@ -18,10 +18,13 @@ def divide_by_max(heatmaps: Tensor) -> Tensor:
 
 
 def border(heatmaps: Tensor) -> Tensor:
-    """The target of Location fooling for these maps: 1 on a border of width ⌊side/7⌋, 0 inside. (N, h, w) -> (h, w)."""
+    """The target of Location fooling for these maps: 1 on a border of width ⌊side/7⌋, 0 inside.
+
+    On maps smaller than 7 the width is 1: without a border, a blank map would count as fooled. (N, h, w) -> (h, w).
+    """
     mask = heatmaps.new_ones(heatmaps.shape[-2:])
     h, w = mask.shape
-    top, left = h // 7, w // 7
+    top, left = max(1, h // 7), max(1, w // 7)
     mask[top : h - top, left : w - left] = 0
     return mask
 

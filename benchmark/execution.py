@@ -53,11 +53,8 @@ def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, s
     errors: dict[str, str] = {}
     stages = _stages(run)
     total = sum(len(stage) for stage in stages)
-    if total:
-        splits = [dataset(run, split, pairs) for split in datasets.SPLITS for pairs in _pair_forms(run)]
-        datasets.check_disjoint(*splits[:: len(_pair_forms(run))])
-        if len(_pair_forms(run)) == 2:
-            datasets.check_disjoint(*splits[1::2])
+    for pairs in _pair_forms(run) if total else ():
+        datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
     with _progress(total) as report, _executor(run, jobs) as submit:
         for stage in stages:
             for name, error in submit(stage):
@@ -204,7 +201,8 @@ def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
             elif terminal:
                 bar.set_postfix_str(name)
             else:
-                print(f"[{count}/{total}] {name}, about {left:.0f} s left", file=sys.stderr, flush=True)
+                sys.stderr.write(f"[{count}/{total}] {name}, about {left:.0f} s left\n")  # whole, if Ctrl-C comes now
+                sys.stderr.flush()
 
         yield report
 
@@ -220,15 +218,15 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
         blank = {"steps_done": 0, "ce_first": None, "ce_last": None, "fooling_first": None, "fooling_last": None}
         found = {name: receipt.get(name, value) for name, value in blank.items()}
         status, reason = receipt.get("status", "failed"), receipt.get("reason", "")
-        if name_of(cell) in failed:
-            status, reason = "failed", failed[name_of(cell)]
+        predicted = store.path("predictions", key_of(predictions_spec(run, cell))) / "predictions.parquet"
+        if (status == "done" and not predicted.is_file()) or status == "failed":
+            status, reason = "failed", failed.get(name_of(cell), reason)
         manipulations.append(
             {**cell, **spec["recipe"], **found, "status": status, "reason": reason, "range": fooling.range, "key": key}
         )
         receipts[name_of(cell)] = receipt
         if status == "done":
-            path = store.path("predictions", key_of(predictions_spec(run, cell)))
-            frames.append(pd.read_parquet(path / "predictions.parquet").assign(**cell))
+            frames.append(pd.read_parquet(predicted).assign(**cell))
     seen = [receipt for receipt in receipts.values() if "versions" in receipt]
     origin = {
         name: seen[0][name] if seen else value for name, value in harness.provenance(run).items()
@@ -244,6 +242,8 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
             path = store.path("scores", key_of(scores_spec(run, cell, evaluated))) / "scores.parquet"
             if manipulation["status"] != "done":
                 failures.append({**cell, "error": f"{manipulation['status']}: {manipulation['reason']}"})
+            elif not path.is_file():
+                failures.append({**cell, "error": failed.get(name_of(cell), "not evaluated")})
             else:
                 frames.append(pd.read_parquet(path).assign(**cell))
         interpreter = create_interpreter(run, evaluated)

@@ -8,6 +8,7 @@ none, so a run that was killed goes on where it stopped. Memory is bounded by on
 """
 
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,15 @@ def clean_model(run: Run, name: str) -> nn.Module:
 
 def stored_model(run: Run, name: str, path: Path) -> nn.Module:
     """The model with the weights of a store entry, on the run's device."""
-    model = models.create(name, num_classes=dataset(run, "train").num_classes)
+    model = new_model(run, name)
     model.load_state_dict(load_file(path / "weights.safetensors"))
     return model.to(run.device)
+
+
+def new_model(run: Run, name: str) -> nn.Module:
+    """The model without its weights."""
+    data = dataset(run, "train")
+    return models.create(name, num_classes=data.num_classes, input_size=data.input_size)
 
 
 def make_model(run: Run, name: str) -> Path:
@@ -66,7 +73,7 @@ def make_model(run: Run, name: str) -> Path:
     def make(folder: Path) -> dict[str, Any]:
         with torch.random.fork_rng():
             torch.manual_seed(data.seed)
-            model = models.create(name, num_classes=dataset(run, "train").num_classes).to(run.device)
+            model = new_model(run, name).to(run.device)
         losses = train(model, dataset(run, "train"), **option.model_dump(exclude={"weights"}), seed=data.seed)
         with torch.no_grad():
             correct = torch.cat([top_k_correct(model(x), y, 1) for x, y in batches(run, "dev")])
@@ -148,42 +155,49 @@ def _manipulate(run: Run, cell: Cell, recipe: dict[str, Any], folder: Path) -> d
 
 @torch.no_grad()
 def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
+    """Predictions and the missing scores. A cell that fails costs the others nothing; at the end it is an error."""
     store, fooling = Store(run.store), foolings.create(cell["fooling"])
     clean, fooled = clean_model(run, cell["model"]), stored_model(run, cell["model"], path)
-    on_clean, on_fooled = Curves(run, clean, fooling.pairs), Curves(run, fooled, fooling.pairs)
-    at_random = on_fooled.drops(None)
-    for evaluated in missing:
-        originals = make_originals(run, cell["model"], evaluated, fooling.pairs)
-        maps0 = np.load(originals / "heatmaps.npy", mmap_mode="r")
-        clean_curves = np.load(originals / "curves.npz")
-
-        def make(
-            folder: Path, evaluated: str = evaluated, maps0: Any = maps0, clean_curves: Any = clean_curves
-        ) -> None:
-            keep = max(SAMPLES, run.suite.scoring.aopc_images)
-            frame, maps = score(run, fooling, create_interpreter(run, evaluated), fooled, maps0, keep)
-            own = _reader(maps.cpu().numpy())
-            curves = {
-                "aopc_clean_original": clean_curves["original"],
-                "aopc_clean_random": clean_curves["random"],
-                "aopc_clean_fooled": on_clean.drops(own),
-                "aopc_fooled_original": on_fooled.drops(_reader(maps0)),
-                "aopc_fooled_fooled": on_fooled.drops(own),
-                "aopc_fooled_random": at_random,
-            }
-            first = frame.index[frame["pair"] == 0]
-            for name, values in curves.items():
-                frame[name] = pd.Series(list(values.astype(np.float32)), index=first[: len(values)], dtype=object)
-            frame.to_parquet(folder / "scores.parquet")
-            np.save(folder / "samples.npy", maps[:SAMPLES].cpu().numpy())
-
-        store.get("scores", scores_spec(run, cell, evaluated), make)
 
     def predict(folder: Path) -> None:
         loader = batches(run, run.suite.scoring.split)
         predictions(clean, fooled, loader).to_parquet(folder / "predictions.parquet")
 
     store.get("predictions", predictions_spec(run, cell), predict)
+    on_clean, on_fooled = Curves(run, clean, fooling.pairs), Curves(run, fooled, fooling.pairs)
+    at_random = on_fooled.drops(None)
+
+    def make(folder: Path, evaluated: str) -> None:
+        originals = make_originals(run, cell["model"], evaluated, fooling.pairs)
+        maps0 = np.load(originals / "heatmaps.npy", mmap_mode="r")
+        clean_curves = np.load(originals / "curves.npz")
+        keep = max(SAMPLES, run.suite.scoring.aopc_images)
+        frame, maps = score(run, fooling, create_interpreter(run, evaluated), fooled, maps0, keep)
+        own = _reader(maps.cpu().numpy())
+        curves = {
+            "aopc_clean_original": clean_curves["original"],
+            "aopc_clean_random": clean_curves["random"],
+            "aopc_clean_fooled": on_clean.drops(own),
+            "aopc_fooled_original": on_fooled.drops(_reader(maps0)),
+            "aopc_fooled_fooled": on_fooled.drops(own),
+            "aopc_fooled_random": at_random,
+        }
+        first = frame.index[frame["pair"] == 0]
+        for name, values in curves.items():
+            frame[name] = pd.Series(list(values.astype(np.float32)), index=first[: len(values)], dtype=object)
+        frame.to_parquet(folder / "scores.parquet")
+        np.save(folder / "samples.npy", maps[:SAMPLES].cpu().numpy())
+
+    errors = []
+    for evaluated in missing:
+        try:
+            store.get("scores", scores_spec(run, cell, evaluated), partial(make, evaluated=evaluated))
+        except OSError:  # a full disk is nobody's cell
+            raise
+        except Exception as error:
+            errors.append(f"{evaluated}: {type(error).__name__}: {error}")
+    if errors:
+        raise UserError("; ".join(errors))
 
 
 def provenance(run: Run) -> dict[str, Any]:

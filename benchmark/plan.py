@@ -75,7 +75,8 @@ def data_spec(run: Run, split: str, pairs: bool = False) -> Spec:
     """A split by its content: a digest of the hashes of its images and of its targets."""
     data = dataset(run, split, pairs)
     content = {"images": [data.sources(i) for i in range(len(data))], "targets": data.targets.tolist()}
-    options = {"name": data.name, "split": split, "pairs": pairs, "augment": run.suite.dataset.augment}
+    given = run.suite.dataset
+    options = {"name": data.name, "split": split, "pairs": pairs, "augment": given.augment, "workers": given.workers}
     return {**options, "input_size": data.input_size, "n": len(data), "content": key_of(content)}
 
 

@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
 
 class Tape(TorchFunctionMode):
-    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors."""
+    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once."""
 
     def __init__(self, composite: Composite) -> None:
         super().__init__()
@@ -211,7 +211,9 @@ class Tape(TorchFunctionMode):
     def relevance(self, output: Tensor, seed: Tensor, at: list[int]) -> list[Tensor | None]:
         """The relevance that reaches the nodes `at` when `output` starts with `seed`; None where none does."""
         total: dict[int, Tensor] = {self._node(self.current(output)): seed}
-        for step in reversed(self.steps):
+        self.weighted.clear()
+        while self.steps:  # closures refer to the tape: taken off it, their tensors go at once and not by a later gc
+            step = self.steps.pop()
             arriving = [total.get(node) for node in step.outputs]
             if all(r is None for r in arriving):
                 continue
@@ -236,20 +238,20 @@ class MissingRule(UserError):
 def _tensors(tree: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dictionaries, each once, in order."""
     found: list[Tensor] = []
-
-    def visit(item: Any) -> None:
-        if isinstance(item, Tensor):
-            if not any(item is t for t in found):
-                found.append(item)
-        elif isinstance(item, (tuple, list)):
-            for part in item:
-                visit(part)
-        elif isinstance(item, dict):
-            for part in item.values():
-                visit(part)
-
-    visit(tree)
+    _visit(tree, found)  # not a closure: one that calls itself is a cycle, and would hold the tensors until a gc
     return found
+
+
+def _visit(item: Any, found: list[Tensor]) -> None:
+    if isinstance(item, Tensor):
+        if not any(item is t for t in found):
+            found.append(item)
+    elif isinstance(item, (tuple, list)):
+        for part in item:
+            _visit(part, found)
+    elif isinstance(item, dict):
+        for part in item.values():
+            _visit(part, found)
 
 
 def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

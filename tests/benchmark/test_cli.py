@@ -156,7 +156,8 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_later(finished, tmp_path, jobs):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     lines = [line for line in err.splitlines() if not line.startswith("[")]  # but for the progress
-    assert (process.returncode, lines) == (130, ["foolbench: interrupted; the store is whole, run again to go on"])
+    assert lines == ["foolbench: interrupted; the store is whole, run again to go on"]
+    assert process.returncode in (130, -signal.SIGINT)  # a shell shows either as 130
     resumed = replace(finished, run=replace(finished.run, store=str(store)), out=tmp_path / "out")
     assert 3 <= finished.receipts(store) < finished.receipts(finished.store)
     execution.run_suite(resumed.run, resumed.out, jobs=1)

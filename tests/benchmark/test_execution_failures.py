@@ -145,7 +145,9 @@ def test_an_entry_with_damaged_weights_is_a_failed_row(finished, tmp_path):
     damaged[0].write_bytes(damaged[0].read_bytes()[:1000])
     (error,) = execution.run_suite(other.run, other.out, jobs=1).values()
     assert "Safetensor" in error
-    assert (leaderboards.load(other.out, "manipulations").status == "done").sum() == 3
+    rows = leaderboards.load(other.out, "transfer")
+    assert rows[rows.error.notna()].groupby(["fooling", "attacked"]).ngroups == 1
+    assert rows.error.dropna().str.contains("Safetensor").all()
 
 
 def test_a_worker_that_is_killed_is_one_line(finished):
@@ -154,3 +156,23 @@ def test_a_worker_that_is_killed_is_one_line(finished):
         execution._executor(finished.run, 2) as submit,
     ):
         list(submit([("dies", os._exit, (9,))]))
+
+
+def test_one_interpreter_that_raises_costs_its_own_cell_alone(finished, tmp_path, monkeypatch):
+    other, original = started(finished, tmp_path, "scores", "predictions"), harness.score
+
+    def sometimes(run, fooling, interpreter, *rest):
+        if (fooling.name, interpreter.name) == ("active", "lrp"):
+            raise ZeroDivisionError("no map")
+        return original(run, fooling, interpreter, *rest)
+
+    monkeypatch.setattr(harness, "score", sometimes)
+    failed = execution.run_suite(other.run, other.out, jobs=1)
+    assert set(failed) == {"compact_vgg/active/grad_cam/0", "compact_vgg/active/lrp_t/0"}
+    key = ["fooling", "attacked", "evaluated"]
+    table, expected = (leaderboards.load(done.out, "transfer").set_index(key) for done in (other, finished))
+    cells = table[table.error.notna()]
+    assert set(cells.index) == {("active", "grad_cam", "lrp"), ("active", "lrp_t", "lrp")}
+    assert set(cells.error) == {"lrp: ZeroDivisionError: no map"}
+    assert table.drop(cells.index).equals(expected.drop(cells.index))
+    assert set(leaderboards.load(other.out, "manipulations").status) == {"done"}

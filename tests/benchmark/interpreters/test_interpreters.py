@@ -155,3 +155,22 @@ def test_unknown_names_suggest_the_nearest():
         interpreters.create("gradcam")
     with pytest.raises(UserError, match="unknown option of lrp"):
         interpreters.create("lrp", layer="x")
+
+
+@pytest.mark.parametrize("name", ["lrp", "lrp_t", "grad_cam", "simple_grad"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
+    """Memory is bounded by one batch: no reference cycle keeps a batch's activations."""
+    import gc
+
+    model, images, targets = setting
+    interpreter = interpreters.create(name, **({"batch_norm": "fold"} if name == "lrp" else {}))
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.set_grad_enabled(grad):
+            interpreter(model, images, targets)
+        left = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.dim() == 4 and len(o) == len(images)]
+        assert [tuple(t.shape) for t in left] == [tuple(images.shape)]
+    finally:
+        gc.enable()
