@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.heatmaps import min_max
-from benchmark.models import target_layer
+from benchmark.models import eval_mode, target_layer
 
 
 class Interpreter:
@@ -52,18 +52,6 @@ class Interpreter:
             raise UserError(f"targets must be ({len(images)},) class indices (got {tuple(targets.shape)})")
         with eval_mode(model):
             return self.explain(model, images, targets)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; each gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def label_logits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ Following Samek et al. 2017 and Heo, Joo, Moon 2019, who average over images; he
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.fx.experimental import optimization
 from torch.nn import functional
 
 from attacks.errors import UserError
+from benchmark.models import eval_mode
 
 MAX_CELLS = 100
 Grid = tuple[int, int]
@@ -76,7 +76,7 @@ def drops(
     label = targets.unsqueeze(1)
     changed = images.detach().clone(memory_format=torch.contiguous_format)
     flat, replacement = changed.view(*images.shape[:2], -1), noise.flatten(2)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         logits = [model(changed).gather(1, label)]
         for k in range(min(steps, MAX_CELLS, cells)):
             at = pixels[order[:, k]].unsqueeze(1).expand(-1, images.shape[1], -1)
@@ -96,7 +96,7 @@ def folded(model: nn.Module, example: Tensor) -> nn.Module:
     It is returned only where its logits on `example` (N, C, H, W) agree with the model's to 1e-5 of the largest one;
     else, or where the model cannot be traced, the model itself. The given model is untouched.
     """
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         try:
             faster = optimization.fuse(copy.deepcopy(model), inplace=True)
         except Exception:  # whatever stops the tracer: the copy is for speed only, and the model itself is right
@@ -104,18 +104,6 @@ def folded(model: nn.Module, example: Tensor) -> nn.Module:
         faster = faster.to(memory_format=torch.channels_last)
         expected, got = model(example), faster(example)
         return faster if (got - expected).abs().max() <= 1e-5 * expected.abs().max() else model
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, every module's own mode restored at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _generator(purpose: str, seed: int, image: int) -> torch.Generator:

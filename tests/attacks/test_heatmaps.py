@@ -41,7 +41,14 @@ def test_normalisation_is_differentiable_also_where_a_map_is_constant(normalise)
 
 @pytest.mark.parametrize(
     ("height", "width", "ones"),
-    [(7, 7, 49 - 25), (14, 14, 196 - 100), (13, 13, 169 - 121), (7, 14, 98 - 5 * 10), (21, 7, 147 - 15 * 5), (6, 6, 20)],
+    [
+        (7, 7, 49 - 25),
+        (14, 14, 196 - 100),
+        (13, 13, 169 - 121),
+        (7, 14, 98 - 5 * 10),
+        (21, 7, 147 - 15 * 5),
+        (6, 6, 20),
+    ],
 )
 def test_border_is_a_seventh_of_each_side_wide(height: int, width: int, ones: int):
     mask = border(torch.zeros(2, height, width))
