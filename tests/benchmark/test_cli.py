@@ -153,7 +153,8 @@ def test_a_run_that_has_failures_says_so_and_exits_with_an_error(foolbench, fini
 def test_ctrl_c_is_one_line_and_the_run_goes_on_later(finished, tmp_path, jobs):
     store = tmp_path / "store"
     command = [*FOOLBENCH, "run", "--suite", "smoke", "--jobs", jobs, "--store", store, "--out", tmp_path / "none"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a test run may itself ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **heed)
     while process.poll() is None and finished.receipts(store) < 3:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
