@@ -10,7 +10,8 @@ error that names it, never a silently wrong map.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from inspect import signature
+from functools import cache
+from inspect import Signature, signature
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -18,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import UserError
-from benchmark.interpreters.rules import Composite, Rule, Weighted, stabilise
+from benchmark.interpreters.rules import Composite, Rule, Weighted, again, scaled, share, stabilise
 
 Propagate = Callable[..., Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
 
@@ -100,7 +100,7 @@ class Tape(TorchFunctionMode):
         if (func.__name__.endswith("_") and not func.__name__.startswith("__")) or func.__name__.startswith("__i"):
             target, name, func = self._pure(func.__name__, args[0])
         elif getattr(func, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:
-            bound = signature(func).bind(*args, **kwargs)
+            bound = _signature(func).bind(*args, **kwargs)
             if bound.arguments.get("inplace"):
                 target = read[0]
                 bound.arguments["inplace"] = False
@@ -235,6 +235,11 @@ class MissingRule(UserError):
         super().__init__(f"LRP has no rule for the operation {name!r}" + (f" in module {module!r}" if module else ""))
 
 
+@cache
+def _signature(function: Callable[..., Any]) -> Signature:
+    return signature(function)
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dictionaries, each once, in order."""
     found: list[Tensor] = []
@@ -285,24 +290,17 @@ def _transpose(func: Any, args: Any, kwargs: Any, read: list[Tensor], relevance:
 
 
 def _residual(a: Tensor, b: Tensor, form: str) -> Propagate | None:
-    """A sum of two branches, split by their positive parts; where neither has one, by their magnitudes."""
+    """A sum of two branches, split by their positive parts; in halves where neither has one."""
     if a.shape != b.shape:
         return None
+    least = torch.finfo(a.dtype).tiny ** 0.5  # in the place of zero: it never divides by zero, and makes the halves
 
     def part(relevance: Tensor) -> Tensor:
-        first = a + b if form == "altered" else a
-        numerator = first.clamp(min=0)
-        total = numerator + b.clamp(min=0)
-        neither = (total == 0).to(a.dtype)
-        numerator = torch.addcmul(numerator, neither, first)
-        total = torch.addcmul(total, neither, first + b)
-        return relevance * numerator / (total + (total == 0))  # both zero: all of it to b
+        first = F.threshold(a + b if form == "altered" else a, least, least)
+        return scaled(relevance, share(first, F.threshold(b, least, least).add_(first)))
 
     def propagate(relevance: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():  # a few cheap operations again, rather than their results kept
-            share_of_a = checkpoint(part, relevance, use_reentrant=False, preserve_rng_state=False)
-        else:
-            share_of_a = part(relevance)
+        share_of_a = again(part, relevance)
         return share_of_a, relevance - share_of_a
 
     return propagate
@@ -351,11 +349,17 @@ def _convolution(dim: int) -> Callable[..., Weighted]:
             padding = tuple(r // 2 if padding == "same" else 0 for r in reach)
         padding = _tuple(padding, dim)
         size = input.shape[2:]
+        pointwise = set(weight.shape[2:]) == {1} and max(stride) > 1 and not any(padding)
+        every: Any = (..., *(slice(None, None, step) for step in stride))
 
         def apply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             return forward(x, w, b, stride, padding, dilation, groups)
 
         def transpose(s: Tensor, w: Tensor) -> Tensor:
+            if pointwise:  # at the smaller size; the kernel for strides is several times slower
+                result = s.new_zeros(len(s), input.shape[1], *size)
+                result[every] = backward(s, w, None, 1, 0, 0, groups)
+                return result
             rest = [
                 n - ((m - 1) * st - 2 * p + d * (k - 1) + 1)
                 for n, m, st, p, d, k in zip(size, s.shape[2:], stride, padding, dilation, w.shape[2:], strict=True)

@@ -55,15 +55,9 @@ def test_residual_sum_is_split_by_positive_parts(form):
     lrp = interpreters.create("lrp", composite=Composite(add=form))
     got = lrp.attribute(Sum(), x, torch.zeros(5, dtype=torch.long))[:, :, 0, 0]
     if form == "positive":
-        expected = [[3, 1], [-3, 0], [-2, -6], [0, 0], [0, 3]]
-    else:  # the first branch as the sum: 4 and 1; the sum −3 against −5, both negative; and so on
-        expected = [
-            [4 * 4 / 5, 4 / 5],
-            [-3 * 3 / 8, -3 * 5 / 8],
-            [-8 * 8 / 14, -8 * 6 / 14],
-            [0, 0],
-            [3 * 3 / 7, 3 * 4 / 7],
-        ]
+        expected = [[3, 1], [-3, 0], [-4, -4], [0, 0], [0, 3]]  # the third in halves
+    else:  # the first branch as the sum: 4 against 1, −3 against −5 (in halves), and so on
+        expected = [[4 * 4 / 5, 4 / 5], [-1.5, -1.5], [-4, -4], [0, 0], [3 * 3 / 7, 3 * 4 / 7]]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.double))
 
 

@@ -62,13 +62,20 @@ def test_rule_on_a_linear_layer_is_its_formula(name, signed):
 
 @pytest.mark.parametrize(
     "geometry",
-    [{}, {"stride": 2, "padding": 1}, {"groups": 2, "padding": "same"}, {"dilation": 2, "stride": 3, "padding": 2}],
+    [
+        {},
+        {"stride": 2, "padding": 1},
+        {"groups": 2, "padding": "same"},
+        {"dilation": 2, "stride": 3, "padding": 2},
+        {"kernel_size": 1, "stride": (2, 3), "groups": 2},
+        {"kernel_size": 1, "stride": (1, 2), "padding": 1},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("name", [n for n in RULE_CASES if n != "flat"])
 def test_rule_on_a_convolution_is_the_rule_on_its_dense_matrix(name, geometry):
     torch.manual_seed(1)
-    conv = nn.Conv2d(2, 4, 3, **geometry).double()
+    conv = nn.Conv2d(2, 4, **{"kernel_size": 3} | geometry).double()
     x = torch.randn(1, 2, 7, 6, dtype=torch.double)
     head = torch.rand(conv(x).numel(), dtype=torch.double)
     rule = RULE_CASES[name]
