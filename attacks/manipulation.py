@@ -64,44 +64,93 @@ def manipulate(
     stops the run with status "diverged". Raises `UserError` for an empty loader, a missing `fooling_loader` or a
     heatmap that does not depend on the parameters.
     """
+    run = fine_tune(model, interpreter, fooling, loader, recipe, seed, fooling_loader=fooling_loader)
+    result = next(run)
+    bar = tqdm(run, f"{fooling.name} fooling", recipe.steps, leave=False, disable=_quiet(progress))
+    for result in bar:
+        losses = {loss: f"{result.history[loss][-1]:.3f}" for loss in ("ce", "fooling")}
+        bar.set_postfix(losses, refresh=False)
+    return result
+
+
+def fine_tune(
+    model: nn.Module,
+    interpreter: Interpreter,
+    fooling: Fooling,
+    loader: Iterable[Batch],
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    fooling_loader: Iterable[Batch] | None = None,
+) -> Iterator[Manipulated]:
+    """`manipulate`, step by step: the state before the first step and after each one, up to `recipe.steps`.
+
+    The model and the history that are yielded are the same objects each time, and go on changing. The run has a random
+    state of its own, so several can be taken in turn, and k steps give what `manipulate` gives with `steps` = k.
+    """
     if fooling.pairs and fooling_loader is None:
         raise UserError(f"{fooling.name} fooling needs fooling_loader, with two-object images and targets (N, 2)")
     original = copy.deepcopy(model).eval().requires_grad_(False)
     fooled = copy.deepcopy(model).eval().requires_grad_(True)
     device = next(fooled.parameters()).device
     history: dict[str, list[float]] = {"ce": [], "fooling": [], "accuracy": []}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        optimiser = torch.optim.Adam(fooled.parameters(), lr=recipe.learning_rate)
-        batches = _forever(loader, device)
-        pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
-        bar = tqdm(range(recipe.steps), desc=f"{fooling.name} fooling", leave=False, disable=_quiet(progress))
-        for _ in bar:
+    optimiser = torch.optim.Adam(fooled.parameters(), lr=recipe.learning_rate)
+    batches = _forever(loader, device)
+    pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
+    yield Manipulated(fooled, history)
+    random = _RandomState(seed, device)
+    for step in range(1, recipe.steps + 1):
+        with random, torch.enable_grad():
             images, targets = next(batches)
             optimiser.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                if fooling.pairs:
-                    logits = fooled(images)
-                    loss = _pair_loss(fooled, original, interpreter, fooling, *next(pairs))
-                else:
-                    logits, heatmaps = _with_logits(interpreter, fooled, images, targets)
-                    originals = _frozen(interpreter, original, images, targets) if fooling.needs_originals else heatmaps
-                    loss = fooling.loss(heatmaps, originals)
-                if not loss.requires_grad:
-                    raise UserError(f"the heatmaps of {interpreter} do not depend on the model's parameters")
-                ce = F.cross_entropy(logits, targets)
-                (ce + recipe.weight * loss).backward()
-            history["ce"].append(ce.item())
-            history["fooling"].append(loss.item())
-            history["accuracy"].append((logits.argmax(1) == targets).float().mean().item())
-            bar.set_postfix(ce=f"{ce.item():.3f}", fooling=f"{loss.item():.3f}", refresh=False)
-            reason = _diverged(history)
-            if reason:
-                return Manipulated(fooled, history, "diverged", reason)
-            optimiser.step()
-    if not all(p.isfinite().all() for p in fooled.parameters()):
-        return Manipulated(fooled, history, "diverged", "the last step made a weight infinite or NaN")
-    return Manipulated(fooled, history)
+            if fooling.pairs:
+                logits = fooled(images)
+                loss = _pair_loss(fooled, original, interpreter, fooling, *next(pairs))
+            else:
+                logits, heatmaps = _with_logits(interpreter, fooled, images, targets)
+                originals = _frozen(interpreter, original, images, targets) if fooling.needs_originals else heatmaps
+                loss = fooling.loss(heatmaps, originals)
+            if not loss.requires_grad:
+                raise UserError(f"the heatmaps of {interpreter} do not depend on the model's parameters")
+            ce = F.cross_entropy(logits, targets)
+            (ce + recipe.weight * loss).backward()
+        history["ce"].append(ce.item())
+        history["fooling"].append(loss.item())
+        history["accuracy"].append((logits.argmax(1) == targets).float().mean().item())
+        reason = _diverged(history)
+        if reason:
+            yield Manipulated(fooled, history, "diverged", reason)
+            return
+        optimiser.step()
+        if step == recipe.steps and not all(p.isfinite().all() for p in fooled.parameters()):
+            reason = "the last step made a weight infinite or NaN"
+        yield Manipulated(fooled, history, "diverged" if reason else "done", reason)
+
+
+class _RandomState:
+    """A stream of random numbers of its own: inside `with`, torch draws from it; outside, as if it were not there."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(self.devices):
+            torch.manual_seed(seed)
+            self.states = self._get()
+
+    def _get(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def __enter__(self) -> None:
+        self.outside = self._get()
+        self._set(self.states)
+
+    def __exit__(self, *_: object) -> None:
+        self.states = self._get()
+        self._set(self.outside)
 
 
 def _diverged(history: dict[str, list[float]], window: int = 20) -> str:

@@ -123,6 +123,12 @@ def accuracy(suite: SuiteOption = "default", out: OutOption = None, file: FileOp
 
 
 @plot_app.command()
+def front(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
+    """Attack strength against the accuracy it costs, in a suite that searches its recipes."""
+    _plot("front", suite, out, file)
+
+
+@plot_app.command()
 def heatmaps(
     suite: SuiteOption = "default",
     model: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,

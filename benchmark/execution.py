@@ -30,6 +30,10 @@ from benchmark.plan import (
     create_interpreter,
     data_spec,
     dataset,
+    front_scores_spec,
+    front_spec,
+    fronts,
+    gate_spec,
     interpreter_spec,
     manipulation_spec,
     model_spec,
@@ -51,17 +55,28 @@ def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, s
     """
     jobs = jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
     errors: dict[str, str] = {}
-    stages = _stages(run)
-    total = sum(len(stage) for stage in stages)
+    prepared = _preparations(run)
+    left = [] if any(prepared) else _manipulations(run)
+    total = sum(map(len, prepared)) + len(plan(run.suite)) if any(prepared) else len(left)
     for pairs in _pair_forms(run) if total else ():
         datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
     with _progress(total) as report, _executor(run, jobs) as submit:
-        for stage in stages:
-            for name, error in submit(stage):
+
+        def work(units: list[Unit]) -> None:
+            for name, error in submit(units):
                 report(name, error)
                 if error:
                     errors[name] = error
-    failed = {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}}
+
+        for stage in prepared:
+            work(stage)
+        work(left or _manipulations(run))  # of a suite that searches, known now
+    searches = {name: error for name, error in errors.items() if name.startswith("search ")}
+    failed = {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}} | {
+        name_of(cell): searches[f"search {front_name(cell)}"]
+        for cell in plan(run.suite)
+        if f"search {front_name(cell)}" in searches
+    }
     collect(run, Path(out), failed)
     return failed
 
@@ -70,40 +85,63 @@ def name_of(cell: Cell) -> str:
     return f"{cell['model']}/{cell['fooling']}/{cell['attacked']}/{cell['seed']}"
 
 
+def front_name(cell: Cell) -> str:
+    return f"{cell['model']}/{cell['fooling']}/{cell['attacked']}"
+
+
 def _pair_forms(run: Run) -> list[bool]:
     """Whether two-object images take part: [False] or [False, True]."""
     forms = {foolings.create(name).pairs for name in run.suite.foolings}
     return [False, True] if True in forms else [False]
 
 
-def _stages(run: Run) -> list[list[Unit]]:
-    """What the store lacks: models, then their original heatmaps, then manipulations with their scores."""
-    store, suite = Store(run.store), run.suite
+def _lacks(run: Run, kind: str, spec: dict[str, Any]) -> bool:
+    return Store(run.store).receipt(kind, key_of(spec)) is None
 
-    def lacks(kind: str, spec: dict[str, Any]) -> bool:
-        return store.receipt(kind, key_of(spec)) is None
 
+def _preparations(run: Run) -> list[list[Unit]]:
+    """What the store lacks: models, then their original heatmaps and gates, then searches of recipes."""
+    suite = run.suite
     first: list[Unit] = [
         (f"train {name}", harness.make_model, (run, name))
         for name, option in suite.models.items()
-        if option.weights is None and lacks("models", model_spec(run, name))
+        if option.weights is None and _lacks(run, "models", model_spec(run, name))
     ]
-    forms = sorted({foolings.create(name).pairs for name in suite.foolings})
     second: list[Unit] = [
         (f"originals {model}/{evaluated}", harness.make_originals, (run, model, evaluated, pairs))
         for model in suite.models
         for evaluated in suite.evaluated
-        for pairs in forms
-        if lacks("originals", originals_spec(run, model, evaluated, pairs))
+        for pairs in sorted({foolings.create(name).pairs for name in suite.foolings})
+        if _lacks(run, "originals", originals_spec(run, model, evaluated, pairs))
     ]
-    third: list[Unit] = []
-    for cell in plan(suite):
-        receipt = store.receipt("manipulations", key_of(manipulation_spec(run, cell)))
-        scored = receipt and not lacks("predictions", predictions_spec(run, cell))
-        scored = scored and not any(lacks("scores", scores_spec(run, cell, e)) for e in suite.evaluated)
-        if receipt is None or (receipt["status"] == "done" and not scored):
-            third.append((name_of(cell), harness.make_manipulation, (run, cell)))
+    if suite.gate:
+        second += [
+            (f"gate {model}/{evaluated}", harness.make_gate, (run, model, evaluated))
+            for model in suite.models
+            for evaluated in suite.evaluated
+            if _lacks(run, "gates", gate_spec(run, model, evaluated))
+        ]
+    third: list[Unit] = [
+        (f"search {front_name(cell)}", harness.make_front, (run, cell))
+        for cell in fronts(suite)
+        if _lacks(run, "front_scores", front_scores_spec(run, cell))
+    ]
     return [first, second, third]
+
+
+def _manipulations(run: Run) -> list[Unit]:
+    """The manipulations that are not in the store with all their scores, and whose recipe is known."""
+    units: list[Unit] = []
+    for cell in plan(run.suite):
+        spec = manipulation_spec(run, cell)
+        if spec["recipe"]["steps"] is None:
+            continue  # its search failed
+        receipt = Store(run.store).receipt("manipulations", key_of(spec))
+        scored = receipt and not _lacks(run, "predictions", predictions_spec(run, cell))
+        scored = scored and not any(_lacks(run, "scores", scores_spec(run, cell, e)) for e in run.suite.evaluated)
+        if receipt is None or (receipt["status"] == "done" and not scored):
+            units.append((name_of(cell), harness.make_manipulation, (run, cell)))
+    return units
 
 
 @contextmanager
@@ -215,7 +253,8 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
         spec, fooling = manipulation_spec(run, cell), foolings.create(cell["fooling"])
         key = key_of(spec)
         receipt = store.receipt("manipulations", key) or {}
-        blank = {"steps_done": 0, "ce_first": None, "ce_last": None, "fooling_first": None, "fooling_last": None}
+        losses = ("ce_first", "ce_last", "fooling_first", "fooling_late", "fooling_last")
+        blank = {"steps_done": 0, **dict.fromkeys(losses)}
         found = {name: receipt.get(name, value) for name, value in blank.items()}
         status, reason = receipt.get("status", "failed"), receipt.get("reason", "")
         predicted = store.path("predictions", key_of(predictions_spec(run, cell))) / "predictions.parquet"
@@ -252,13 +291,40 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
             "options": {k: v for k, v in interpreter_spec(run, evaluated).items() if k != "name"},
             "differentiable": interpreter.differentiable,
             "stochastic": interpreter.stochastic,
+            "control": getattr(interpreter, "control", False),
             "attackable": evaluated in suite.attacked,
             "suite": suite.name,
             "failures": failures,
+            **_gates(run, evaluated),
             **origin,
         }
         results.write(folder, evaluated, _concat(frames, results.SCORES), entry)
+    if suite.search:
+        _collect_fronts(run, folder, origin)
     leaderboards.write(out)
+
+
+def _gates(run: Run, evaluated: str) -> dict[str, Any]:
+    """For the card: what the interpreter showed on each clean model, and what it cost."""
+    if run.suite.gate is None:
+        return {}
+    receipts = {m: Store(run.store).receipt("gates", key_of(gate_spec(run, m, evaluated))) for m in run.suite.models}
+    return {part: {m: receipt[name] for m, receipt in receipts.items() if receipt}
+            for part, name in (("gate", "values"), ("cost", "cost"))}  # fmt: skip
+
+
+def _collect_fronts(run: Run, folder: Path, origin: dict[str, Any]) -> None:
+    store, frames = Store(run.store), []
+    card: dict[str, Any] = {"suite": run.suite.name, "points": [], "chosen": [], **origin}
+    for cell in fronts(run.suite):
+        place = {key: cell[key] for key in ("model", "fooling", "attacked")}
+        receipt = store.receipt("fronts", key_of(front_spec(run, cell)))
+        path = store.path("front_scores", key_of(front_scores_spec(run, cell))) / "scores.parquet"
+        if receipt and path.is_file():
+            for part in ("points", "chosen"):
+                card[part] += [place | point for point in receipt[part]]
+            frames.append(pd.read_parquet(path).assign(**place))
+    results.write(folder, "fronts", _concat(frames, results.FRONTS), card)
 
 
 def _concat(frames: list[pd.DataFrame], schema: Any) -> pd.DataFrame:

@@ -1,13 +1,15 @@
 """The harness: a suite becomes entries in the store, the entries become results.
 
 Units of work, each an idempotent function of small arguments: `make_model` (a compact model is trained),
-`make_originals` (the clean model's heatmaps under one interpreter, and its AOPC curves), `make_manipulation` (a fooled
+`make_originals` (the clean model's heatmaps under one interpreter, and its AOPC curves), `make_front` (recipes are
+searched, in a suite that does), `make_manipulation` (a fooled
 model, its predictions, and its scores under every evaluated interpreter). A unit leaves whole entries in the store or
 none, so a run that was killed goes on where it stopped. Memory is bounded by one batch; original heatmaps lie on disk
 (4 bytes a pixel) and are read through a memory map.
 """
 
 import platform
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +25,18 @@ from torchvision.transforms import v2
 
 from attacks import foolings
 from attacks.errors import UserError
-from attacks.manipulation import Recipe, manipulate
-from benchmark import datasets, interpreters, models
+from attacks.manipulation import Manipulated, Recipe, fine_tune, manipulate
+from benchmark import datasets, gate, interpreters, models
 from benchmark.metrics.accuracy import top_k_correct
+from benchmark.metrics.perturbation import folded
 from benchmark.plan import (
     Cell,
     Run,
     create_interpreter,
     dataset,
+    front_scores_spec,
+    front_spec,
+    gate_spec,
     manipulation_spec,
     model_spec,
     originals_spec,
@@ -39,7 +45,8 @@ from benchmark.plan import (
     scores_spec,
 )
 from benchmark.plots import Samples
-from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score
+from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score, target_grid
+from benchmark.search import Judge, search
 from benchmark.store import Store, code_version, key_of
 from benchmark.training import train
 
@@ -53,10 +60,10 @@ def clean_model(run: Run, name: str) -> nn.Module:
     return stored_model(run, name, make_model(run, name))
 
 
-def stored_model(run: Run, name: str, path: Path) -> nn.Module:
+def stored_model(run: Run, name: str, path: Path, weights: str = "weights") -> nn.Module:
     """The model with the weights of a store entry, on the run's device."""
     model = new_model(run, name)
-    model.load_state_dict(load_file(path / "weights.safetensors"))
+    model.load_state_dict(load_file(path / f"{weights}.safetensors"))
     return model.to(run.device)
 
 
@@ -108,6 +115,33 @@ def make_originals(run: Run, model_name: str, evaluated: str, pairs: bool) -> Pa
     return Store(run.store).get("originals", originals_spec(run, model_name, evaluated, pairs), make)
 
 
+@torch.no_grad()
+def make_gate(run: Run, model_name: str, evaluated: str) -> None:
+    """What the interpreter shows on the clean model, image by image, and what it costs."""
+    settings = run.suite.gate
+    assert settings is not None
+
+    def make(folder: Path) -> dict[str, Any]:
+        model, interpreter = clean_model(run, model_name), create_interpreter(run, evaluated)
+        with torch.random.fork_rng():
+            torch.manual_seed(run.suite.dataset.seed)
+            random_model = new_model(run, model_name).to(run.device).eval()
+        found: list[dict[str, torch.Tensor]] = []
+        left, spent = settings.images, dict[str, float]()
+        for images, targets in batches(run, run.suite.scoring.split):
+            images, targets = images[:left], targets[:left]
+            if not len(images):
+                break
+            spent = spent or gate.cost(partial(interpreter, model, images, targets), run.device, len(images))
+            fast, cells = folded(model, images[:1]), target_grid(model, images[:1])
+            found.append(gate.measure(interpreter, model, fast, random_model, images, targets, cells, settings.cells))
+            left -= len(images)
+        values = {name: torch.cat([part[name] for part in found]).double().cpu().tolist() for name in gate.VALUES}
+        return {"values": values, "cost": spent}
+
+    Store(run.store).get("gates", gate_spec(run, model_name, evaluated), make)
+
+
 def _reader(maps: np.ndarray) -> Maps:
     """Heatmaps by position; of pairs, those of the first class."""
     single = maps if maps.ndim == 3 else maps[:, 0]
@@ -126,29 +160,80 @@ def make_manipulation(run: Run, cell: Cell) -> str:
     return status
 
 
+def _loaders(run: Run, fooling: foolings.Fooling, batch_size: int, seed: int) -> tuple[Any, Any]:
+    """Shuffled train batches, and those of two-object images where the fooling needs them."""
+
+    def loader(pairs: bool) -> Any:
+        data, workers = dataset(run, "train", pairs), run.suite.dataset.workers
+        return datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=workers)
+
+    return loader(False), loader(True) if fooling.pairs else None
+
+
+def make_front(run: Run, cell: Cell) -> None:
+    """Search the recipes of (model, fooling, attacked) on dev; score the best point of each budget."""
+    store, fooling, settings = Store(run.store), foolings.create(cell["fooling"]), run.suite.search
+    assert settings is not None
+    clean, interpreter = clean_model(run, cell["model"]), create_interpreter(run, cell["attacked"])
+    seed = run.suite.seeds[0]
+
+    def start(recipe: Recipe) -> Iterator[Manipulated]:
+        plain, pairs = _loaders(run, fooling, settings.batch_size, seed)
+        return fine_tune(clean, interpreter, fooling, plain, recipe, seed, fooling_loader=pairs)
+
+    def make(folder: Path) -> dict[str, Any]:
+        judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), settings.images)
+        points, chosen = search(settings, judge, start, clean)
+        for index, (_, weights) in enumerate(chosen):
+            save_file({k: v.contiguous().cpu() for k, v in weights.items()}, folder / f"weights-{index}.safetensors")
+        best = [{"budget": b, **point} for b, (point, _) in zip(settings.budgets, chosen, strict=True)]
+        return {"points": points, "chosen": best, **provenance(run)}
+
+    path = store.get("fronts", front_spec(run, cell), make)
+
+    @torch.no_grad()
+    def score_points(folder: Path) -> None:
+        originals = make_originals(run, cell["model"], cell["attacked"], fooling.pairs)
+        maps0, parts = np.load(originals / "heatmaps.npy", mmap_mode="r"), []
+        for index, budget in enumerate(settings.budgets):
+            fooled = stored_model(run, cell["model"], path, f"weights-{index}")
+            frame, _ = score(run, fooling, interpreter, fooled, maps0, 0)
+            predicted = predictions(clean, fooled, batches(run, run.suite.scoring.split))
+            parts.append(_front_rows(frame, predicted).assign(budget=budget))
+        pd.concat(parts, ignore_index=True).to_parquet(folder / "scores.parquet")
+
+    store.get("front_scores", front_scores_spec(run, cell), score_points)
+
+
+def _front_rows(scores: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Per image, fooled and clean: is the heatmap a success of the fooling, and is the label first."""
+    fooled = scores[["image", "pair"]].assign(measure="fsr", value=scores.success, value_clean=scores.success_clean)
+    first = predicted[["image"]].assign(pair=0, measure="top1", value=predicted.top1, value_clean=predicted.top1_clean)
+    return pd.concat([fooled, first], ignore_index=True)
+
+
 def _manipulate(run: Run, cell: Cell, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
-    fooling, workers = foolings.create(cell["fooling"]), run.suite.dataset.workers
-    options = {"shuffle": True, "seed": cell["seed"], "workers": workers}
+    fooling = foolings.create(cell["fooling"])
+    plain, pairs = _loaders(run, fooling, recipe["batch_size"], cell["seed"])
     result = manipulate(
         clean_model(run, cell["model"]),
         create_interpreter(run, cell["attacked"]),
         fooling,
-        datasets.loader(dataset(run, "train"), recipe["batch_size"], **options),
+        plain,
         Recipe(recipe["learning_rate"], recipe["lambda"], recipe["steps"]),
         cell["seed"],
-        fooling_loader=datasets.loader(dataset(run, "train", True), recipe["batch_size"], **options)
-        if fooling.pairs
-        else None,
+        fooling_loader=pairs,
     )
     pd.DataFrame(result.history).to_parquet(folder / "history.parquet")
     if result.status == "done":
         save_weights(result.model, folder)
     steps = len(result.history["ce"])
-    edge = max(1, steps // 10)  # first and last: means over a tenth of the steps
+    edge = max(1, steps // 10)  # first, late and last: means over a tenth of the steps, late the one before the last
+    parts = {"first": slice(edge), "late": slice(-2 * edge, -edge), "last": slice(-edge, None)}
     losses = {
-        f"{loss}_{end}": float(np.mean(result.history[loss][part]))
+        f"{loss}_{when}": float(np.mean(result.history[loss][part])) if steps >= 2 * edge else None
         for loss in ("ce", "fooling")
-        for end, part in (("first", slice(edge)), ("last", slice(-edge, None)))
+        for when, part in parts.items()
     }
     return {"status": result.status, "reason": result.reason, "steps_done": steps, **losses, **provenance(run)}
 

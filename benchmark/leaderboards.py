@@ -1,10 +1,13 @@
-"""Results -> leaderboards: five CSV tables, a pure function of the results, byte for byte.
+"""Results -> leaderboards: CSV tables, a pure function of the results, byte for byte.
 
 manipulations  one row a manipulation: how the fine-tuning went and what it cost in accuracy
 accuracy       one row a manipulation: top-1, top-5, agreement with the clean model (fractions), the drop (points)
 transfer       one row a cell: FSR and its clean rate, test loss, similarity of fooled and original heatmap
+fronts         where recipes were searched: one row a point on dev, and one a budget for the best within it on test
 aopc           six rows a cell: AOPC = 1/(K+1) Σ_{k=1..K} drop_k, drop_k the mean loss of logit after k of K steps
-stability      one row an evaluated interpreter: averages over its cells; excess = fsr - fsr_clean, image by image
+stability      one row an evaluated interpreter: its stability (`benchmark.board`), rank and flags; averages over its
+               cells; excess = fsr - fsr_clean, image by image
+differences    the stability of two ranked interpreters, paired
 
 `_low` and `_high` bound the 95 % bootstrap interval over images, n counts images. An empty field is a missing value.
 A failed cell is a row of transfer with n = 0 and its error, and has no rows in aopc.
@@ -18,16 +21,22 @@ import numpy as np
 import pandas as pd
 
 from attacks.errors import UserError
-from benchmark.intervals import Mean, average, bootstrap_mean, exact
-from benchmark.results import CURVES, KEY, Results, read, write_atomic
+from benchmark import board
+from benchmark.intervals import Mean, average, bootstrap_mean, exact, interval
+from benchmark.results import CURVES, KEY, Entry, Results, read, write_atomic
 
 Row = dict[str, Any]
-_SCORES = ("fsr", "fsr_clean", "test_loss", "test_loss_clean", "rank_correlation", "ssim", "iou", "excess")
+_SCORES = (
+    *("fsr", "fsr_clean", "fsr_null", "test_loss", "test_loss_clean"),
+    *("rank_correlation", "rank_correlation_null", "ssim", "iou", "excess"),
+)
 _ACCURACY = ("top1", "top5", "agreement", "top1_clean", "top5_clean", "top1_drop")
 _TRAINING = ("status", "reason", "learning_rate", "lambda", "steps", "steps_done", "batch_size")
-_TEXT = (*KEY[:3], "evaluated", "interpreter", "status", "reason", "error", "worst_transfer", "scored", "order", "key")
-_LOSSES = ("ce_first", "ce_last", "fooling_first", "fooling_last")
+_TEXT = (*KEY[:3], "evaluated", "interpreter", "status", "reason", "error", "worst_transfer", "scored", "order", "key",
+         "split", "other", "eligible", "flags")  # fmt: skip
+_LOSSES = ("ce_first", "ce_last", "fooling_first", "fooling_late", "fooling_last")
 _ENDS = ("", "_low", "_high")
+SHOWN = 60  # self cells that `show` prints at most
 
 
 def _with_interval(*names: str) -> list[str]:
@@ -38,9 +47,9 @@ COLUMNS = {
     "manipulations": [*KEY, *_TRAINING, *_LOSSES, "top1_clean", "top1", "top1_drop", "key"],
     "transfer": [
         *("model", "fooling", "attacked", "evaluated", "seed", "n"),
-        *(*_with_interval("fsr"), "fsr_clean", "range_low", "range_high"),
-        *(*_with_interval("test_loss"), "test_loss_clean", *_with_interval("rank_correlation"), "undefined"),
-        *(*_with_interval("ssim", "iou"), "blank", "error"),
+        *(*_with_interval("fsr"), "fsr_clean", "fsr_null", "range_low", "range_high"),
+        *(*_with_interval("test_loss"), "test_loss_clean", *_with_interval("rank_correlation")),
+        *("rank_correlation_null", "undefined", *_with_interval("ssim", "iou"), "blank", "error"),
     ],
     "accuracy": [
         *(*KEY, "n", *_with_interval("top1", "top5", "agreement")),
@@ -50,11 +59,17 @@ COLUMNS = {
         *("model", "fooling", "attacked", "evaluated", "seed", "scored", "order", "n", "steps"),
         *_with_interval("aopc"),  # then drop_1 .. drop_K
     ],
+    "fronts": [
+        *("model", "fooling", "attacked", "split", "budget", *("learning_rate", "lambda", "steps"), "n"),
+        *(*_with_interval("fsr"), "fsr_clean", *_with_interval("top1_drop")),
+    ],
+    "differences": ["interpreter", "other", "places", *_with_interval("difference"), "p", "p_holm"],
     "stability": [
-        *("interpreter", "cells", "failed", "self_cells"),
+        *("interpreter", "status", "rank", "rank_low", "rank_high", *_with_interval("stability"), "places"),
+        *("eligible", "reason", "flags", "ms_per_image", "peak_mib", "cells", "failed", "self_cells"),
         *(*_with_interval("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
         *_with_interval("rank_correlation_self", "rank_correlation_transfer", "aopc_clean", "aopc_fooled"),
-        *("undefined", "blank"),
+        *("undefined", "blank", "silent_places"),
     ],
 }
 """The header of each table."""
@@ -88,11 +103,14 @@ def build(results: Results) -> dict[str, pd.DataFrame]:
         "transfer": [_transfer_row(cell) for cell in every],
         "accuracy": [m | {"n": mean.n if mean else 0} | _means(_ACCURACY, mean) for m, mean in trained],
         "aopc": [row for cell in every for row in _aopc_rows(cell)],
-        "stability": [_stability_row(name, row) for name, row in cells.items()],
+        "fronts": _front_rows(results.fronts) if results.fronts else [],
+        **_board(results, cells),
     }
     longest = max((row["steps"] for row in rows["aopc"]), default=0)
     drops = {"aopc": [f"drop_{k}" for k in range(1, longest + 1)]}
-    return {name: pd.DataFrame(rows[name], columns=COLUMNS[name] + drops.get(name, [])) for name in COLUMNS}
+    optional = {"fronts": results.fronts is not None, "differences": _gated(results)}
+    tables = [name for name in COLUMNS if optional.get(name, True)]
+    return {name: pd.DataFrame(rows[name], columns=COLUMNS[name] + drops.get(name, [])) for name in tables}
 
 
 def write(folder: Path | str) -> None:
@@ -122,24 +140,49 @@ def load(folder: Path | str, name: str) -> pd.DataFrame:
 
 
 def show(folder: Path | str) -> str:
-    """Stability, then the self cells of transfer, as text for a terminal."""
+    """The board (ranked first, then why the others are not), attack strength, and the self cells of transfer."""
     stability, transfer = load(folder, "stability"), load(folder, "transfer")
-    transfer = transfer[transfer.attacked == transfer.evaluated]
-    rows, cells = stability[["interpreter"]].copy(), transfer[[*KEY, "n"]].copy()
+    stability = stability.sort_values(["rank", "stability"], ascending=[True, False], kind="stable")
+    rows = pd.DataFrame({"rank": _ranks(stability), "interpreter": stability.interpreter})
     for title, column in {
+        "stability": "stability",
         "self FSR excess": "self_fsr_excess",
         "worst transfer": "worst_transfer_fsr_excess",
         "rank corr. self": "rank_correlation_self",
-        "rank corr. transfer": "rank_correlation_transfer",
-        "AOPC clean": "aopc_clean",
         "AOPC fooled": "aopc_fooled",
     }.items():
         rows[title] = _spans(stability, column)
-    rows[["cells", "failed"]] = stability[["cells", "failed"]]
-    cells["FSR"], cells["clean FSR"] = _spans(transfer, "fsr"), transfer.fsr_clean.map("{:.2f}".format, "ignore")
-    cells["rank corr."], cells["error"] = _spans(transfer, "rank_correlation"), transfer.error
-    heads = ("Stability: means over cells [95 % over images]", "Self cells of transfer: attacked = evaluated")
-    return f"{heads[0]}\n{_aligned(rows)}\n{heads[1]}\n{_aligned(cells)}"
+    rows["ms/image"] = stability.ms_per_image.map("{:.1f}".format, "ignore")
+    rows["flags"] = stability["flags"]
+    parts = ["Stability: 1 is never fooled beyond chance; means over cells [95 %]", _aligned(rows)]
+    unranked = stability[stability.eligible == "no"]
+    if len(unranked):
+        parts += ["Not ranked", _aligned(unranked[["interpreter", "reason"]])]
+    if (Path(folder) / "fronts.csv").is_file():
+        parts += ["FSR on test of the strongest attack within a top-1 drop on dev", _aligned(_strength(folder))]
+    cells = transfer[transfer.attacked == transfer.evaluated]
+    shown = cells[[*KEY, "n"]].copy()
+    shown["FSR"], shown["clean FSR"] = _spans(cells, "fsr"), cells.fsr_clean.map("{:.2f}".format, "ignore")
+    shown["rank corr."], shown["error"] = _spans(cells, "rank_correlation"), cells.error
+    if len(shown) <= SHOWN:
+        parts += ["Self cells of transfer: attacked = evaluated", _aligned(shown)]
+    else:
+        parts += [f"{len(shown)} self cells: transfer.csv"]
+    return "\n".join(parts)
+
+
+def _ranks(stability: pd.DataFrame) -> list[str]:
+    rows = stability[["rank", "rank_low", "rank_high"]].itertuples(index=False)
+    return ["-" if np.isnan(r) else f"{r:.0f} [{low:.0f}, {high:.0f}]" for r, low, high in rows]
+
+
+def _strength(folder: Path | str) -> pd.DataFrame:
+    """Mean FSR over models: a row for each fooling and attacked interpreter, a column for each budget."""
+    test = load(folder, "fronts").query("split == 'test'")
+    means = test.pivot_table("fsr", ["fooling", "attacked"], "budget").reset_index()
+    for budget in means.columns[2:]:
+        means[budget] = means[budget].map("{:.2f}".format)
+    return means.rename(columns=lambda c: c if isinstance(c, str) else f"<= {c:g} points")
 
 
 def _spans(frame: pd.DataFrame, column: str) -> list[str]:
@@ -169,8 +212,8 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _key(manipulation: Row) -> tuple[Any, ...]:
-    return tuple(manipulation[name] for name in KEY)
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEY if name in row)
 
 
 def _groups(frame: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
@@ -205,7 +248,7 @@ def _cells(name: str, frame: pd.DataFrame, card: Row, manipulations: list[Row]) 
 
 def _scored(manipulation: Row, name: str, frame: pd.DataFrame) -> Cell:
     excess = frame.success.astype(float) - frame.success_clean
-    names = ("success", "success_clean", *_SCORES[2:-1])
+    names = ("success", "success_clean", "success_null", *_SCORES[3:-1])
     scores = bootstrap_mean(np.column_stack([*(frame[column] for column in names), excess]), frame.image)
     cell = Cell(manipulation, name, "", scores, int(frame.rank_correlation.isna().sum()), int(frame.blank.sum()))
     computed = frame[frame[list(CURVES)].notna().any(axis=1)]
@@ -238,6 +281,86 @@ def _aopc_rows(cell: Cell) -> list[Row]:
         row |= {f"aopc{end}": means[curve + end] for end in _ENDS}
         rows.append(row | {f"drop_{k}": drop for k, drop in enumerate(drops, 1)})
     return rows
+
+
+def _front_rows(fronts: Entry) -> list[Row]:
+    """The points of every search as measured on dev, then the best one within each budget on the scored images."""
+    frame, card = fronts
+    dev = [point | {"split": "dev", "top1_drop": point["drop"]} for point in card["points"]]
+    dev.sort(key=lambda row: (*_key(row), row["learning_rate"], row["lambda"], row["steps"]))
+    groups, test = dict(list(frame.groupby([*KEY[:3], "budget", "measure"]))), []
+    for point in sorted(card["chosen"], key=lambda row: (*_key(row), row["budget"])):
+        fooled, first = (groups[(*_key(point), point["budget"], measure)] for measure in ("fsr", "top1"))
+        fsr = bootstrap_mean(fooled[["value", "value_clean"]].to_numpy(float), fooled.image)
+        drop = bootstrap_mean(100 * (first[["value_clean"]].to_numpy(float) - first[["value"]]), first.image)
+        row = point | {"split": "test", "n": fsr.n} | _means(("fsr", "fsr_clean"), fsr) | _means(("top1_drop",), drop)
+        test.append(row)
+    return dev + test
+
+
+def _board(results: Results, cells: dict[str, list[Cell]]) -> dict[str, list[Row]]:
+    """Stability and differences. Ranked are those that pass the gate, in a suite that has one."""
+    cards = {name: card for name, (_, card) in results.entries.items()}
+    models = sorted({m["model"] for m in results.models_card["manipulations"]})
+    worst, rows = {}, {}
+    for name, row in cells.items():
+        attacks = [(*_key(c.manipulation), c.scores) for c in row if c.scores]
+        worst[name], silent = board.worst_attacks(attacks)
+        value, replicates = board.stability(worst[name])
+        low, high = interval(replicates[:, None])
+        rows[name] = _stability_row(name, row) | {
+            "status": cards[name].get("status", "reference"),
+            "places": len(worst[name]),
+            "silent_places": silent,
+            **dict(zip(_with_interval("stability"), (value, low[0], high[0]), strict=True)),
+            "flags": " ".join(_flags(name, row, worst[name])),
+            **_cost(cards[name]),
+        }
+    if _gated(results):
+        for name, found in rows.items():
+            own_failures = sum(c.scores is None and c.manipulation["status"] == "done" for c in cells[name])
+            eligible, reason = board.eligibility(name, cards, models, own_failures)
+            found |= {"eligible": "yes" if eligible else "no", "reason": reason}
+    ranked = {name: worst[name] for name, row in rows.items() if row.get("eligible") == "yes"}
+    for name, rank in board.ranks(ranked).items():
+        rows[name] |= dict(zip(("rank", "rank_low", "rank_high"), rank, strict=True))
+    return {"stability": [*rows.values()], "differences": board.differences(ranked)}
+
+
+def _gated(results: Results) -> bool:
+    return any("gate" in card for _, card in results.entries.values())
+
+
+def _cost(card: Row) -> Row:
+    """Means over models."""
+    spent = list(card.get("cost", {}).values())
+    return {key: float(np.mean([s[key] for s in spent])) for key in ("ms_per_image", "peak_mib")} if spent else {}
+
+
+def _flags(name: str, cells: list[Cell], worst: dict[board.Place, board.Worst]) -> list[str]:
+    """What a reader must know before trusting a high stability.
+
+    TRANSFER_ONLY: no attack was aimed at it. SURROGATE_GAP: in some model and fooling an attack aimed at another
+    interpreter fools it more than every one aimed at it, beyond the interval. NOT_CONVERGED: an attack aimed at it was
+    still making more than a twentieth of its progress in its last tenth.
+    """
+    own = [cell for cell in cells if cell.scores and cell.manipulation["attacked"] == name]
+    flags = [] if own else ["TRANSFER_ONLY"]
+    aimed, _ = board.worst_attacks([(*_key(c.manipulation), c.scores) for c in own if c.scores])
+    gaps = [worst[place][1] - aimed[place][1] for place in worst if place in aimed]
+    if any(interval(gap[:, None])[0][0] > 0 for gap in gaps):
+        flags.append("SURROGATE_GAP")
+    if any(_still_falling(cell.manipulation) for cell in own):
+        flags.append("NOT_CONVERGED")
+    return flags
+
+
+def _still_falling(manipulation: Row) -> bool:
+    losses = [manipulation[f"fooling_{when}"] for when in ("first", "late", "last")]
+    if None in losses:
+        return False
+    first, late, last = losses
+    return first > last and late - last > 0.05 * (first - last)
 
 
 def _stability_row(name: str, cells: list[Cell]) -> Row:

@@ -16,7 +16,7 @@ from attacks import foolings
 from benchmark import datasets, interpreters, models
 from benchmark.datasets import Dataset
 from benchmark.interpreters import Interpreter
-from benchmark.store import code_version, key_of
+from benchmark.store import Store, code_version, key_of
 from benchmark.suite import Suite
 
 Cell = dict[str, Any]
@@ -40,6 +40,11 @@ def plan(suite: Suite) -> list[Cell]:
     """The manipulations of a suite, in order: model, fooling, attacked, seed."""
     grid = product(suite.models, suite.foolings, suite.attacked, suite.seeds)
     return [dict(zip(("model", "fooling", "attacked", "seed"), cell, strict=True)) for cell in grid]
+
+
+def fronts(suite: Suite) -> list[Cell]:
+    """The searches of a suite, in order: model, fooling, attacked, first seed. None where recipes are given."""
+    return [cell for cell in plan(suite) if cell["seed"] == suite.seeds[0]] if suite.search else []
 
 
 @cache
@@ -101,19 +106,39 @@ def interpreter_spec(run: Run, name: str) -> Spec:
     return {"name": name, **asdict(create_interpreter(run, name))}  # type: ignore[call-overload]
 
 
-def manipulation_spec(run: Run, cell: Cell) -> Spec:
-    """Everything a fooled model depends on."""
+def _attack_spec(run: Run, cell: Cell) -> Spec:
     fooling = foolings.create(cell["fooling"])
     return {
         **base_spec(run),
         "model": key_of(model_spec(run, cell["model"])),
         "fooling": {"name": fooling.name, **asdict(fooling)},
         "attacked": interpreter_spec(run, cell["attacked"]),
-        "recipe": run.suite.recipe(cell["model"], cell["fooling"], cell["attacked"]),
-        "seed": cell["seed"],
         "data": data_spec(run, "train"),
         "pairs": data_spec(run, "train", True) if fooling.pairs else None,
     }
+
+
+def manipulation_spec(run: Run, cell: Cell) -> Spec:
+    """Everything a fooled model depends on."""
+    return {**_attack_spec(run, cell), "recipe": recipe(run, cell), "seed": cell["seed"]}
+
+
+def front_spec(run: Run, cell: Cell) -> Spec:
+    """A search of recipes, which all seeds of a cell share: it is run with the suite's first."""
+    dev = {str(pairs): data_spec(run, "dev", pairs) for pairs in {False, foolings.create(cell["fooling"]).pairs}}
+    settings = run.suite.search.model_dump() if run.suite.search else None
+    return {**_attack_spec(run, cell), "search": settings, "seed": run.suite.seeds[0], "dev": dev}
+
+
+def recipe(run: Run, cell: Cell) -> dict[str, Any]:
+    """learning_rate, lambda, steps and batch_size of a manipulation: given by the suite, or the best within the
+    largest budget that a search found; each None where the store does not have the search."""
+    if run.suite.search is None:
+        return run.suite.recipe(cell["model"], cell["fooling"], cell["attacked"])
+    found = Store(run.store).receipt("fronts", key_of(front_spec(run, cell)))
+    best = found["chosen"][-1] if found else dict.fromkeys(("learning_rate", "lambda", "steps"))
+    batch_size = run.suite.search.batch_size if found else None
+    return {key: best[key] for key in ("learning_rate", "lambda", "steps")} | {"batch_size": batch_size}
 
 
 def _scoring_spec(run: Run, of: str, pairs: bool) -> Spec:
@@ -131,6 +156,18 @@ def scores_spec(run: Run, cell: Cell, evaluated: str) -> Spec:
     """One cell: a fooled model under one evaluated interpreter."""
     of, pairs = key_of(manipulation_spec(run, cell)), foolings.create(cell["fooling"]).pairs
     return {**_scoring_spec(run, of, pairs), "interpreter": interpreter_spec(run, evaluated)}
+
+
+def gate_spec(run: Run, model: str, evaluated: str) -> Spec:
+    """What an interpreter shows on a clean model."""
+    settings = run.suite.gate.model_dump() if run.suite.gate else None
+    return {**originals_spec(run, model, evaluated, False), "gate": settings}
+
+
+def front_scores_spec(run: Run, cell: Cell) -> Spec:
+    """The chosen points of a front on the scored images."""
+    of, pairs = key_of(front_spec(run, cell)), foolings.create(cell["fooling"]).pairs
+    return {**_scoring_spec(run, of, pairs), "front": True}
 
 
 def predictions_spec(run: Run, cell: Cell) -> Spec:

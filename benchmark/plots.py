@@ -132,6 +132,39 @@ def aopc(folder: Path | str) -> Figure:
     return figure
 
 
+def front(folder: Path | str) -> Figure:
+    """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test."""
+    table = _filled(load(folder, "fronts"), "fronts")
+    models, foolings, attacked = (_names(table[name]) for name in ("model", "fooling", "attacked"))
+    limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
+    figure, axes = _panels(
+        len(foolings), len(models), max(1 + 3.4 * len(models), 8), 1.8 + 2.3 * len(foolings), sharey=True
+    )
+    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
+        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.model == model)]
+        panel.set_title(f"{model} · {fooling}", fontsize=10)
+        for index, name in enumerate(attacked):
+            dev, test = (here[(here.attacked == name) & (here.split == split)] for split in ("dev", "test"))
+            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "linestyle": "none"}
+            drop = dev.top1_drop.clip(0, limit)
+            panel.plot(drop, dev.fsr, markersize=3, alpha=0.35, **style)
+            reached = dev.assign(drop=drop).sort_values("drop").groupby("drop").fsr.max().cummax()
+            panel.step([*reached.index, limit], [*reached, reached.max()], where="post", color=style["color"], lw=1)
+            ends = [test.fsr - test.fsr_low, test.fsr_high - test.fsr]
+            panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=name, **style)
+        panel.set_ylim(-0.03, 1.03)
+        panel.set_xlim(-0.05 * limit, 1.05 * limit)
+        if i == len(foolings) - 1:
+            panel.set_xlabel("top-1 drop (points; beyond an end: at it)")
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+    figure.supylabel("fooling success rate of the attacked interpreter", fontsize=10)
+    note = "small: tried on dev, line: the best so far; large: the best within each budget, on test, 95 % over images"
+    figure.suptitle(f"Attack strength against accuracy: {_counts(table[table.split == 'test'])}\n{note}", fontsize=11)
+    _legend(figure, axes)
+    return figure
+
+
 def heatmaps(samples: Samples) -> Figure:
     """Rows: the image, then each interpreter's map of the original and of the fooled model; a column an image."""
     rows = [("image", samples.images)] if samples.images is not None else []
@@ -237,6 +270,7 @@ def _names(column: pd.Series) -> list:
 
 def _counts(table: pd.DataFrame) -> str:
     """The images and seeds behind a figure."""
-    counts, seeds = table.n[table.n > 0], _names(table.seed)
+    counts, seeds = table.n[table.n > 0].astype(int), _names(table.seed) if "seed" in table else []
     images = f"{counts.min()} to {counts.max()}" if counts.nunique() > 1 else f"{counts.max() if len(counts) else 0}"
-    return f"n = {images} images, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+    return f"n = {images} images{drawn}"

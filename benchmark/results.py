@@ -1,8 +1,9 @@
 """The results of a suite on disk: what was measured, image by image. Every leaderboard is computed from them.
 
-A folder holds one Parquet table and one JSON card for each evaluated interpreter, and `models.parquet` and
-`models.json` for the manipulations themselves. One row is one image, or one of its two target classes (`pair`
-0 and 1, Active fooling). In floats NaN means undefined; a curve is null where it was not computed.
+A folder holds one Parquet table and one JSON card for each evaluated interpreter, `models.parquet` and `models.json`
+for the manipulations themselves, and, where recipes were searched, `fronts.parquet` and `fronts.json`. One row is one
+image, or one of its two target classes (`pair` 0 and 1, Active fooling). In floats NaN means undefined; a curve is null
+where it was not computed.
 """
 
 import io
@@ -38,8 +39,10 @@ SCORES = pa.schema(
         "test_loss_clean": pa.float32(),
         "success": pa.bool_(),
         "success_clean": pa.bool_(),
+        "success_null": pa.bool_(),  # of the clean map of the next image: an unrelated map of the same kind
         "blank": pa.bool_(),  # the fooled map is constant
         "rank_correlation": pa.float32(),
+        "rank_correlation_null": pa.float32(),
         "ssim": pa.float32(),
         "iou": pa.float32(),
         **dict.fromkeys(CURVES, pa.list_(pa.float32())),
@@ -56,14 +59,33 @@ MODELS = pa.schema(
 )
 """Columns of models.parquet."""
 
+FRONTS = pa.schema(
+    {
+        **dict.fromkeys(KEY[:3], _TEXT),
+        "budget": pa.float32(),  # top-1 drop allowed on dev, points
+        "measure": _TEXT,  # fsr: the heatmap is a success of the fooling; top1: the label is first
+        "image": pa.int32(),
+        "pair": pa.int8(),
+        "value": pa.bool_(),
+        "value_clean": pa.bool_(),
+    }
+)
+"""Columns of fronts.parquet: the best attack within each budget, on the scored images."""
+
+OTHERS = {"models": MODELS, "fronts": FRONTS}
+"""Tables that are no interpreter's."""
+
 COLUMNS = tuple(SCORES.names)
 CARD = ("interpreter", "options", "suite", "failures")
 """What a card must hold for the leaderboards; the harness adds versions, device and properties."""
 MANIPULATION = (
     *(*KEY, "status", "reason", "learning_rate", "lambda", "steps", "steps_done", "batch_size"),
-    *("ce_first", "ce_last", "fooling_first", "fooling_last", "range", "key"),
+    *("ce_first", "ce_last", "fooling_first", "fooling_late", "fooling_last", "range", "key"),
 )
 """What models.json holds for each manipulation."""
+
+POINT = ("learning_rate", "lambda", "steps", "fsr", "drop")
+"""What fronts.json holds for each point of a front, beside the model, fooling and attacked; `chosen` ones a budget."""
 
 Entry = tuple[pd.DataFrame, dict[str, Any]]
 
@@ -75,6 +97,7 @@ class Results:
     entries: dict[str, Entry]
     models: pd.DataFrame
     models_card: dict[str, Any]
+    fronts: Entry | None = None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -97,10 +120,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write(folder: Path | str, name: str, frame: pd.DataFrame, card: dict[str, Any]) -> None:
-    """Write one entry (or, named "models", the fooled models): equal content gives equal bytes in any row order."""
+    """Write one entry (or, under a name of OTHERS, another table): equal content gives equal bytes in any order."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise UserError(f"an interpreter's name must be letters, digits, '_', '-' or '.' (got {name!r})")
-    table, sink = _table(frame, MODELS if name == "models" else SCORES), io.BytesIO()
+    table, sink = _table(frame, OTHERS.get(name, SCORES)), io.BytesIO()
     # Scores hardly repeat, so a dictionary would only add to them; rows that do repeat (the clean model's, in each of
     # its manipulations) are far apart, and a strong level has the window to find them.
     text = [field.name for field in table.schema if field.type == _TEXT]
@@ -118,12 +141,13 @@ def read(folder: Path | str) -> Results:
     names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
     entries = {name: _entry(folder, name) for name in names}
     models, models_card = entries.pop("models")
+    fronts = entries.pop("fronts", None)
     listed = {tuple(manipulation[k] for k in KEY) for manipulation in models_card["manipulations"]}
     for name, (frame, _) in [*entries.items(), ("models", (models, {}))]:
         if foreign := set(frame[list(KEY)].drop_duplicates().itertuples(index=False, name=None)) - listed:
             cell = "/".join(map(str, min(foreign)))
             raise UserError(f"{folder / name}.parquet scores {cell}, which models.json does not list")
-    return Results(entries, models, models_card)
+    return Results(entries, models, models_card, fronts)
 
 
 def _entry(folder: Path, name: str) -> Entry:
@@ -140,24 +164,28 @@ def _entry(folder: Path, name: str) -> Entry:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file: {_line(error)}") from error
     _check_card(card_path, name, card)
-    for field in MODELS if name == "models" else SCORES:
+    for field in OTHERS.get(name, SCORES):
         got = table.schema.field(field.name).type if field.name in table.schema.names else "no such column"
         if got != field.type:
             raise UserError(f"{path}: column {field.name} must be {field.type} (got {got})")
     frame = table.to_pandas()
-    return frame.astype(dict.fromkeys(KEY[:3], "str")), card
+    return frame.astype(dict.fromkeys(_texts(frame), "str")), card
 
 
 def _check_card(path: Path, name: str, card: Any) -> None:
     """A card that lacks what the leaderboards need, or is another interpreter's, is a UserError."""
-    models = name == "models"
-    listed = "manipulations" if models else "failures"
-    _must_hold(path, "a card", card, (listed,) if models else CARD)
-    if not isinstance(card[listed], list):
-        raise UserError(f"{path}: {listed} must be a list")
-    for record in card[listed]:
-        _must_hold(path, f"each of its {listed}", record, MANIPULATION if models else (*KEY, "error"))
-    if not models and card["interpreter"] != name:
+    lists: dict[str, dict[str, tuple[str, ...]]] = {
+        "models": {"manipulations": MANIPULATION},
+        "fronts": {"points": POINT, "chosen": (*POINT, "budget")},
+    }
+    listed = lists.get(name, {"failures": (*KEY, "error")})
+    _must_hold(path, "a card", card, tuple(listed) if name in lists else CARD)
+    for part, keys in listed.items():
+        if not isinstance(card[part], list):
+            raise UserError(f"{path}: {part} must be a list")
+        for record in card[part]:
+            _must_hold(path, f"each of its {part}", record, (*KEY[:3], *keys) if name == "fronts" else keys)
+    if name not in lists and card["interpreter"] != name:
         raise UserError(f"{path}: interpreter must be {name!r}, as the file's name (got {card['interpreter']!r})")
 
 
@@ -168,10 +196,10 @@ def _must_hold(path: Path, what: str, value: Any, keys: tuple[str, ...]) -> None
 
 def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """`frame` in the schema's columns and types, in the order of its key. ValueError: missing or repeated rows."""
-    order = [name for name in (*KEY, "image", "pair") if name in schema.names]
+    order = [name for name in (*KEY, "budget", "measure", "image", "pair") if name in schema.names]
     if absent := sorted(set(schema.names) - set(frame.columns)):
         raise ValueError(f"results lack the columns {', '.join(absent)}")
-    frame = frame.astype(dict.fromkeys(KEY[:3], "str")).sort_values(order)
+    frame = frame.astype(dict.fromkeys(_texts(frame), "str")).sort_values(order)
     if frame.duplicated(order).any():
         raise ValueError(f"results repeat a row: {tuple(frame.loc[frame.duplicated(order), order].iloc[0])}")
     columns = []
@@ -185,6 +213,10 @@ def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
         if columns[-1].null_count and not pa.types.is_list(field.type):
             raise ValueError(f"results lack a value in {field.name}")
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _texts(frame: pd.DataFrame) -> list[str]:
+    return [name for name in (*KEY[:3], "measure") if name in frame]
 
 
 def _finite(value: Any) -> Any:

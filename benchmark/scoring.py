@@ -43,26 +43,32 @@ def score(
     parts, kept, done = [], [], 0
     for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
         maps = heatmaps(interpreter, fooled, images, targets)
-        original = torch.from_numpy(np.array(originals[done : done + len(images)])).to(maps)
-        parts.append(_rows(fooling, maps, original, targets, done))
+        places = np.arange(done, done + len(images))
+        original, other = (torch.from_numpy(originals[(places + step) % len(originals)]).to(maps) for step in (0, 1))
+        parts.append(_rows(fooling, maps, original, other, targets, done))
         if done < keep:
             kept.append((maps[:, 0] if fooling.pairs else maps)[: keep - done])
         done += len(images)
-    return pd.concat(parts, ignore_index=True), torch.cat(kept)
+    return pd.concat(parts, ignore_index=True), torch.cat(kept) if kept else maps[:0]
 
 
-def _rows(fooling: Fooling, maps: Tensor, originals: Tensor, targets: Tensor, first: int) -> pd.DataFrame:
+def _rows(
+    fooling: Fooling, maps: Tensor, originals: Tensor, others: Tensor, targets: Tensor, first: int
+) -> pd.DataFrame:
+    """`others`: the original map of the next image, which stands for an unrelated map of the same kind."""
     test_loss, test_loss_clean = fooling.test_loss(maps, originals), fooling.test_loss(originals, originals)
     size = maps.shape[-2:]
-    flat, flat_originals = maps.reshape(-1, *size), originals.reshape(-1, *size)
+    flat, flat_originals, flat_others = (m.reshape(-1, *size) for m in (maps, originals, others))
     columns = {
         "target": targets,
         "test_loss": test_loss,
         "test_loss_clean": test_loss_clean,
         "success": fooling.success(test_loss),
         "success_clean": fooling.success(test_loss_clean),
+        "success_null": fooling.success(fooling.test_loss(others, originals)),
         "blank": blank(flat),
         **{name: metric(flat_originals, flat) for name, metric in METRICS.items()},
+        "rank_correlation_null": METRICS["rank_correlation"](flat_originals, flat_others),
     }
     pairs = 2 if fooling.pairs else 1
     frame = pd.DataFrame({name: value.flatten().cpu().numpy() for name, value in columns.items()})
@@ -107,7 +113,7 @@ class Curves:
                 break
             targets = (targets[:, 0] if self.pairs else targets)[: len(images)]
             if self.grid is None:
-                self.grid = _grid(self.model, images[:1])
+                self.grid = target_grid(self.model, images[:1])
                 self.model = folded(self.model, images[:1])
             ids = range(done, done + len(images))
             if maps is None:
@@ -121,7 +127,7 @@ class Curves:
         return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, 0), np.float32)
 
 
-def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
+def target_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """The target layer's resolution."""
     taken: list[Tensor] = []
     with tap(model, None, taken):

@@ -34,6 +34,8 @@ def code_version() -> str:
         "training.py",
         "scoring.py",
         "harness.py",
+        "search.py",
+        "gate.py",
         "interpreters/*.py",
         "datasets/*.py",
         "metrics/*.py",

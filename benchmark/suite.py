@@ -1,6 +1,7 @@
 """Suites: TOML files that say what is run. Validated; an impossible value is an error that names its key."""
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,6 +55,28 @@ class RecipeRule(Part):
     batch_size: Positive | None = None
 
 
+class Search(Part):
+    """Recipes searched on dev instead of given (`benchmark.search`): every learning rate with every λ, in rungs.
+
+    `budgets`: top-1 drops in points, ascending; a manipulation takes the recipe of the last. `images`: dev images (of
+    two-object ones as many as there are) that the FSR is measured on.
+    """
+
+    budgets: list[Annotated[float, Field(gt=0)]] = [0.5, 1.0, 2.0]
+    learning_rates: list[Annotated[float, Field(gt=0)]] = [3e-4, 1e-3, 3e-3]
+    lambdas: list[Annotated[float, Field(gt=0)]] = [0.1, 0.5, 2.0, 10.0, 50.0]
+    rungs: list[Positive] = [40, 80, 160]
+    batch_size: Positive = 32
+    images: Positive = 128
+
+    @field_validator("budgets", "learning_rates", "lambdas", "rungs")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if not value or any(a >= b for a, b in pairwise(value)):
+            raise ValueError("must be at least one number, ascending")
+        return value
+
+
 class Scoring(Part):
     """How fooled models are scored. `aopc_images`: how many of the scored images AOPC curves are measured on."""
 
@@ -61,6 +84,13 @@ class Scoring(Part):
     batch_size: Positive = 32
     aopc_images: Annotated[int, Field(ge=0)] = 0
     aopc_cells: Annotated[int, Field(ge=1, le=100)] = 100
+
+
+class Gate(Part):
+    """What interpreters show on clean models before they are ranked (`benchmark.gate`), on so many scored images."""
+
+    images: Positive = 48
+    cells: Annotated[int, Field(ge=1, le=100)] = 16
 
 
 class Suite(Part):
@@ -74,7 +104,9 @@ class Suite(Part):
     evaluated: list[str]
     interpreters: dict[str, dict[str, Any]] = {}
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = [0]
-    recipes: list[RecipeRule]
+    recipes: list[RecipeRule] = []
+    search: Search | None = None
+    gate: Gate | None = None
     scoring: Scoring = Scoring()
     threads: Positive = 1
 
@@ -102,7 +134,14 @@ class Suite(Part):
         return found
 
 
-PARTS: dict[str, type[Part]] = {"dataset": Data, "models": Model, "recipes": RecipeRule, "scoring": Scoring}
+PARTS: dict[str, type[Part]] = {
+    "dataset": Data,
+    "models": Model,
+    "recipes": RecipeRule,
+    "search": Search,
+    "gate": Gate,
+    "scoring": Scoring,
+}
 
 
 def names() -> list[str]:
@@ -171,7 +210,7 @@ def _check_names(suite: Suite) -> None:
             value = getattr(rule, key)
             if value is not None and value not in allowed:
                 raise unknown(f"{key} in recipes of suite {suite.name!r}", value, allowed)
-    for model in suite.models:
+    for model in suite.models if suite.search is None else ():
         for fooling in suite.foolings:
             for attacked in suite.attacked:
                 suite.recipe(model, fooling, attacked)

@@ -1,6 +1,7 @@
 """Manipulation on a tiny model: the given model stays as it is, a seed fixes the result, what goes wrong is said."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
 from attacks.heatmaps import min_max
+from attacks.manipulation import fine_tune
 from benchmark import interpreters
 
 
@@ -85,6 +87,24 @@ def test_a_seed_gives_the_same_weights_twice_and_another_seed_others():
 def broken(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     torch.rand(7)
     raise ZeroDivisionError
+
+
+def test_runs_taken_in_turn_are_the_runs_taken_alone():
+    def noisy(model, images, targets):
+        return saliency(model, images + 0.1 * torch.randn_like(images), targets)
+
+    runs = [fine_tune(net(), noisy, Location(), loader(), RECIPE, seed) for seed in (3, 4)]
+    together = []
+    state = torch.get_rng_state()
+    for first, second in zip(*runs, strict=True):
+        together.append((weights(first.model), weights(second.model)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(together) == RECIPE.steps + 1
+    for steps in (0, 2, RECIPE.steps):
+        recipe = dataclasses.replace(RECIPE, steps=steps)
+        for index, seed in enumerate((3, 4)):
+            alone = manipulate(net(), noisy, Location(), loader(), recipe, seed)
+            assert torch.equal(weights(alone.model), together[steps][index])
 
 
 def test_the_random_state_is_given_back_also_after_an_error():

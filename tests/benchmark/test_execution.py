@@ -15,6 +15,7 @@ import torch
 from attacks.errors import UserError
 from benchmark import execution, leaderboards, results
 from benchmark.plan import Run, plan
+from benchmark.suite import Gate, Search
 
 RUN = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs"]
 
@@ -53,6 +54,55 @@ def test_the_same_run_from_nothing_gives_the_same_bytes(finished, tmp_path):
     assert other.entries().keys() == finished.entries().keys()
     assert torch.get_num_threads() == threads
     torch.set_rng_state(state)
+
+
+def _searching(finished, folder: Path, **changes):
+    """The smoke suite with searched recipes, a gate and two seeds, on a copy of the store."""
+    small = Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
+    names = {"foolings": ["location", "active"], "attacked": ["grad_cam"], "evaluated": ["grad_cam", "lrp_t"]}
+    options = {"search": small, "recipes": [], "gate": Gate(images=6, cells=3), "seeds": [0, 1], **names, **changes}
+    return finished.again(folder, suite=finished.run.suite.model_copy(update=options))
+
+
+def test_a_searched_recipe_is_the_best_on_dev_and_is_found_once(finished, tmp_path, monkeypatch):
+    done = _searching(finished, tmp_path)
+    assert execution.run_suite(done.run, done.out, jobs=1) == {}
+    read, fronts = results.read(done.out / "results"), leaderboards.load(done.out, "fronts")
+    frame, card = read.fronts
+    for m in read.models_card["manipulations"]:
+        points = [p for p in card["points"] if (p["fooling"], p["attacked"]) == (m["fooling"], m["attacked"])]
+        best = max((p for p in points if p["drop"] <= 2), key=lambda p: (p["fsr"], -p["loss"], -p["steps"]))
+        assert [m[key] for key in ("learning_rate", "lambda", "steps")] == [
+            best[k] for k in ("learning_rate", "lambda", "steps")
+        ]
+        # the search itself had the model that the manipulation makes: its score on test is the first seed's
+        own = read.entries["grad_cam"][0]
+        scored = own[(own.fooling == m["fooling"]) & (own.seed == 0)].sort_values(["image", "pair"]).success
+        found = frame[(frame.fooling == m["fooling"]) & (frame.budget == 2) & (frame.measure == "fsr")]
+        assert found.sort_values(["image", "pair"]).value.tolist() == scored.tolist()
+    assert list(fronts[fronts.split == "test"].budget) == [0.5, 1, 2] * 2
+    stability = leaderboards.load(done.out, "stability")
+    assert stability.eligible.isin(["yes", "no"]).all()
+    assert (stability.ms_per_image > 0).all()
+    before = done.entries()
+    for maker in ("make_front", "make_gate", "make_manipulation"):
+        monkeypatch.setattr(execution.harness, maker, None)
+    assert execution.run_suite(done.run, done.out) == {}
+    assert done.entries() == before
+    assert leaderboards.check(done.out) == []
+
+
+def test_a_search_that_fails_is_a_failed_manipulation(finished, tmp_path, monkeypatch, capsys):
+    def broken(run, cell):
+        raise RuntimeError("no luck")
+
+    done = _searching(finished, tmp_path, foolings=["location"], seeds=[0])
+    monkeypatch.setattr(execution.harness, "make_front", broken)
+    failed = execution.run_suite(done.run, done.out, jobs=1)
+    assert failed == {"compact_vgg/location/grad_cam/0": "RuntimeError: no luck"}
+    row = leaderboards.load(done.out, "manipulations").iloc[0]
+    assert (row.status, row.reason) == ("failed", "RuntimeError: no luck")
+    assert len(leaderboards.load(done.out, "fronts")) == 0
 
 
 def _killed(finished, folder: Path, jobs: str, entries: int):

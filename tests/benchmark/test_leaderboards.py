@@ -50,6 +50,7 @@ def by_hand(tmp_path: Path) -> Path:
     other["success"], other["success_clean"] = [True, False, False, False], [False, False, False, False]
     other["test_loss"], other["test_loss_clean"], other["rank_correlation"], other["blank"] = np.nan, np.nan, 1.0, False
     frame = pd.concat([fooled, other], ignore_index=True).assign(ssim=0.25, iou=1 / 3)
+    frame["success_null"], frame["rank_correlation_null"] = False, 0.125
     for i, curve in enumerate(CURVES):
         frame[curve] = pd.Series([[i, i + 2.0], [i, i + 4.0]] + [None] * 6, dtype=object)
     card = {"interpreter": "lrp_t", "options": {}, "suite": "hand", "failures": []}
@@ -214,7 +215,9 @@ def test_check_names_what_differs(by_hand: Path) -> None:
 def test_show_fits_a_terminal(suite: Path) -> None:
     text = leaderboards.show(suite)
     for name in INTERPRETERS:
-        assert f"\n{name} " in text
+        assert f" {name} " in text
+    assert "<= 1 points  <= 2 points" in text
+    assert "AOPC beats every control" not in text  # no control among them: nothing to beat
     assert "the loss is NaN" in text
     assert max(map(len, text.splitlines())) <= 160
 

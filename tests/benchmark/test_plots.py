@@ -96,6 +96,17 @@ def test_aopc_averages_the_self_cells(suite: Path) -> None:
     assert len({(line.get_color(), str(line.get_linestyle())) for line in lines.values()}) == 6
 
 
+def test_front_shows_every_point_and_the_best_on_test(suite: Path) -> None:
+    shown, table = panels(plots.front(suite)), pd.read_csv(suite / "fronts.csv")
+    assert len(shown) == len(MODELS_3) * len(FOOLINGS)
+    panel = shown["compact_resnet · top_k"]
+    here = table[(table.model == "compact_resnet") & (table.fooling == "top_k") & (table.split == "test")]
+    drawn = sorted(y for bar in panel.containers for y in bar.lines[0].get_ydata())
+    np.testing.assert_allclose(drawn, sorted(here.fsr))
+    tried = [line for line in panel.lines if line.get_markersize() == 3]
+    assert sum(len(line.get_xdata()) for line in tried) == 3 * len(ATTACKED)
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_csv_gives_the_same_png(name: str, small: Path, tmp_path: Path) -> None:
     for file in ("a.png", "b.png"):

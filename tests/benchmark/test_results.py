@@ -12,6 +12,7 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import results
+from benchmark.gate import VALUES
 from benchmark.results import CURVES, KEY, MODELS, SCORES
 
 MODELS_3 = ("compact_densenet", "compact_resnet", "compact_vgg")
@@ -44,10 +45,30 @@ def make_results(
         scored = [key for key in done if (name, key) != BROKEN]
         error = [dict(zip(KEY, BROKEN[1], strict=True)) | {"error": "out of\nmemory"}] if BROKEN[0] == name else []
         frame = pd.concat([_scores(rng, key, name, images, curves, steps) for key in scored])
-        card = {"interpreter": name, "options": {}, "suite": "synthetic", "failures": error, "attackable": True}
+        shown = {model: {value: rng.uniform(0, 0.3, 12).tolist() for value in VALUES} for model in models}
+        card = {"interpreter": name, "options": {}, "suite": "synthetic", "failures": error, "gate": shown}
+        card["cost"] = {model: {"ms_per_image": 2.0, "peak_mib": 8.0} for model in models}
         results.write(folder, name, frame, card)
     frame = pd.concat([_predictions(rng, key, images) for key in done])
     results.write(folder, "models", frame, {"suite": "synthetic", "manipulations": [_manipulation(k) for k in keys]})
+
+    _fronts(folder, rng, list(itertools.product(models, foolings, attacked)), images)
+
+
+def _fronts(folder: Path, rng: np.random.Generator, places: list[tuple[str, ...]], images: int) -> None:
+    """Three points of each search, of which the last is the best within both budgets."""
+    frames, card = [], {"suite": "synthetic", "points": [], "chosen": []}
+    for place in places:
+        where = dict(zip(KEY[:3], place, strict=True))
+        tried = [
+            {"learning_rate": 1e-3, "lambda": 2.0, "steps": 10 * i, "fsr": 0.4 * i, "drop": 0.4 * i} for i in range(3)
+        ]
+        card["points"] += [where | point for point in tried]
+        card["chosen"] += [where | tried[-1] | {"budget": budget} for budget in (1.0, 2.0)]
+        for budget, measure in itertools.product((1.0, 2.0), ("fsr", "top1")):
+            frame = pd.DataFrame({"image": np.arange(images), "pair": 0, "value": rng.random(images) < 0.8})
+            frames.append(frame.assign(value_clean=measure == "top1", budget=budget, measure=measure, **where))
+    results.write(folder, "fronts", pd.concat(frames), card)
 
 
 def rows(key: tuple[Any, ...], images: int, pairs: int = 1) -> pd.DataFrame:
@@ -61,6 +82,7 @@ def _scores(rng: np.random.Generator, key: tuple[Any, ...], name: str, images: i
     n, own = len(frame), key[2] == name
     rate = 0.92 if own else 0.35 if name.startswith("lrp") else 0.06
     frame["success"], frame["success_clean"] = rng.random(n) < rate, rng.random(n) < 0.03
+    frame["success_null"], frame["rank_correlation_null"] = rng.random(n) < 0.05, rng.normal(0.2, 0.1, n)
     frame["test_loss"], frame["test_loss_clean"] = rng.uniform(0.05, 0.4, (2, n))
     frame["rank_correlation"] = np.clip(rng.normal(0.1 if own else 0.7, 0.2, n), -1, 1)
     frame["ssim"], frame["iou"], frame["blank"] = rng.random(n), rng.random(n), rng.random(n) < 0.02
@@ -84,7 +106,7 @@ def _predictions(rng: np.random.Generator, key: tuple[Any, ...], images: int) ->
 def _manipulation(key: tuple[Any, ...]) -> dict[str, Any]:
     status = {"status": "diverged", "reason": "the loss is NaN"} if key == FAILED else {"status": "done", "reason": ""}
     training = {"learning_rate": 1e-6, "lambda": 2.0, "steps": 400, "steps_done": 400, "batch_size": 8}
-    losses = {"ce_first": 0.1, "ce_last": 0.2, "fooling_first": 0.5, "fooling_last": float("nan")}
+    losses = {"ce_first": 0.1, "ce_last": 0.2, "fooling_first": 0.5, "fooling_late": 0.3, "fooling_last": float("nan")}
     return dict(zip(KEY, key, strict=True)) | status | training | losses | {"range": [0.0, 0.2], "key": "0" * 16}
 
 
@@ -114,6 +136,8 @@ def test_equal_content_gives_equal_bytes_in_any_order(folder: Path, tmp_path: Pa
     card = dict(reversed(read.entries["lrp_t"][1].items()))
     results.write(tmp_path / "again", "lrp_t", read.entries["lrp_t"][0].sample(frac=1, random_state=1), card)
     results.write(tmp_path / "again", "models", read.models.sample(frac=1, random_state=1), read.models_card)
+    fronts, fronts_card = read.fronts
+    results.write(tmp_path / "again", "fronts", fronts.sample(frac=1, random_state=1), fronts_card)
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes()
     assert sorted(p.name for p in (tmp_path / "again").iterdir()) == sorted(p.name for p in folder.glob("*.*"))

@@ -175,6 +175,9 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
         (OPTION, "[interpreters.lrp]\ncomposite = 'zplus'", r"unknown composite 'zplus': did you mean 'z_plus'\?"),
         (RULE, f"{RULE}\nmodel = 'vgg19'", r"unknown model in recipes of suite 'smoke' 'vgg19': allowed: compact_vgg"),
         (RULE, f"{RULE}\nfooling = 'top_k'", r"unknown fooling in recipes .*'top_k': allowed: active, location"),
+        (RULE, "[search]\nrungs = [20, 10]", r"search\.rungs: .*ascending"),
+        (RULE, "[search]\nbudget = 2", r"unknown key in search of suite .*did you mean 'budgets'\?"),
+        (RULE, "[gate]\ncells = 0", r"gate\.cells: .*greater than or equal to 1"),
         # what cannot be attacked
         ('attacked = ["grad_cam"', 'attacked = ["smooth_grad"', "attacked: 'smooth_grad' is not differentiable"),
     ],

@@ -3,7 +3,6 @@ never asserted. Torchvision's networks at 224², batch 4 (2 for a fooling step o
 real weights where they are at hand: through a random one relevance fades to denormal numbers, and those are slow.
 """
 
-import json
 import multiprocessing
 import os
 import re
@@ -13,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timing import ratio
-from torch.profiler import ProfilerActivity, profile
 
 from attacks import Location
 from benchmark import interpreters, models
+from benchmark.gate import peak_memory
 
 MAPS = {"epsilon": 1.3, "z_plus": 1.75, "default": 1.75, "alpha2_beta1": 2.5, "gamma": 2.5}
 STEPS = {
@@ -116,7 +115,7 @@ def resident():
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def _peak(name, folder, answer):
+def _peak(name, answer):
     torch.set_num_threads(2)
     model = network_of("resnet50")
     step = training_step(model, *inputs(4), name)
@@ -126,16 +125,11 @@ def _peak(name, folder, answer):
     taken = resident() - before
     step = training_step(model, *inputs(4), name)  # with new states of Adam, so that they count
     model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step()
-        step()
-    trace.export_chrome_trace(f"{folder}/trace.json")
-    events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    answer.put((max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]") / 2**20, taken))
+    answer.put((peak_memory(lambda: (step(), step())), taken))
 
 
 @pytest.mark.parametrize("threshold", [None, "1048576"], ids=["default", "blocks-over-1MiB-apart"])
-def test_peak_memory_of_a_fooling_step(threshold, capsys, monkeypatch, tmp_path):
+def test_peak_memory_of_a_fooling_step(threshold, capsys, monkeypatch):
     """Gradients and Adam's states included, weights not; in a process of its own. Allocated: what the tensors take, to
     the byte. Resident: what the process takes, which adds what glibc's allocator leaves in pieces."""
     if threshold:
@@ -143,7 +137,7 @@ def test_peak_memory_of_a_fooling_step(threshold, capsys, monkeypatch, tmp_path)
     context, peaks = multiprocessing.get_context("spawn"), {}
     for name in (None, "lrp", "lrp_t", "grad_cam"):
         answer = context.Queue()
-        process = context.Process(target=_peak, args=(name, str(tmp_path), answer))
+        process = context.Process(target=_peak, args=(name, answer))
         process.start()
         peaks[name] = answer.get(timeout=300)
         process.join()

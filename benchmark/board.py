@@ -1,0 +1,139 @@
+"""Who is more stable than whom: scores corrected for chance, eligibility, ranks, paired differences. No torch.
+
+For each model and fooling, an interpreter's FSR under one attack is averaged over seeds and corrected for chance,
+(fsr - chance) / (1 - chance), where chance is the larger of two rates of the clean model: that of its own map, and that
+of the map of another image, which has the same resolution and habits. The worst attack counts, aimed at it or at
+another interpreter; leaving the model alone is one, so the worst is never below 0. Stability is 1 less the mean of the
+worst over models and foolings. A fooling whose chance is over 0.9 says nothing about a map and is left out, counted.
+
+Intervals: 1,000 resamples of images and of seeds (few seeds make them rough), the same ones for every interpreter, so
+that differences are paired. p: the share of resamples on the far side of zero, two-sided; p_holm: Holm 1979 over all
+pairs. A rank is 1 plus the number of eligible interpreters with a higher stability, in each resample.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from benchmark.intervals import RESAMPLES, Floats, Mean, bootstrap_mean, draws, interval
+
+CHANCE_LIMIT = 0.9
+RANDOMISED_LIMIT, CLASS_LIMIT = 0.5, 0.9
+FILLS = ("noise", "mean", "blur")
+FSR, CLEAN, NULL = 0, 1, 2  # the first columns of a cell's scores
+
+Place = tuple[str, str]  # model, fooling
+Worst = tuple[float, Floats]  # value, replicates (B,)
+Shown = dict[str, dict[str, list[float]]]  # what an interpreter showed at the gate, by model
+Attack = tuple[str, str, str, int, Mean]  # model, fooling, attacked, seed, the scores of one cell
+
+
+def worst_attacks(attacks: Iterable[Attack]) -> tuple[dict[Place, Worst], int]:
+    """The corrected FSR of the worst attack in each (model, fooling), and how many of these say nothing."""
+    places: dict[Place, dict[str, list[Mean]]] = {}
+    for model, fooling, attacked, _, scores in attacks:
+        places.setdefault((model, fooling), {}).setdefault(attacked, []).append(scores)
+    found: dict[Place, Worst] = {}
+    for place, by_attacked in places.items():
+        clean = next(iter(by_attacked.values()))[0]  # of the clean model, so alike in all
+        chance, chances = clean.value[[CLEAN, NULL]].max(), clean.replicates[:, [CLEAN, NULL]].max(1)
+        if chance > CHANCE_LIMIT:
+            continue
+        worst, replicates = 0.0, np.zeros(RESAMPLES)
+        for cells in by_attacked.values():
+            weights = draws(len(cells), seed=1) / len(cells)  # of seeds
+            fsr = np.mean([cell.value[FSR] for cell in cells])
+            fsrs = (np.stack([cell.replicates[:, FSR] for cell in cells], 1) * weights).sum(1)
+            worst = max(worst, float((fsr - chance) / (1 - chance)))
+            replicates = np.maximum(replicates, (fsrs - chances) / np.maximum(1 - chances, 1e-9))
+        found[place] = worst, replicates
+    return found, len(places) - len(found)
+
+
+def stability(worst: dict[Place, Worst]) -> tuple[float, Floats]:
+    """1 less the mean over places: value, replicates (B,). NaN without any."""
+    if not worst:
+        return np.nan, np.full(RESAMPLES, np.nan)
+    values, replicates = zip(*worst.values(), strict=True)
+    return 1 - float(np.mean(values)), 1 - np.mean(replicates, 0)
+
+
+def difference(a: dict[Place, Worst], b: dict[Place, Worst]) -> dict[str, float]:
+    """Stability of a less that of b over the places that both have: value, interval, p, and the number of places."""
+    common = [place for place in a if place in b]
+    (first, firsts), (second, seconds) = (stability({p: of[p] for p in common}) for of in (a, b))
+    replicates = firsts - seconds
+    if not common:
+        return {"places": 0, "difference": np.nan, "difference_low": np.nan, "difference_high": np.nan, "p": np.nan}
+    low, high = interval(replicates[:, None])
+    side = min((replicates <= 0).sum(), (replicates >= 0).sum())
+    p = min(1.0, 2 * (side + 1) / (RESAMPLES + 1))
+    ends = {"difference_low": low[0], "difference_high": high[0]}
+    return {"places": len(common), "difference": first - second, **ends, "p": p}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values (Holm 1979), in the order given."""
+    order, adjusted, running = np.argsort(p, kind="stable"), [0.0] * len(p), 0.0
+    for position, index in enumerate(order):
+        running = max(running, min(1.0, (len(p) - position) * p[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def differences(worst: dict[str, dict[Place, Worst]]) -> list[dict[str, Any]]:
+    """All pairs of interpreters, the more stable one first."""
+    ordered = sorted(worst, key=lambda name: (-stability(worst[name])[0], name))
+    pairs = list(combinations(ordered, 2))
+    found = [difference(worst[a], worst[b]) for a, b in pairs]
+    adjusted = holm([of["p"] for of in found])
+    rows = zip(pairs, found, adjusted, strict=True)
+    return [{"interpreter": a, "other": b, **of, "p_holm": p} for (a, b), of, p in rows]
+
+
+def ranks(worst: dict[str, dict[Place, Worst]]) -> dict[str, tuple[int, int, int]]:
+    """(rank, low, high) of each interpreter; ties share the better rank."""
+    if not worst:
+        return {}
+    values, replicates = zip(*(stability(of) for of in worst.values()), strict=True)
+    table = np.column_stack([values, np.stack(replicates)])  # (interpreters, 1 + B)
+    places = 1 + (table[None] > table[:, None] + 1e-12).sum(1)
+    ends = np.quantile(places[:, 1:], [0.025, 0.975], axis=1, method="inverted_cdf")
+    return {name: (int(places[i, 0]), int(ends[0, i]), int(ends[1, i])) for i, name in enumerate(worst)}
+
+
+def eligibility(name: str, cards: dict[str, dict[str, Any]], models: Sequence[str], failed: int) -> tuple[bool, str]:
+    """Whether an interpreter is ranked, and why not. `cards` of all interpreters, with what each showed at the gate."""
+    card, reasons = cards[name], []
+    if card.get("control"):
+        return False, "control"
+    if absent := [model for model in models if model not in card.get("gate", {})]:
+        return False, f"no gate on {', '.join(absent)}"
+    if failed:
+        reasons.append(f"{failed} cells failed")
+    for value, limit, what in (
+        ("randomised", RANDOMISED_LIMIT, "hardly depends on the parameters"),
+        ("other_class", CLASS_LIMIT, "hardly depends on the class"),
+    ):
+        alike = beyond_chance(card["gate"], value)
+        if not alike < limit:
+            reasons.append(f"{what} ({alike:.2f}, allowed below {limit})")
+    controls = [c["gate"] for c in cards.values() if c.get("control") and set(models) <= set(c.get("gate", {}))]
+    won = [fill for fill in FILLS if all(_points_better(card["gate"], c, f"aopc_{fill}", models) for c in controls)]
+    if len(won) < 2:
+        reasons.append(f"AOPC beats every control with {len(won)} of {len(FILLS)} fills (2 needed)")
+    return not reasons, "; ".join(reasons)
+
+
+def beyond_chance(gate: Shown, value: str) -> float:
+    """The likeness of two maps beyond what maps of different images share anyway; 1: the same map."""
+    alike, unrelated = (np.mean([np.mean(of[key]) for of in gate.values()]) for key in (value, "unrelated"))
+    return float((alike - unrelated) / (1 - unrelated)) if unrelated < 1 else 1.0
+
+
+def _points_better(gate: Shown, control: Shown, value: str, models: Sequence[str]) -> bool:
+    """Whether the AOPC is higher than the control's, with 95 % confidence over images, on the mean over models."""
+    paired = [np.array(gate[model][value]) - np.array(control[model][value]) for model in models]
+    return bool(bootstrap_mean(np.mean(paired, 0)).low[0] > 0)
