@@ -43,20 +43,27 @@ from benchmark.plan import (
     scores_spec,
 )
 from benchmark.store import Store, key_of
+from benchmark.suite import split_attack
 
 Unit = tuple[str, Callable[..., Any], tuple[Any, ...]]  # what it is, the function, its arguments
 
 
 def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, str]:
-    """Compute what the store lacks, then write results and leaderboards under `out`.
+    """`compute`, then write results and leaderboards under `out`; returns what `compute` does."""
+    failed = compute(run, jobs)
+    collect(run, Path(out), failed)
+    return failed
 
-    Returns the error of each failed manipulation, by "model/fooling/attacked/seed". `jobs` None: as many as the
-    cores allow at the suite's `threads` each, one on a GPU.
+
+def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
+    """Compute what the store lacks. Returns the error of each failed manipulation, by "model/fooling/attacked/seed".
+
+    `jobs` None: as many as the cores allow at the suite's `threads` each, one on a GPU.
     """
     jobs = jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
     errors: dict[str, str] = {}
     prepared = _preparations(run)
-    left = [] if any(prepared) else _manipulations(run)
+    left = [] if any(prepared) else _manipulations(run, True) + _manipulations(run, False)
     total = sum(map(len, prepared)) + len(plan(run.suite)) if any(prepared) else len(left)
     for pairs in _pair_forms(run) if total else ():
         datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
@@ -70,15 +77,14 @@ def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, s
 
         for stage in prepared:
             work(stage)
-        work(left or _manipulations(run))  # of a suite that searches, known now
+        for by_gradient in (True, False):  # the others mix what these make
+            work(_manipulations(run, by_gradient))
     searches = {name: error for name, error in errors.items() if name.startswith("search ")}
-    failed = {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}} | {
+    return {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}} | {
         name_of(cell): searches[f"search {front_name(cell)}"]
         for cell in plan(run.suite)
         if f"search {front_name(cell)}" in searches
     }
-    collect(run, Path(out), failed)
-    return failed
 
 
 def name_of(cell: Cell) -> str:
@@ -123,16 +129,18 @@ def _preparations(run: Run) -> list[list[Unit]]:
         ]
     third: list[Unit] = [
         (f"search {front_name(cell)}", harness.make_front, (run, cell))
-        for cell in fronts(suite)
+        for cell in fronts(run)
         if _lacks(run, "front_scores", front_scores_spec(run, cell))
     ]
     return [first, second, third]
 
 
-def _manipulations(run: Run) -> list[Unit]:
+def _manipulations(run: Run, by_gradient: bool) -> list[Unit]:
     """The manipulations that are not in the store with all their scores, and whose recipe is known."""
     units: list[Unit] = []
     for cell in plan(run.suite):
+        if by_gradient == (split_attack(cell["attacked"])[1] == "subspace"):
+            continue
         spec = manipulation_spec(run, cell)
         if spec["recipe"]["steps"] is None:
             continue  # its search failed
@@ -316,7 +324,7 @@ def _gates(run: Run, evaluated: str) -> dict[str, Any]:
 def _collect_fronts(run: Run, folder: Path, origin: dict[str, Any]) -> None:
     store, frames = Store(run.store), []
     card: dict[str, Any] = {"suite": run.suite.name, "points": [], "chosen": [], **origin}
-    for cell in fronts(run.suite):
+    for cell in fronts(run):
         place = {key: cell[key] for key in ("model", "fooling", "attacked")}
         receipt = store.receipt("fronts", key_of(front_spec(run, cell)))
         path = store.path("front_scores", key_of(front_scores_spec(run, cell))) / "scores.parquet"

@@ -26,10 +26,14 @@ from torchvision.transforms import v2
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Manipulated, Recipe, fine_tune, manipulate
+from attacks.subspace import subspace
+from attacks.surrogates import Smooth
 from benchmark import datasets, gate, interpreters, models
+from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.metrics.perturbation import folded
 from benchmark.plan import (
+    EVALUATIONS,
     Cell,
     Run,
     create_interpreter,
@@ -43,14 +47,18 @@ from benchmark.plan import (
     predictions_spec,
     pretrained,
     scores_spec,
+    span,
 )
 from benchmark.plots import Samples
 from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score, target_grid
 from benchmark.search import Judge, search
 from benchmark.store import Store, code_version, key_of
+from benchmark.suite import split_attack
 from benchmark.training import train
 
 SAMPLES = 8  # fooled heatmaps kept of each cell, for the figure
+JUDGED = 64  # dev images on which a subspace attack measures its candidates
+BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budget
 
 
 def clean_model(run: Run, name: str) -> nn.Module:
@@ -212,18 +220,45 @@ def _front_rows(scores: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([fooled, first], ignore_index=True)
 
 
-def _manipulate(run: Run, cell: Cell, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
-    fooling = foolings.create(cell["fooling"])
+def _attack(run: Run, cell: Cell, recipe: dict[str, Any]) -> Manipulated:
+    """The manipulation itself, by the strategy that the cell names."""
+    (name, strategy), fooling = split_attack(cell["attacked"]), foolings.create(cell["fooling"])
+    clean, interpreter = clean_model(run, cell["model"]), create_interpreter(run, name)
+    if strategy == "subspace":
+        return _subspace(run, cell, clean, interpreter, fooling)
+    steps = Recipe(recipe["learning_rate"], recipe["lambda"], recipe["steps"])
+    if run.submission is not None and interpreter is run.submission:  # in its own process
+        data, pairs = dataset(run, "train"), dataset(run, "train", True) if fooling.pairs else None
+        options = {"pairs": pairs, "smooth": strategy == "softplus"}
+        found = run.submission.manipulate(clean, fooling, data, recipe["batch_size"], steps, cell["seed"], **options)
+        clean.load_state_dict(found.weights or clean.state_dict())
+        return Manipulated(clean, found.history, found.status, found.reason)
+    attacked = Smooth(interpreter) if strategy == "softplus" else interpreter
     plain, pairs = _loaders(run, fooling, recipe["batch_size"], cell["seed"])
-    result = manipulate(
-        clean_model(run, cell["model"]),
-        create_interpreter(run, cell["attacked"]),
-        fooling,
-        plain,
-        Recipe(recipe["learning_rate"], recipe["lambda"], recipe["steps"]),
-        cell["seed"],
-        fooling_loader=pairs,
-    )
+    return manipulate(clean, attacked, fooling, plain, steps, cell["seed"], fooling_loader=pairs)
+
+
+def _subspace(
+    run: Run, cell: Cell, clean: nn.Module, interpreter: Interpreter, fooling: foolings.Fooling
+) -> Manipulated:
+    store, fooled = Store(run.store), []
+    for other in span(run.suite, cell):
+        path = store.path("manipulations", key_of(manipulation_spec(run, other))) / "weights.safetensors"
+        if path.is_file():  # not of one that diverged
+            fooled.append(load_file(path))
+    judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), JUDGED)
+    budget = run.suite.search.budgets[-1] if run.suite.search else BUDGET
+
+    def measure(model: nn.Module) -> tuple[Any, ...]:
+        point = judge(model)
+        return (True, point["fsr"], -point["loss"]) if point["drop"] <= budget else (False, -point["drop"], 0.0)
+
+    model, _ = subspace(clean, fooled, measure, EVALUATIONS, cell["seed"])
+    return Manipulated(model, {"ce": [], "fooling": [], "accuracy": []})
+
+
+def _manipulate(run: Run, cell: Cell, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    result = _attack(run, cell, recipe)
     pd.DataFrame(result.history).to_parquet(folder / "history.parquet")
     if result.status == "done":
         save_weights(result.model, folder)

@@ -313,7 +313,7 @@ def _board(results: Results, cells: dict[str, list[Cell]]) -> dict[str, list[Row
             "places": len(worst[name]),
             "silent_places": silent,
             **dict(zip(_with_interval("stability"), (value, low[0], high[0]), strict=True)),
-            "flags": " ".join(_flags(name, row, worst[name])),
+            "flags": " ".join([*cards[name].get("flags", []), *_flags(name, row)]),
             **_cost(cards[name]),
         }
     if _gated(results):
@@ -337,22 +337,39 @@ def _cost(card: Row) -> Row:
     return {key: float(np.mean([s[key] for s in spent])) for key in ("ms_per_image", "peak_mib")} if spent else {}
 
 
-def _flags(name: str, cells: list[Cell], worst: dict[board.Place, board.Worst]) -> list[str]:
+def _flags(name: str, cells: list[Cell]) -> list[str]:
     """What a reader must know before trusting a high stability.
 
-    TRANSFER_ONLY: no attack was aimed at it. SURROGATE_GAP: in some model and fooling an attack aimed at another
-    interpreter fools it more than every one aimed at it, beyond the interval. NOT_CONVERGED: an attack aimed at it was
+    TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
+    the interval, its own gradient is beaten: SURROGATE_GAP, by softplus for ReLU or by an attack aimed at another
+    interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient was
     still making more than a twentieth of its progress in its last tenth.
     """
-    own = [cell for cell in cells if cell.scores and cell.manipulation["attacked"] == name]
-    flags = [] if own else ["TRANSFER_ONLY"]
-    aimed, _ = board.worst_attacks([(*_key(c.manipulation), c.scores) for c in own if c.scores])
-    gaps = [worst[place][1] - aimed[place][1] for place in worst if place in aimed]
-    if any(interval(gap[:, None])[0][0] > 0 for gap in gaps):
-        flags.append("SURROGATE_GAP")
-    if any(_still_falling(cell.manipulation) for cell in own):
+    by_attack: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.scores:
+            by_attack.setdefault(cell.manipulation["attacked"], []).append(cell)
+    blind, whitebox = by_attack.pop(f"{name}:subspace", []), by_attack.pop(name, [])
+    surrogates = [cell for part in by_attack.values() for cell in part]
+    if not whitebox:
+        return ["NO_WHITEBOX" if blind or f"{name}:softplus" in by_attack else "TRANSFER_ONLY"]
+    flags = []
+    for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
+        if _beaten(whitebox, others):
+            flags.append(flag)
+    if any(_still_falling(cell.manipulation) for cell in whitebox):
         flags.append("NOT_CONVERGED")
     return flags
+
+
+def _beaten(cells: list[Cell], others: list[Cell]) -> bool:
+    """Whether the worst of `others` is worse than the worst of `cells` in some model and fooling, with 95 %."""
+    mine, theirs = (
+        board.worst_attacks([(*_key(c.manipulation), c.scores) for c in part if c.scores])[0]
+        for part in (cells, others)
+    )
+    gaps = [theirs[place][1] - mine[place][1] for place in theirs if place in mine]
+    return any(interval(gap[:, None])[0][0] > 0 for gap in gaps)
 
 
 def _still_falling(manipulation: Row) -> bool:
@@ -366,8 +383,11 @@ def _still_falling(manipulation: Row) -> bool:
 def _stability_row(name: str, cells: list[Cell]) -> Row:
     """Averages over cells; of the worst transfer cell, its own excess and interval (not that of a maximum)."""
     excess, rank = _SCORES.index("excess"), _SCORES.index("rank_correlation")
-    own = [c.scores for c in cells if c.scores and c.manipulation["attacked"] == name]
-    transfer = {_key(c.manipulation): c.scores for c in cells if c.scores and c.manipulation["attacked"] != name}
+    by_gradient = any(c.manipulation["attacked"] == name for c in cells)
+    names = [c.manipulation["attacked"] if by_gradient else c.manipulation["attacked"].partition(":")[0] for c in cells]
+    aimed = [attacked == name for attacked in names]
+    own = [c.scores for c, mine in zip(cells, aimed, strict=True) if c.scores and mine]
+    transfer = {_key(c.manipulation): c.scores for c, mine in zip(cells, aimed, strict=True) if c.scores and not mine}
     aopc = [c.aopc for c in cells if c.aopc]
     worst = max(transfer, key=lambda key: transfer[key].value[excess], default=None)
     averages = {

@@ -17,10 +17,13 @@ from benchmark import datasets, interpreters, models
 from benchmark.datasets import Dataset
 from benchmark.interpreters import Interpreter
 from benchmark.store import Store, code_version, key_of
-from benchmark.suite import Suite
+from benchmark.suite import Suite, split_attack
 
 Cell = dict[str, Any]
 Spec = dict[str, Any]
+
+
+EVALUATIONS = 24  # of a subspace attack
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,11 @@ class Run:
     store: str
     data: str | None = None
     device: str = "cpu"
+    submission: Interpreter | None = None  # known in this run by its name, beside the registered ones
+    relative: str = ""  # the attacked interpreter whose recipes a submission is attacked with
 
     def __hash__(self) -> int:
-        return hash((self.suite.model_dump_json(), self.store, self.data, self.device))
+        return hash((self.suite.model_dump_json(), self.store, self.data, self.device, self.submission, self.relative))
 
 
 def plan(suite: Suite) -> list[Cell]:
@@ -42,9 +47,14 @@ def plan(suite: Suite) -> list[Cell]:
     return [dict(zip(("model", "fooling", "attacked", "seed"), cell, strict=True)) for cell in grid]
 
 
-def fronts(suite: Suite) -> list[Cell]:
+def fronts(run: Run) -> list[Cell]:
     """The searches of a suite, in order: model, fooling, attacked, first seed. None where recipes are given."""
-    return [cell for cell in plan(suite) if cell["seed"] == suite.seeds[0]] if suite.search else []
+    submitted = run.submission.name if run.submission else ""
+    return [
+        cell
+        for cell in (plan(run.suite) if run.suite.search else [])
+        if cell["seed"] == run.suite.seeds[0] and cell["attacked"] != submitted and ":" not in cell["attacked"]
+    ]
 
 
 @cache
@@ -65,7 +75,10 @@ def dataset(run: Run, split: str, pairs: bool = False) -> Dataset:
 
 
 def create_interpreter(run: Run, name: str) -> Interpreter:
-    """The interpreter with the suite's options."""
+    """The interpreter with the suite's options; `name` may say a strategy as well."""
+    name, _ = split_attack(name)
+    if run.submission is not None and name == run.submission.name:
+        return run.submission
     return interpreters.create(name, **run.suite.interpreters.get(name, {}))
 
 
@@ -103,16 +116,20 @@ def pretrained(run: Run, name: str) -> nn.Module:
 
 
 def interpreter_spec(run: Run, name: str) -> Spec:
-    return {"name": name, **asdict(create_interpreter(run, name))}  # type: ignore[call-overload]
+    interpreter = create_interpreter(run, name)
+    options = asdict(interpreter)  # type: ignore[call-overload]
+    if interpreter is run.submission:
+        del options["file"]  # its digest says more, and where it lies is nobody's business
+    return {"name": interpreter.name, **options}
 
 
 def _attack_spec(run: Run, cell: Cell) -> Spec:
-    fooling = foolings.create(cell["fooling"])
+    fooling, (_, strategy) = foolings.create(cell["fooling"]), split_attack(cell["attacked"])
     return {
         **base_spec(run),
         "model": key_of(model_spec(run, cell["model"])),
         "fooling": {"name": fooling.name, **asdict(fooling)},
-        "attacked": interpreter_spec(run, cell["attacked"]),
+        "attacked": interpreter_spec(run, cell["attacked"]) | ({"strategy": strategy} if strategy else {}),
         "data": data_spec(run, "train"),
         "pairs": data_spec(run, "train", True) if fooling.pairs else None,
     }
@@ -120,7 +137,18 @@ def _attack_spec(run: Run, cell: Cell) -> Spec:
 
 def manipulation_spec(run: Run, cell: Cell) -> Spec:
     """Everything a fooled model depends on."""
-    return {**_attack_spec(run, cell), "recipe": recipe(run, cell), "seed": cell["seed"]}
+    spec = {**_attack_spec(run, cell), "recipe": recipe(run, cell), "seed": cell["seed"]}
+    if split_attack(cell["attacked"])[1] == "subspace":
+        spec["span"] = [key_of(manipulation_spec(run, other)) for other in span(run.suite, cell)]
+        spec["dev"] = {str(pairs): data_spec(run, "dev", pairs) for pairs in {False, spec["pairs"] is not None}}
+    return spec
+
+
+def span(suite: Suite, cell: Cell) -> list[Cell]:
+    """The manipulations whose fooled models a subspace attack mixes: those by gradient of other interpreters."""
+    own = split_attack(cell["attacked"])[0]
+    others = [name for name in suite.attacked if not split_attack(name)[1] and name != own]
+    return [{**cell, "attacked": name} for name in others]
 
 
 def front_spec(run: Run, cell: Cell) -> Spec:
@@ -132,7 +160,14 @@ def front_spec(run: Run, cell: Cell) -> Spec:
 
 def recipe(run: Run, cell: Cell) -> dict[str, Any]:
     """learning_rate, lambda, steps and batch_size of a manipulation: given by the suite, or the best within the
-    largest budget that a search found; each None where the store does not have the search."""
+    largest budget that a search found; each None where the store does not have the search. A submission takes those of
+    its relative. `steps` of a subspace attack are evaluations on dev."""
+    name, strategy = split_attack(cell["attacked"])
+    if strategy == "subspace":
+        return {"learning_rate": None, "lambda": None, "steps": EVALUATIONS, "batch_size": None}
+    if run.submission is not None and name == run.submission.name:
+        name = run.relative
+    cell = {**cell, "attacked": name}
     if run.suite.search is None:
         return run.suite.recipe(cell["model"], cell["fooling"], cell["attacked"])
     found = Store(run.store).receipt("fronts", key_of(front_spec(run, cell)))

@@ -13,6 +13,15 @@ HERE = Path(__file__).parent / "suites"
 Positive = Annotated[int, Field(ge=1)]
 
 
+STRATEGIES = ("softplus", "subspace")
+
+
+def split_attack(attacked: str) -> tuple[str, str]:
+    """The interpreter, and how it is attacked: by its gradient (""), or by one of STRATEGIES: "name:strategy"."""
+    name, _, strategy = attacked.partition(":")
+    return name, strategy
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -185,25 +194,30 @@ def _check_names(suite: Suite) -> None:
     from attacks import foolings
     from benchmark import datasets, interpreters, models
 
+    attacks = [split_attack(attacked) for attacked in suite.attacked]
+    known_names = interpreters.names()
     known = {
         "dataset": ([suite.dataset.name], datasets.names()),
         "model": (list(suite.models), models.names()),
         "fooling": (suite.foolings, list(foolings.FOOLINGS)),
-        "interpreter": ([*suite.attacked, *suite.evaluated, *suite.interpreters], interpreters.names()),
+        "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
+        "strategy": ([strategy for _, strategy in attacks if strategy], STRATEGIES),
     }
     for what, (used, allowed) in known.items():
         for name in used:
             if name not in allowed:
                 raise unknown(what, name, allowed)
-    for name in sorted({*suite.attacked, *suite.evaluated, *suite.interpreters}):
+    for name in known["interpreter"][0]:
         options = suite.interpreters.get(name, {})
         try:  # the types of the values; unknown options are left to `create`
             TypeAdapter(interpreters.INTERPRETERS[name]).validate_python(options)
         except ValidationError as error:
             raise _invalid(suite.name, error, ("interpreters", name)) from error
-        if not interpreters.create(name, **options).differentiable and name in suite.attacked:
+        by_gradient = {attacked for attacked, strategy in attacks if strategy != "subspace"}
+        if not interpreters.create(name, **options).differentiable and name in by_gradient:
             raise UserError(
-                f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated"
+                f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated, "
+                f"or attacked as '{name}:subspace'"
             )
     for rule in suite.recipes:
         for key, allowed in (("model", list(suite.models)), ("fooling", suite.foolings), ("attacked", suite.attacked)):
