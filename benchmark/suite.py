@@ -159,7 +159,7 @@ def _check_names(suite: Suite) -> None:
     for name in sorted({*suite.attacked, *suite.evaluated, *suite.interpreters}):
         options = suite.interpreters.get(name, {})
         try:  # the types of the values; unknown options are left to `create`
-            TypeAdapter(interpreters.INTERPRETERS[name]).validate_python(options)
+            TypeAdapter(interpreters.kind(name)).validate_python(options)
         except ValidationError as error:
             raise _invalid(suite.name, error, ("interpreters", name)) from error
         if not interpreters.create(name, **options).differentiable and name in suite.attacked:

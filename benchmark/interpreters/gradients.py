@@ -29,6 +29,17 @@ class SimpleGrad(Interpreter):
 
 
 @dataclass(frozen=True)
+class InputXGradient(SimpleGrad):
+    """image · ∂ logit / ∂ image (Shrikumar et al. 2016), the contributions of a linear model; heatmap as SimpleGrad."""
+
+    name: ClassVar[str] = "input_x_gradient"
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradient = super().explain(model, images, targets)
+        return logits, images.detach() * gradient
+
+
+@dataclass(frozen=True)
 class SimpleGradT(SimpleGrad):
     """∂ logit / ∂ (input of the target layer). `layer` None: the model's default."""
 
