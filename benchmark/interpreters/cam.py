@@ -60,16 +60,22 @@ class EigenCAM(GradCAM):
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, activation, _ = layer_gradient(model, images, targets, self.layer)
-        matrix = activation.flatten(2)
-        if matrix.shape[1] <= matrix.shape[2]:
-            weights = first_singular_vector(matrix)
-        else:  # the smaller Gram matrix
-            weights = matrix @ first_singular_vector(matrix.mT)
-            length = weights.norm(dim=1, keepdim=True)
-            weights = weights / torch.where(length > 0, length, 1)
-        total = (matrix * weights).sum((1, 2), keepdim=True).detach()
-        weights = torch.where(total < 0, -weights, weights)
-        return logits, activation * weights[..., None]
+        return logits, activation * principal_weights(activation.flatten(2))[..., None]
+
+
+def principal_weights(matrix: Tensor) -> Tensor:
+    """The unit weights of the channels whose weighted sum is largest, of the sign that makes its total positive.
+
+    (N, C, P) -> (N, C, 1).
+    """
+    if matrix.shape[1] <= matrix.shape[2]:
+        weights = first_singular_vector(matrix)
+    else:  # by the smaller Gram matrix
+        weights = matrix @ first_singular_vector(matrix.mT)
+        length = weights.norm(dim=1, keepdim=True)
+        weights = weights / torch.where(length > 0, length, 1)
+    total = (matrix * weights).sum((1, 2), keepdim=True)
+    return torch.where(total < 0, -weights, weights)
 
 
 def first_singular_vector(matrix: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class CaptumInterpreter(Interpreter):
             logits = model(images)
             label_logits(logits, targets)  # a target out of range is a clear error
         with torch.enable_grad():
-            return logits, self.captum(model, images.detach(), targets).detach()
+            attribution = self.captum(model, images.detach(), targets).detach()
+        return logits, attribution.to(images.dtype)  # some of Captum's methods divide in float32
 
     def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError

@@ -5,8 +5,9 @@ derivative; max-pooling hands Δout to the winner of whichever of the two output
 Lundberg and Lee's implementation, which Captum follows; here also where windows overlap). Everything else must be
 linear, and is an error otherwise. So Σ attribution = logit(x) − logit(x⁰): the sum is complete.
 
-Captum's own DeepLift needs a module of its own for each activation, used once, and pooling windows that do not
-overlap: it fails on ResNets and is silently wrong on DenseNets, whose last ReLU is a function.
+Captum's own DeepLift needs a module of its own for each activation, used once, and windows that do not overlap: it
+fails on ResNets, is silently wrong on DenseNets, whose last ReLU is a function, and on VGGs, where it loses its rule
+for a max-pooling that directly follows a ReLU.
 """
 
 from dataclasses import dataclass

@@ -93,6 +93,6 @@ class KernelShap(OnGrid):
 
         def one(image: Tensor, target: Tensor) -> Tensor:
             options = {"n_samples": self.samples, "perturbations_per_eval": self.at_once}
-            return method.attribute(image, target=target, feature_mask=grid, **options).to(image.dtype)
+            return method.attribute(image, target=target, feature_mask=grid, **options)
 
         return image_by_image(one, images, targets, self.seed)
