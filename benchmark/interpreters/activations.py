@@ -17,11 +17,12 @@ from attacks.errors import UserError
 from benchmark.interpreters.relevance import POOL_MEAN, STRUCTURE, _tensors
 
 LINEAR = STRUCTURE | POOL_MEAN | {
-    "linear", "conv1d", "conv2d", "conv3d", "batch_norm", "add", "iadd", "radd", "sub", "isub", "rsub", "neg",
-    "dropout", "dropout2d", "feature_dropout", "alpha_dropout", "identity", "contiguous", "clone", "to", "float",
-    "double",
+    "add", "iadd", "radd", "sub", "isub", "rsub", "neg", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
+    "identity", "contiguous", "clone", "to", "float", "double",
 }  # fmt: skip
-SCALES = {"mul", "imul", "rmul", "div", "idiv", "itruediv"}  # linear where one operand alone depends on the image
+# linear where one operand alone depends on the image; of a quotient, the first
+PRODUCTS = {"mul", "imul", "rmul", "matmul", "linear", "conv1d", "conv2d", "conv3d", "batch_norm"}
+QUOTIENTS = {"div", "idiv", "itruediv", "truediv"}
 
 Step = Callable[..., Tensor]
 
@@ -51,7 +52,9 @@ class Activations(TorchFunctionMode):
             output = self._step(func, self.steps[name], args, kwargs)
         else:
             output = func(*args, **kwargs)
-            known = name in LINEAR or name in self.plain or (name in SCALES and len(read) == 1)
+            known = name in LINEAR or name in self.plain
+            if len(read) == 1:
+                known |= name in PRODUCTS or (name in QUOTIENTS and args[0] is read[0])
             if not known and any(t.is_floating_point() for t in _tensors(output)):
                 raise UserError(f"{self.method} has no rule for the operation {name!r}")
         self.trace(*_tensors(output))

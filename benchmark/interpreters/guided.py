@@ -20,6 +20,14 @@ from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.interpreters.relevance import POOL_MAX
 
 
+def _guided(relu: Step, x: Tensor) -> Tensor:
+    return Slope.apply(x, relu(x), (x > 0).to(x.dtype), True)
+
+
+def _deconvolution(relu: Step, x: Tensor) -> Tensor:
+    return Slope.apply(x, relu(x), x.new_ones(()), True)
+
+
 @dataclass(frozen=True)
 class GuidedBackprop(SimpleGrad):
     """∂ logit / ∂ image with relu(g) · 1[x > 0] at each ReLU; the heatmap is SimpleGrad's."""
@@ -27,7 +35,7 @@ class GuidedBackprop(SimpleGrad):
     name: ClassVar[str] = "guided_backprop"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return _rectified_gradient(model, images, targets, self.name)
+        return _gradient(model, images, targets, self.name, _guided)
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Deconvolution(SimpleGrad):
     name: ClassVar[str] = "deconvolution"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return _rectified_gradient(model, images, targets, self.name)
+        return _gradient(model, images, targets, self.name, _deconvolution)
 
 
 @dataclass(frozen=True)
@@ -51,16 +59,15 @@ class GuidedGradCAM(SimpleGrad):
     layer: str | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, guided = _rectified_gradient(model, images, targets, GuidedBackprop.name)
+        logits, guided = _gradient(model, images, targets, self.name, _guided)
         cam = GradCAM(self.layer).explain(model, images, targets)[1].sum(1, keepdim=True).relu()
         return logits, guided * F.interpolate(cam, images.shape[2:], mode="bilinear")
 
 
-def _rectified_gradient(model: nn.Module, images: Tensor, targets: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    """Logits and the gradient of the label's logit by the images, each ReLU passed by the method's rule."""
+def _gradient(model: nn.Module, images: Tensor, targets: Tensor, method: str, relu: Step) -> tuple[Tensor, Tensor]:
+    """Logits and the gradient of the label's logit by the images, each ReLU passed by the rule `relu`."""
     graph = needs_graph(model)
-    steps: dict[str, Step] = {"relu": _deconvolution if method == Deconvolution.name else _guided}
-    mode = Activations(method, steps, plain=POOL_MAX)
+    mode = Activations(method, {"relu": relu}, plain=POOL_MAX)
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
@@ -69,11 +76,3 @@ def _rectified_gradient(model: nn.Module, images: Tensor, targets: Tensor, metho
             logits = model(start)
         gradient = torch.autograd.grad(label_logits(logits, targets).sum(), images, create_graph=graph)[0]
     return logits if graph else logits.detach(), gradient
-
-
-def _guided(relu: Step, x: Tensor) -> Tensor:
-    return Slope.apply(x, relu(x), (x > 0).to(x.dtype), True)
-
-
-def _deconvolution(relu: Step, x: Tensor) -> Tensor:
-    return Slope.apply(x, relu(x), x.new_ones(()), True)

@@ -1,5 +1,7 @@
 """Guided backpropagation and deconvolution: by hand, against Captum where its hooks see every ReLU, and where not."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -108,13 +110,37 @@ def test_another_activation_function_is_refused(name, layer, operation):
         ours(name, model, torch.ones(1, 2, 1, 1), torch.tensor([0]))
 
 
-def test_a_product_of_two_activations_is_refused():
-    class Gate(nn.Module):
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (lambda x: x * x.mean((2, 3), keepdim=True), "mul"),
+        (lambda x: 2 / x, "div|reciprocal"),
+        (lambda x: torch.div(torch.ones(1), x), "div"),
+        (lambda x: x / x.sum(), "div"),
+        (lambda x: F.linear(x.flatten(1), x.flatten(1)), "linear"),
+        (lambda x: x.clamp(min=0), "clamp"),
+        (lambda x: x * (x > 0), "mul"),
+    ],
+)
+def test_what_is_not_linear_in_the_image_is_refused(function, operation):
+    class Net(nn.Module):
         def forward(self, x):
-            return (x * x.mean((2, 3), keepdim=True) * 2).flatten(1)
+            return function(x).flatten(1)
 
-    with pytest.raises(UserError, match="'mul'"):
-        ours("guided_backprop", Gate(), torch.ones(1, 2, 1, 1), torch.tensor([0]))
+    with pytest.raises(UserError, match=f"guided_backprop has no rule for the operation '.*({operation})"):
+        ours("guided_backprop", Net(), torch.ones(1, 2, 1, 1), torch.tensor([0]))
+
+
+def test_what_is_linear_in_the_image_is_not():
+    class Net(nn.Module):
+        def forward(self, x):
+            scale = torch.tensor([2.0, 3.0]).exp()
+            x = torch.matmul(scale * x.flatten(1) / 2, torch.eye(2)) - 1
+            x *= 2
+            return 3 * x
+
+    got = ours("guided_backprop", Net(), torch.ones(1, 2, 1, 1), torch.tensor([1]))
+    assert got.flatten().tolist() == pytest.approx([0, 3 * math.exp(3)])
 
 
 def test_guided_grad_cam_is_captums():
