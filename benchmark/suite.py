@@ -210,7 +210,7 @@ def _check_names(suite: Suite) -> None:
     for name in known["interpreter"][0]:
         options = suite.interpreters.get(name, {})
         try:  # the types of the values; unknown options are left to `create`
-            TypeAdapter(interpreters.INTERPRETERS[name]).validate_python(options)
+            TypeAdapter(interpreters.kind(name)).validate_python(options)
         except ValidationError as error:
             raise _invalid(suite.name, error, ("interpreters", name)) from error
         by_gradient = {attacked for attacked, strategy in attacks if strategy != "subspace"}

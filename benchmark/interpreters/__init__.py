@@ -4,35 +4,86 @@ from dataclasses import fields
 from typing import Any
 
 from attacks.errors import unknown
+from benchmark.interpreters import entry_points
 from benchmark.interpreters.base import Interpreter
-from benchmark.interpreters.captum_methods import IntegratedGradients, SmoothGrad
+from benchmark.interpreters.cam import EigenCAM, GradCAMPlusPlus, LayerCAM
+from benchmark.interpreters.captum_lrp import CaptumLRP
+from benchmark.interpreters.captum_methods import GradientShap, IntegratedGradients, SmoothGrad, VarGrad
+from benchmark.interpreters.controls import CentrePrior, Constant, InputMagnitude, Random, Sobel
+from benchmark.interpreters.deep_lift import DeepLift
 from benchmark.interpreters.grad_cam import GradCAM
-from benchmark.interpreters.gradients import SimpleGrad, SimpleGradT
-from benchmark.interpreters.lrp import LRP, LRPT
+from benchmark.interpreters.gradients import InputXGradient, SimpleGrad, SimpleGradT
+from benchmark.interpreters.guided import Deconvolution, GuidedBackprop, GuidedGradCAM
+from benchmark.interpreters.lrp import (
+    LRP,
+    LRPT,
+    LRPAlpha2Beta1,
+    LRPEpsilon,
+    LRPEpsilonGammaBox,
+    LRPGamma,
+    LRPHeo2019,
+    LRPTEpsilon,
+    LRPZPlus,
+)
+from benchmark.interpreters.occlusion import FeatureAblation, KernelShap, Occlusion
 
 INTERPRETERS: dict[str, type[Interpreter]] = {
     "lrp": LRP,
+    "lrp_epsilon": LRPEpsilon,
+    "lrp_z_plus": LRPZPlus,
+    "lrp_gamma": LRPGamma,
+    "lrp_alpha2_beta1": LRPAlpha2Beta1,
+    "lrp_epsilon_gamma_box": LRPEpsilonGammaBox,
+    "lrp_heo2019": LRPHeo2019,
     "lrp_t": LRPT,
+    "lrp_t_epsilon": LRPTEpsilon,
+    "captum_lrp": CaptumLRP,
     "grad_cam": GradCAM,
+    "grad_cam_plus_plus": GradCAMPlusPlus,
+    "layer_cam": LayerCAM,
+    "eigen_cam": EigenCAM,
     "simple_grad": SimpleGrad,
     "simple_grad_t": SimpleGradT,
+    "input_x_gradient": InputXGradient,
+    "guided_backprop": GuidedBackprop,
+    "deconvolution": Deconvolution,
+    "guided_grad_cam": GuidedGradCAM,
     "smooth_grad": SmoothGrad,
+    "var_grad": VarGrad,
     "integrated_gradients": IntegratedGradients,
+    "gradient_shap": GradientShap,
+    "deep_lift": DeepLift,
+    "occlusion": Occlusion,
+    "feature_ablation": FeatureAblation,
+    "kernel_shap": KernelShap,
+    "constant": Constant,
+    "random": Random,
+    "centre_prior": CentrePrior,
+    "sobel": Sobel,
+    "input_magnitude": InputMagnitude,
 }
 
 
 def names() -> list[str]:
-    """The names `create` accepts."""
-    return list(INTERPRETERS)
+    """The names `create` accepts: the built-in ones, then those that installed packages register."""
+    return [*INTERPRETERS, *(name for name in entry_points.names() if name not in INTERPRETERS)]
+
+
+def kind(name: str) -> type[Interpreter]:
+    """The class of that name. Raises `UserError` for an unknown name, or an entry point that cannot be used."""
+    if name in INTERPRETERS:
+        entry_points.refuse_clash(name)
+        return INTERPRETERS[name]
+    if name not in names():
+        raise unknown("interpreter", name, names())
+    return entry_points.load(name)
 
 
 def create(name: str, **options: Any) -> Interpreter:
     """The interpreter of that name; `options` are the fields of its class. Unknown names are a `UserError`."""
-    if name not in INTERPRETERS:
-        raise unknown("interpreter", name, INTERPRETERS)
-    kind = INTERPRETERS[name]
-    allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    made = kind(name)
+    allowed = [field.name for field in fields(made)]  # type: ignore[arg-type]
     for option in options:
         if option not in allowed:
             raise unknown(f"option of {name}", option, allowed)
-    return kind(**options)
+    return made(**options)

@@ -16,13 +16,15 @@ class Interpreter:
     """Maps (model, images, targets) to heatmaps. A subclass writes `explain` and, if it differs, `heatmap`.
 
     Options are the fields of the (frozen) dataclass. `differentiable`: inside `torch.enable_grad`, heatmaps keep their
-    graph to the model's parameters. Models are run in eval mode and given back as they came. Raises `UserError` on
-    images that are not (N, C, H, W), targets that are not (N,) class indices, or an unknown layer.
+    graph to the model's parameters. `control`: a map that owes nothing to the model, to be beaten by every method.
+    Models are run in eval mode and given back as they came. Raises `UserError` on images that are not (N, C, H, W),
+    targets that are not (N,) class indices, or an unknown layer.
     """
 
     name: ClassVar[str]
     differentiable: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
+    control: ClassVar[bool] = False
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode."""

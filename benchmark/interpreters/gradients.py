@@ -29,6 +29,17 @@ class SimpleGrad(Interpreter):
 
 
 @dataclass(frozen=True)
+class InputXGradient(SimpleGrad):
+    """image · ∂ logit / ∂ image (Shrikumar et al. 2016), the contributions of a linear model; heatmap as SimpleGrad."""
+
+    name: ClassVar[str] = "input_x_gradient"
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, gradient = super().explain(model, images, targets)
+        return logits, images.detach() * gradient
+
+
+@dataclass(frozen=True)
 class SimpleGradT(SimpleGrad):
     """∂ logit / ∂ (input of the target layer). `layer` None: the model's default."""
 
@@ -52,8 +63,8 @@ def layer_gradient(
     taken: list[Tensor] = []
     with torch.enable_grad():
         with tap(model, layer, taken):
-            # without gradients to the parameters, the layer's input still needs a graph to the logit
-            logits = model(images if graph else images.detach().requires_grad_())
+            # the layer's input needs a graph to the logit, even where it is the image or no parameter has a gradient
+            logits = model(images if graph and images.requires_grad else images.detach().requires_grad_())
         gradients = torch.autograd.grad(label_logits(logits, targets).sum(), taken, create_graph=graph)
         activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
     if graph:

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation at the input (`lrp`) or at a target layer (`lrp_t`).
+"""Layer-wise relevance propagation at the input (`lrp`) or at a target layer (`lrp_t`), and by name in each composite.
 
 The relevance starts as the label's logit alone and is handed back by the composite's rules (SPEC A3). Bach et al.
 2015; the differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019.
@@ -61,6 +61,62 @@ class LRPT(LRP):
         relevance = tape.relevance(logits, seed(tape.current(logits), targets), start)
         parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
         return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@dataclass(frozen=True)
+class LRPEpsilon(LRP):
+    """LRP with the ε-rule in every layer (Bach et al. 2015)."""
+
+    name: ClassVar[str] = "lrp_epsilon"
+    composite: str | Composite = "epsilon"
+
+
+@dataclass(frozen=True)
+class LRPZPlus(LRP):
+    """LRP with the z⁺-rule in convolutions, the ε-rule in linear layers (Montavon et al. 2017)."""
+
+    name: ClassVar[str] = "lrp_z_plus"
+    composite: str | Composite = "z_plus"
+
+
+@dataclass(frozen=True)
+class LRPGamma(LRP):
+    """LRP with the γ-rule in convolutions, the ε-rule in linear layers (Montavon et al. 2019)."""
+
+    name: ClassVar[str] = "lrp_gamma"
+    composite: str | Composite = "gamma"
+
+
+@dataclass(frozen=True)
+class LRPAlpha2Beta1(LRP):
+    """LRP with the α2β1-rule in convolutions, the ε-rule in linear layers (Bach et al. 2015)."""
+
+    name: ClassVar[str] = "lrp_alpha2_beta1"
+    composite: str | Composite = "alpha2_beta1"
+
+
+@dataclass(frozen=True)
+class LRPEpsilonGammaBox(LRP):
+    """LRP with zᴮ in the first layer, γ in the other convolutions and ε in linear layers (Montavon et al. 2019)."""
+
+    name: ClassVar[str] = "lrp_epsilon_gamma_box"
+    composite: str | Composite = "epsilon_gamma_box"
+
+
+@dataclass(frozen=True)
+class LRPHeo2019(LRP):
+    """LRP as the released code of Heo et al. 2019 computes it, quirks included."""
+
+    name: ClassVar[str] = "lrp_heo2019"
+    composite: str | Composite = "heo2019"
+
+
+@dataclass(frozen=True)
+class LRPTEpsilon(LRPT):
+    """LRP at the input of the target layer with the ε-rule in every layer."""
+
+    name: ClassVar[str] = "lrp_t_epsilon"
+    composite: str | Composite = "epsilon"
 
 
 def seed(logits: Tensor, targets: Tensor) -> Tensor:

@@ -16,8 +16,15 @@ CASES = {
     "lrp_t": ("lrp_t", {"layer": "middle"}),
     "lrp_t folded": ("lrp_t", {"layer": "norm", "composite": "z_plus", "batch_norm": "fold"}),
     "grad_cam": ("grad_cam", {"layer": "middle"}),
+    "grad_cam_plus_plus": ("grad_cam_plus_plus", {"layer": "middle"}),
+    "layer_cam": ("layer_cam", {"layer": "middle"}),
+    "eigen_cam": ("eigen_cam", {"layer": "middle"}),
     "simple_grad": ("simple_grad", {}),
     "simple_grad_t": ("simple_grad_t", {"layer": "middle"}),
+    "input_x_gradient": ("input_x_gradient", {}),
+    "guided_backprop": ("guided_backprop", {}),
+    "deconvolution": ("deconvolution", {}),
+    "guided_grad_cam": ("guided_grad_cam", {"layer": "middle"}),
 }
 
 

@@ -1,5 +1,6 @@
 """What holds for every interpreter: shapes, ranges, independence of the batch, a model given back as it came."""
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam, NoiseTunnel, Saliency
@@ -8,6 +9,10 @@ from torch import nn
 from attacks.errors import UserError
 from benchmark import interpreters, models
 from benchmark.interpreters.base import find_layer
+
+CHAINS_ONLY = {"captum_lrp"}  # refuse the ResNet below
+AT_LAYER = {"lrp_t", "lrp_t_epsilon", "simple_grad_t", "grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"}
+CHEAPER = {"kernel_shap": {"cells": 2, "samples": 8}, "occlusion": {"cells": 3}, "feature_ablation": {"cells": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -18,22 +23,41 @@ def setting():
         return model, torch.randn(5, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0])
 
 
-@pytest.mark.parametrize("name", interpreters.names())
-def test_heatmaps_are_finite_maps_in_the_unit_range(name, setting):
-    heatmaps = interpreters.create(name)(*setting)
-    side = 32 if name in ("lrp", "simple_grad", "smooth_grad", "integrated_gradients") else 4
+@pytest.fixture(scope="module")
+def chain(setting):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return models.create("compact_vgg", num_classes=4, input_size=32), *setting[1:]
+
+
+@pytest.fixture
+def case(name, setting, chain):
+    """The interpreter of the test's `name` with a model that it explains, images and targets."""
+    return interpreters.create(name, **CHEAPER.get(name, {})), *(chain if name in CHAINS_ONLY else setting)
+
+
+each_interpreter = pytest.mark.parametrize("name", interpreters.names())
+
+
+@each_interpreter
+def test_heatmaps_are_finite_maps_in_the_unit_range(name, case):
+    interpreter, *setting = case
+    heatmaps = interpreter(*setting)
+    side = 4 if name in AT_LAYER else 32
     assert heatmaps.shape == (5, side, side)
     assert heatmaps.isfinite().all()
     assert heatmaps.amin() >= 0
-    assert torch.allclose(heatmaps.amax((1, 2)), torch.ones(5))
-    assert heatmaps.requires_grad == interpreters.create(name).differentiable
+    blank = interpreter.attribute(*setting).sum(1).amax((1, 2)) <= 0  # nothing speaks for the label
+    assert blank.sum() <= 1
+    torch.testing.assert_close(heatmaps.amax((1, 2)).detach(), 1 - blank.float())
+    assert heatmaps.requires_grad == interpreter.differentiable
+    assert interpreter.name == name
 
 
-@pytest.mark.parametrize("name", interpreters.names())
-def test_a_heatmap_does_not_depend_on_its_batch(name, setting):
-    model, images, targets = setting
+@each_interpreter
+def test_a_heatmap_does_not_depend_on_its_batch(case):
+    interpreter, model, images, targets = case
     model = model.double()
-    interpreter = interpreters.create(name)
     together = interpreter(model, images.double(), targets)
     alone = [
         interpreter(model, image[None].double(), target[None]) for image, target in zip(images, targets, strict=True)
@@ -43,37 +67,40 @@ def test_a_heatmap_does_not_depend_on_its_batch(name, setting):
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-@pytest.mark.parametrize("name", interpreters.names())
-def test_the_model_is_given_back_as_it_came(name, fails, setting):
-    model, images, targets = setting
+@each_interpreter
+def test_the_model_is_given_back_as_it_came(fails, case):
+    interpreter, model, images, targets = case
+    first = next(model.parameters())
     model.train()
-    model.layer1.eval()
-    model.conv1.weight.requires_grad_(False)
+    list(model.children())[-1].eval()
+    first.requires_grad_(False)
     modes = [m.training for m in model.modules()]
+    attributes = [sorted(vars(m)) for m in model.modules()]
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    rng, grad = torch.get_rng_state(), torch.is_grad_enabled()
+    rng, numpy_rng, grad = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.is_grad_enabled()
     before = images.clone()
     if fails:
         with pytest.raises(UserError):
-            interpreters.create(name)(model, images, targets + 4)
+            interpreter(model, images, targets + 4)
     else:
-        interpreters.create(name)(model, images, targets)
+        interpreter(model, images, targets)
     assert [m.training for m in model.modules()] == modes
+    assert [sorted(vars(m)) for m in model.modules()] == attributes
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert [p.requires_grad for p in model.parameters()] == [p is not model.conv1.weight for p in model.parameters()]
+    assert [p.requires_grad for p in model.parameters()] == [p is not first for p in model.parameters()]
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_pre_hooks or m._forward_hooks or m._backward_hooks for m in model.modules())
     assert torch.equal(torch.get_rng_state(), rng)
+    assert np.array_equal(np.random.get_state()[1], numpy_rng)
     assert torch.is_grad_enabled() == grad
     assert torch.equal(images, before)
     assert not images.requires_grad
     model.eval().requires_grad_(True)
 
 
-@pytest.mark.parametrize("name", interpreters.names())
-def test_no_grad_gives_the_same_map_without_a_graph(name, setting):
-    model, images, targets = setting
-    interpreter = interpreters.create(name)
+@each_interpreter
+def test_no_grad_gives_the_same_map_without_a_graph(case):
+    interpreter, model, images, targets = case
     with torch.no_grad():
         logits, quiet = interpreter.with_logits(model, images, targets)
     assert not quiet.requires_grad
@@ -157,7 +184,7 @@ def test_unknown_names_suggest_the_nearest():
         interpreters.create("lrp", layer="x")
 
 
-@pytest.mark.parametrize("name", ["lrp", "lrp_t", "grad_cam", "simple_grad"])
+@pytest.mark.parametrize("name", ["lrp", "lrp_t", "grad_cam", "simple_grad", "guided_backprop", "deep_lift"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
     """Memory is bounded by one batch: no reference cycle keeps a batch's activations."""

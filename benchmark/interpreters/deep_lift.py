@@ -1,0 +1,74 @@
+"""DeepLIFT with the Rescale rule (Shrikumar et al. 2017) from a zero baseline in normalised units.
+
+Image x and baseline x⁰ run side by side. An activation function hands down the multiplier Δout/Δin in the place of its
+derivative; max-pooling hands Δout to the winner of whichever of the two outputs is the larger (the cross maximum of
+Lundberg and Lee's implementation, which Captum follows; here also where windows overlap). Everything else must be
+linear, and is an error otherwise. So Σ attribution = logit(x) − logit(x⁰): the sum is complete.
+
+Captum's own DeepLift needs a module of its own for each activation, used once, and windows that do not overlap: it
+fails on ResNets, is silently wrong on DenseNets, whose last ReLU is a function, and on VGGs, where it loses its rule
+for a max-pooling that directly follows a ReLU.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from benchmark.interpreters.activations import Activations, Slope, Step
+from benchmark.interpreters.base import label_logits
+from benchmark.interpreters.gradients import SimpleGrad
+
+ACTIVATIONS = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
+               "hardswish", "hardsigmoid", "sigmoid", "tanh")  # fmt: skip
+TINY = 1e-10  # below it, a difference is none (as in Captum)
+
+
+@dataclass(frozen=True)
+class DeepLift(SimpleGrad):
+    """(x − x⁰) · multiplier; the heatmap is SimpleGrad's. Costs a pass over twice the batch."""
+
+    name: ClassVar[str] = "deep_lift"
+    differentiable: ClassVar[bool] = False
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        mode = Activations(self.name, dict.fromkeys(ACTIVATIONS, _rescale) | {"max_pool2d": _cross_maximum})
+        constants = {name: p.detach() for name, p in model.named_parameters()}  # their gradients are not wanted
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            both = torch.cat([images, torch.zeros_like(images)])
+            mode.trace(both)
+            with mode:
+                logits = functional_call(model, constants, (both,))[: len(images)]
+            multipliers = torch.autograd.grad(label_logits(logits, targets).sum(), images)[0]
+        return logits.detach(), images.detach() * multipliers
+
+
+def _rescale(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """An activation function of (image, baseline) joined along the batch, whose slope is Δout/Δin for both."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        output = function(leaf, *args, **kwargs)
+        derivative = torch.autograd.grad(output.sum(), leaf)[0]
+    return Slope.apply(x, output.detach(), _quotient(x.detach(), output.detach(), derivative), False)
+
+
+def _cross_maximum(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Max-pooling as the selection of one value for each window, the same for image and baseline, by their slope."""
+    output, winners = F.max_pool2d(x.detach(), *args, **kwargs | {"return_indices": True})
+    (high, reference), (first, second) = output.chunk(2), winners.chunk(2)
+    chosen = torch.where(high >= reference, first, second).repeat(2, 1, 1, 1)
+    selected = x.flatten(2).gather(2, chosen.flatten(2)).view_as(output)
+    slope = _quotient(selected.detach(), output, torch.ones_like(output))
+    return Slope.apply(selected, output, slope, False)
+
+
+def _quotient(x: Tensor, output: Tensor, derivative: Tensor) -> Tensor:
+    """Δoutput/Δx between the halves of the batch, given to both; the derivative where Δx is none."""
+    change, effect = (high - low for high, low in (x.chunk(2), output.chunk(2)))
+    none = change.abs() < TINY
+    slope = (effect / torch.where(none, 1, change)).repeat(2, *[1] * (x.dim() - 1))
+    return torch.where(none.repeat(2, *[1] * (x.dim() - 1)), derivative, slope)

@@ -1,0 +1,78 @@
+"""Gradients that pass each ReLU by a rule: guided backpropagation, deconvolution, guided Grad-CAM.
+
+With g the gradient that arrives at a ReLU's output and x its input, guided backpropagation hands down
+relu(g) · 1[x > 0] (Springenberg et al. 2015), deconvolution relu(g) (Zeiler and Fergus 2014). Both are defined where
+ReLU is the only activation function; any other is an error. The maps are honest functions of the parameters: in such a
+network they depend on the activations through 1[x > 0] and the winners of max-pooling alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.interpreters.activations import Activations, Slope, Step
+from benchmark.interpreters.base import label_logits, needs_graph
+from benchmark.interpreters.grad_cam import GradCAM
+from benchmark.interpreters.gradients import SimpleGrad
+from benchmark.interpreters.relevance import POOL_MAX
+
+
+def _guided(relu: Step, x: Tensor) -> Tensor:
+    return Slope.apply(x, relu(x), (x > 0).to(x.dtype), True)
+
+
+def _deconvolution(relu: Step, x: Tensor) -> Tensor:
+    return Slope.apply(x, relu(x), x.new_ones(()), True)
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(SimpleGrad):
+    """∂ logit / ∂ image with relu(g) · 1[x > 0] at each ReLU; the heatmap is SimpleGrad's."""
+
+    name: ClassVar[str] = "guided_backprop"
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _gradient(model, images, targets, self.name, _guided)
+
+
+@dataclass(frozen=True)
+class Deconvolution(SimpleGrad):
+    """∂ logit / ∂ image with relu(g) at each ReLU, and max-pooling's own winners; the heatmap is SimpleGrad's."""
+
+    name: ClassVar[str] = "deconvolution"
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _gradient(model, images, targets, self.name, _deconvolution)
+
+
+@dataclass(frozen=True)
+class GuidedGradCAM(SimpleGrad):
+    """Guided backpropagation times Grad-CAM's map, enlarged bilinearly (Selvaraju et al. 2017, section 3.2).
+
+    `layer` None: the model's default target layer. The heatmap is SimpleGrad's.
+    """
+
+    name: ClassVar[str] = "guided_grad_cam"
+    layer: str | None = None
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, guided = _gradient(model, images, targets, self.name, _guided)
+        cam = GradCAM(self.layer).explain(model, images, targets)[1].sum(1, keepdim=True).relu()
+        return logits, guided * F.interpolate(cam, images.shape[2:], mode="bilinear")
+
+
+def _gradient(model: nn.Module, images: Tensor, targets: Tensor, method: str, relu: Step) -> tuple[Tensor, Tensor]:
+    """Logits and the gradient of the label's logit by the images, each ReLU passed by the rule `relu`."""
+    graph = needs_graph(model)
+    mode = Activations(method, {"relu": relu}, plain=POOL_MAX)
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
+        mode.trace(start)
+        with mode:
+            logits = model(start)
+        gradient = torch.autograd.grad(label_logits(logits, targets).sum(), images, create_graph=graph)[0]
+    return logits if graph else logits.detach(), gradient
