@@ -203,6 +203,18 @@ def explain(
     typer.echo(f"{samples.title}\n{file}")
 
 
+@app.command()
+def new_interpreter(
+    name: Annotated[str, typer.Argument(help="Its name, in lower snake case.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where NAME.py and test_NAME.py are written.")] = Path(),
+) -> None:
+    """Write an interpreter that works, to be changed into your own, and its test."""
+    from benchmark import template
+
+    for path in template.write(name, folder):
+        typer.echo(str(path))
+
+
 def _load_suite(name: str) -> Any:
     from benchmark import suite
 

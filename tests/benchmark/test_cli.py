@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from attacks import foolings
-from benchmark import cli, datasets, execution, interpreters, metrics, models, suite
+from benchmark import cli, datasets, execution, interpreters, metrics, models, submission, suite, template
 from benchmark.leaderboards import COLUMNS
 
 FOOLBENCH = [sys.executable, "-m", "benchmark.cli"]
@@ -166,3 +166,71 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_later(finished, tmp_path, jobs):
     assert 3 <= finished.receipts(store) < finished.receipts(finished.store)
     execution.run_suite(resumed.run, resumed.out, jobs=1)
     assert resumed.written() == finished.written()
+
+
+def test_new_interpreter_writes_a_submission_that_passes_its_own_test(foolbench, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    expected = [folder / "my_method.py", folder / "test_my_method.py"]
+    code, out, err = foolbench("new-interpreter", "my_method", "--folder", folder)
+    assert (code, out.splitlines(), err) == (0, [str(path) for path in expected], "")
+    assert sorted(folder.iterdir()) == expected
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=folder, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1].split(" in ")[0]) == (0, "4 passed")
+    with submission.Child(submission.parse(f"{folder}/my_method.py:MyMethod")) as child:
+        about = {"name": "my_method", "kind": "class", "differentiable": True, "stochastic": False}
+        assert child.describe() == about
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        ("relevance * 2 / highest.clamp(min=1e-9)", "values_in_0_1"),
+        ("images.detach().abs().mean(1).clamp(max=1)", "depends_on_the_class"),
+        ("relevance / relevance.amax().clamp(min=1e-9)", "rest_of_the_batch"),
+        ("(relevance / highest.clamp(min=1e-9)).detach()", "differentiated_by_the_weights"),
+    ],
+)
+def test_the_written_test_fails_where_the_interpreter_is_wrong(tmp_path, monkeypatch, change, failing):
+    file, test = template.write("mine_to_break", tmp_path)
+    file.write_text(file.read_text().replace("return relevance /", f"return {change}  #"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine_to_break", raising=False)
+    space: dict = {}
+    exec(test.read_text(), space)
+    monkeypatch.delitem(sys.modules, "mine_to_break")
+    wrong = []
+    for name, function in space.items():
+        if name.startswith("test_"):
+            try:
+                function(space["batch"].__wrapped__())
+            except (AssertionError, RuntimeError):
+                wrong.append(name)
+    assert any(name.endswith(failing) for name in wrong)
+    assert len(wrong) < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lrp", "name must be a new one, none of grad_cam, "),
+        ("MyMethod", "name must be lower snake case, at most 50 characters (got 'MyMethod')"),
+        ("my-method", "name must be lower snake case, at most 50 characters (got 'my-method')"),
+        ("lambda", "name must be a new one (got 'lambda', a keyword or a module that Python finds already)"),
+        ("torch", "name must be a new one (got 'torch', a keyword or a module that Python finds already)"),
+        ("there", "there.py is there already: choose another name or --folder"),
+        ("tested", "test_tested.py is there already: choose another name or --folder"),
+    ],
+)
+def test_new_interpreter_refuses_a_name_that_is_taken_or_none(foolbench, tmp_path, name, message):
+    (tmp_path / "there.py").write_text("mine")
+    (tmp_path / "test_tested.py").write_text("mine")
+    code, out, err = foolbench("new-interpreter", name)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "there.py": "mine",
+        "test_tested.py": "mine",
+    }
