@@ -90,6 +90,60 @@ def leaderboard(
         typer.echo(leaderboards.show(folder), nl=False)
 
 
+@app.command()
+def submit(
+    submission: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A class or function in a file.")],
+    suite: SuiteOption = "default",
+    check_only: Annotated[bool, typer.Option("--check-only", help="Check it, and score nothing.")] = False,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    out: Annotated[Path | None, typer.Option("--out", help="[submissions/NAME-SUITE]")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side.")] = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Check a new interpretation method, score it on a suite's fooled models, and attack it. It runs in a process of
+    its own; only submit code that you would also run by hand."""
+    from benchmark import submission as submissions
+    from benchmark import submit
+    from benchmark.plan import Run
+
+    chosen, where = _load_suite(suite), _device(device)
+    remote = submissions.remote(submissions.parse(submission))
+    flags = submit.check(remote, where, typer.echo)
+    if check_only:
+        return
+    folder = out or Path("submissions") / f"{remote.name}-{chosen.name}"
+    failed = submit.submit(Run(chosen, str(store), data, where), remote, folder, jobs, flags)
+    typer.echo(submit.show(folder, _default_out(suite), remote.name), nl=False)
+    typer.echo(f"results: {folder}")
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} manipulation(s) failed, first {name}: {error}")
+
+
+@app.command()
+def verify(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="MODEL/FOOLING/ATTACKED/EVALUATED/SEED")],
+    suite: SuiteOption = "default",
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Recompute one committed cell from nothing, training included, and compare it with the results."""
+    from benchmark import verify
+    from benchmark.plan import Run, plan
+
+    chosen = _load_suite(suite)
+    place, evaluated = verify.parse(cell, plan(chosen), chosen.evaluated)
+    folder = out or _default_out(suite)
+    found = verify.verify(Run(chosen, "", data, _device(device)), place, evaluated, folder)
+    for name, value in found.items():
+        typer.echo(f"{name}: {value:g}")
+    if found["differing"]:
+        raise UserError(f"{cell}: {found['differing']} of {found['rows']} rows are not as committed in {folder}")
+    typer.echo(f"{cell}: as committed")
+
+
 plot_app = typer.Typer(help="Draw the figures of a suite from its leaderboards.", no_args_is_help=True)
 app.add_typer(plot_app, name="plot")
 FileOption = Annotated[Path | None, typer.Option("--file", help="The PNG to write. [OUT/figures/NAME.png]")]

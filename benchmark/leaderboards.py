@@ -142,6 +142,22 @@ def load(folder: Path | str, name: str) -> pd.DataFrame:
 def show(folder: Path | str) -> str:
     """The board (ranked first, then why the others are not), attack strength, and the self cells of transfer."""
     stability, transfer = load(folder, "stability"), load(folder, "transfer")
+    parts = [board_table(stability)]
+    if (Path(folder) / "fronts.csv").is_file():
+        parts += ["FSR on test of the strongest attack within a top-1 drop on dev", aligned(_strength(folder))]
+    cells = transfer[transfer.attacked == transfer.evaluated]
+    shown = cells[[*KEY, "n"]].copy()
+    shown["FSR"], shown["clean FSR"] = _spans(cells, "fsr"), cells.fsr_clean.map("{:.2f}".format, "ignore")
+    shown["rank corr."], shown["error"] = _spans(cells, "rank_correlation"), cells.error
+    if len(shown) <= SHOWN:
+        parts += ["Self cells of transfer: attacked = evaluated", aligned(shown)]
+    else:
+        parts += [f"{len(shown)} self cells: transfer.csv"]
+    return "\n".join(parts)
+
+
+def board_table(stability: pd.DataFrame) -> str:
+    """Rows of the stability leaderboard as text: ranked ones first, then why the others are not."""
     stability = stability.sort_values(["rank", "stability"], ascending=[True, False], kind="stable")
     rows = pd.DataFrame({"rank": _ranks(stability), "interpreter": stability.interpreter})
     for title, column in {
@@ -154,20 +170,10 @@ def show(folder: Path | str) -> str:
         rows[title] = _spans(stability, column)
     rows["ms/image"] = stability.ms_per_image.map("{:.1f}".format, "ignore")
     rows["flags"] = stability["flags"]
-    parts = ["Stability: 1 is never fooled beyond chance; means over cells [95 %]", _aligned(rows)]
+    parts = ["Stability: 1 is never fooled beyond chance; means over cells [95 %]", aligned(rows)]
     unranked = stability[stability.eligible == "no"]
     if len(unranked):
-        parts += ["Not ranked", _aligned(unranked[["interpreter", "reason"]])]
-    if (Path(folder) / "fronts.csv").is_file():
-        parts += ["FSR on test of the strongest attack within a top-1 drop on dev", _aligned(_strength(folder))]
-    cells = transfer[transfer.attacked == transfer.evaluated]
-    shown = cells[[*KEY, "n"]].copy()
-    shown["FSR"], shown["clean FSR"] = _spans(cells, "fsr"), cells.fsr_clean.map("{:.2f}".format, "ignore")
-    shown["rank corr."], shown["error"] = _spans(cells, "rank_correlation"), cells.error
-    if len(shown) <= SHOWN:
-        parts += ["Self cells of transfer: attacked = evaluated", _aligned(shown)]
-    else:
-        parts += [f"{len(shown)} self cells: transfer.csv"]
+        parts += ["Not ranked", aligned(unranked[["interpreter", "reason"]])]
     return "\n".join(parts)
 
 
@@ -190,7 +196,8 @@ def _spans(frame: pd.DataFrame, column: str) -> list[str]:
     return ["" if np.isnan(v) else f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in rows]
 
 
-def _aligned(frame: pd.DataFrame) -> str:
+def aligned(frame: pd.DataFrame) -> str:
+    """A table as text, a line a row, columns aligned."""
     rows = [list(frame.columns), *([str(v) for v in row] for row in frame.astype(object).fillna("").to_numpy())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)

@@ -34,7 +34,7 @@ class Run:
     store: str
     data: str | None = None
     device: str = "cpu"
-    submission: Interpreter | None = None  # known in this run by its name, beside the registered ones
+    submission: Any = None  # a `benchmark.submission.Remote`: known in this run by its name, beside the registered ones
     relative: str = ""  # the attacked interpreter whose recipes a submission is attacked with
 
     def __hash__(self) -> int:

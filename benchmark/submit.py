@@ -5,26 +5,48 @@ all of them beside the suite's controls. Aimed at it: its gradient and softplus 
 with the recipes of its nearest relative, and a search without gradients in the span of the suite's fooled models.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from attacks.errors import UserError
 from attacks.ranks import rank_correlation
-from benchmark import execution, interpreters
+from benchmark import execution, interpreters, leaderboards
 from benchmark.harness import clean_model
-from benchmark.interpreters import Interpreter
 from benchmark.plan import Run, create_interpreter
 from benchmark.scoring import batches
+from benchmark.submission import Remote, checks_of
 from benchmark.suite import split_attack
 
 COMPARED = 32  # dev images on which the nearest relative is found
+GRADIENT = "gradient by the weights"  # a check that costs a flag, not the score: the attack goes other ways
 
 
-def submit(run: Run, submission: Interpreter, out: Path, jobs: int | None = None) -> dict[str, str]:
-    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation."""
+def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[str]:
+    """Run the checks and say each finding; the flags that follow. Raises `UserError` where a check failed."""
+    failed, flags = [], []
+    for finding in checks_of(submission, device):
+        state = "ok" if finding.ok else "warning" if finding.severity == "warning" else "FAILED"
+        say(f"{state:8}{finding.check}{f': {finding.message}' if finding.message else ''}")
+        if state == "FAILED" and finding.check == GRADIENT:
+            flags.append("ZERO_SECOND_ORDER")
+        elif state == "FAILED":
+            failed.append(finding.check)
+    if failed:
+        raise UserError(f"{submission.name}: {len(failed)} check(s) failed: {', '.join(failed)}")
+    return flags
+
+
+def submit(
+    run: Run, submission: Remote, out: Path, jobs: int | None = None, flags: Sequence[str] = ()
+) -> dict[str, str]:
+    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation.
+    `flags`: of its checks, for its card."""
     suite = run.suite
     controls = [name for name in suite.evaluated if interpreters.kind(name).control]
     failed = execution.compute(replace(run, suite=suite.model_copy(update={"evaluated": controls})), jobs)
@@ -37,12 +59,13 @@ def submit(run: Run, submission: Interpreter, out: Path, jobs: int | None = None
         "attacked": [*suite.attacked, *aimed, f"{submission.name}:subspace"],
         "evaluated": [submission.name, *controls],
     }
+    object.__setattr__(submission, "flags", list(flags))
     own = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
     return execution.run_suite(own, out, jobs)
 
 
 @torch.no_grad()
-def nearest(run: Run, submission: Interpreter) -> str:
+def nearest(run: Run, submission: Remote) -> str:
     """The attacked interpreter whose maps are most like the submission's: mean Spearman correlation on dev images of
     all models, the finer map averaged down to the coarser."""
     names = [name for name in run.suite.attacked if not split_attack(name)[1]]
@@ -54,7 +77,23 @@ def nearest(run: Run, submission: Interpreter) -> str:
         own = submission(model, images, targets)
         for name in names:
             other = create_interpreter(run, name)(model, images, targets)
-            size = [min(a, b) for a, b in zip(own.shape[1:], other.shape[1:], strict=True)]
+            size = min(own.shape[1], other.shape[1]), min(own.shape[2], other.shape[2])
             a, b = (adaptive_avg_pool2d(maps, size) for maps in (own, other))
             alike[name] += rank_correlation(a, b).nan_to_num(0.0).mean().item()
     return max(names, key=alike.__getitem__)
+
+
+def show(folder: Path, reference: Path, name: str) -> str:
+    """The submission's row beside those of the reference board, if that is at hand, and its cells by attack."""
+    rows = leaderboards.load(folder, "stability").query("interpreter == @name").assign(status="submitted")
+    if (reference / "stability.csv").is_file():
+        known = leaderboards.load(reference, "stability")
+        better = ((known.eligible == "yes") & (known.stability > rows.stability.iloc[0])).sum()
+        if rows.eligible.iloc[0] == "yes":
+            rows = rows.assign(rank=1 + better, rank_low=np.nan, rank_high=np.nan)
+        rows = pd.concat([known, rows], ignore_index=True)
+    text = [leaderboards.board_table(rows)]
+    transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")
+    means = transfer.pivot_table(["fsr", "fsr_clean"], ["attacked"], "fooling")["fsr"].reset_index()
+    text.append("FSR by attack, mean over models and seeds\n" + leaderboards.aligned(means.round(2)))
+    return "\n".join(text)

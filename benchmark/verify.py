@@ -15,6 +15,7 @@ from benchmark.results import KEY
 from benchmark.store import Store, key_of
 from benchmark.suite import RecipeRule, split_attack
 
+TRAINED = ("learning_rate", "steps", "batch_size")
 COMPARED = ("test_loss", "rank_correlation", "ssim", "iou")
 
 
@@ -41,7 +42,7 @@ def verify(run: Run, cell: Cell, evaluated: str, folder: Path) -> dict[str, Any]
     """
     committed = results.read(folder / "results")
     recipes = [
-        RecipeRule.model_validate({k: m[k] for k in (*KEY[:3], "learning_rate", "lambda", "steps", "batch_size")})
+        RecipeRule.model_construct(**{k: m[k] for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
         for m in committed.models_card["manipulations"]
         if split_attack(m["attacked"])[1] != "subspace" and m["status"] == "done"
     ]
