@@ -341,7 +341,8 @@ def _gated(results: Results) -> bool:
 def _cost(card: Row) -> Row:
     """Means over models."""
     spent = list(card.get("cost", {}).values())
-    return {key: float(np.mean([s[key] for s in spent])) for key in ("ms_per_image", "peak_mib")} if spent else {}
+    known = {key: [s[key] for s in spent if s[key] is not None] for key in ("ms_per_image", "peak_mib")}
+    return {key: float(np.mean(values)) for key, values in known.items() if values}
 
 
 def _flags(name: str, cells: list[Cell]) -> list[str]:
