@@ -11,10 +11,11 @@ of the parent's is touched: its model, its files and its process stay as they we
 What it does not protect against: malice. The child is the same user. It can read, change and delete this user's files,
 use the network, start processes that leave the group (`setsid`) and outlive it, and fill the machine with processes
 until the time limit (RLIMIT_NPROC counts all processes of a user, so none is set). The memory limit (RLIMIT_DATA) holds
-for each process alone and counts what it maps to write, its torch's 0.7 GiB included; shared mappings and GPU memory
-are not counted. It is enforced on Linux only. Heatmaps are scored in the parent, but the checks and the manipulation
-run in here beside the submission, which could forge their outcome: return the weights it was given, say, and seem
-impossible to fool.
+for each process alone and counts what it maps to write, its torch's 0.7 GiB included; it counts no shared mappings and
+no GPU memory, and Linux alone enforces it. (A limit of the address space would count what CUDA only reserves.) There
+are no submissions on Windows, which has no such limits. Heatmaps are scored in the parent, but the checks and the
+manipulation run in here beside the submission, which could forge their outcome: return the weights it was given, say,
+and seem impossible to fool.
 
 What a maintainer should do: read the file (it is one file, and its digest is in the card); run a submission that one
 would not run by hand in a container without network, secrets or anything that must not be lost; and compute the results
@@ -60,6 +61,7 @@ LENGTH = struct.Struct(">Q")  # of a request
 LENGTHS = struct.Struct(">QQ")  # of an answer's header and of its tensors
 HEADER = 64 * 2**10  # bytes of an answer's header, at most
 FILE = 64 * 2**20  # bytes of a file that the child writes, at most; so too of its stderr in one call
+NO_MEMORY = re.compile("MemoryError|bad_alloc|(can't|cannot|not enough) (allocate )?memory", re.IGNORECASE)
 NUMPY_TYPES = [type(np.dtype(code)) for code in np.typecodes["All"]]
 
 Answer = tuple[dict[str, Any], dict[str, Tensor]]  # header and tensors
@@ -102,7 +104,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
         digest = hashlib.sha256(head.encode())
-        digest.update(content)
+        digest.update(content)  # type: ignore[arg-type]  # an array is a buffer, which its stubs say from 3.12 on
         found[f"parameter or buffer {name!r}"] = digest.hexdigest()
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     for name, module in model.named_modules():
@@ -264,7 +266,7 @@ def in_words(error: BaseException, file: str, memory_gib: float) -> str:
         text = one_line(str(error))
     except Exception:  # foreign exceptions may fail even at this
         text = ""
-    if isinstance(error, MemoryError) or re.search("(can't|Cannot|not enough) (allocate )?memory", text):
+    if isinstance(error, MemoryError) or NO_MEMORY.search(text):
         what = f"ran out of memory (limit {memory_gib:g} GiB)"
     elif isinstance(error, SystemExit):
         what = f"called sys.exit({one_line(repr(error.code), 50)})"

@@ -39,7 +39,7 @@ from attacks.manipulation import Recipe
 from benchmark.datasets import Dataset
 from benchmark.interpreters import INTERPRETERS
 from benchmark.interpreters.base import Interpreter
-from benchmark.sandbox import HEADER, LENGTH, LENGTHS, Answer, check_form, fingerprint, one_line, pack
+from benchmark.sandbox import HEADER, LENGTH, LENGTHS, NO_MEMORY, Answer, check_form, fingerprint, one_line, pack
 
 START = 120.0  # seconds a child may take to import torch
 ABOUT = {"name": str, "kind": str, "differentiable": bool, "stochastic": bool}
@@ -159,17 +159,22 @@ class Child:
         return dict(self._about)
 
     def heatmaps(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Heatmaps (N, h, w) float32, on the images' device, of a copy of the model in eval mode. Finite, h <= H."""
+        """Heatmaps (N, h, w) of a copy of the model in eval mode: float32, finite, on the images' device.
+
+        `images` (N, C, H, W), `targets` (N,); h <= H, w <= W. A submission that changes its model is an error.
+        """
         limit = images.shape[0] * images.shape[2] * images.shape[3] * 4 + HEADER
         request = {"images": images.detach(), "targets": targets.detach()}
         answers = list(self._call("heatmaps", request, model, limit))
         found: Any = answers[0][1].get("heatmaps") if answers else None
         try:
             check_form(found, images)
+            if found.dtype != torch.float32:  # what the child makes of any other
+                raise UserError("sent heatmaps that are none")
             _check_finite(found)
         except UserError as error:
             raise self._error(str(error)) from error
-        return found.to(images.device, torch.float32)
+        return found.to(images.device)
 
     def checks(self, device: str = "cpu") -> Iterator[Finding]:
         """Run `benchmark.checks` on the submission; the findings come one by one, each within the time limit."""
@@ -385,7 +390,7 @@ class Child:
         size = os.fstat(self._errors.fileno()).st_size
         tail = os.pread(self._errors.fileno(), 400, max(0, size - 400)).decode(errors="replace").strip()
         last = one_line(tail.splitlines()[-1]) if tail else ""
-        if "bad_alloc" in tail or "memory" in last.lower():
+        if NO_MEMORY.search(tail):
             return _BrokenError(f"ran out of memory (limit {self.limits.memory_gib:g} GiB)")
         names = {s.value: s.name for s in signal.Signals}
         how = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"

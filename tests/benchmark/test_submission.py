@@ -45,6 +45,7 @@ BAD = {
     "exits": ("sys.exit(3)", "called sys.exit(3) (many.py, line %)"),
     "kills_itself": ("os.kill(os.getpid(), signal.SIGKILL)", "its process was killed by SIGKILL"),
     "ends": ("os.write(2, b'first\\nlast words\\n'); os._exit(7)", "its process ended with exit code 7: last words"),
+    "aborts": ("os.write(2, b\"an instance of 'std::bad_alloc'\\n  what(): ...\\n\"); os.abort()", NO_MEMORY),
     "loops": ("while True: pass", "gave no answer in 3 s"),
     "prints": ("while True: print('x' * 2**22, file=sys.stderr)", f"{TOO_LARGE} (many.py, line %)"),
     "fills_disk": ("open(tempfile.mkstemp()[0], 'wb').write(bytes(2**27))", f"{TOO_LARGE} (many.py, line %)"),
@@ -66,7 +67,7 @@ BAD = {
     "closes_the_pipe": ("os.closerange(3, 40)",
                         "its process ended with exit code 1: OSError: [Errno 9] Bad file descriptor"),
 }  # fmt: skip
-ENDS_THE_CHILD = {"kills_itself", "ends", "loops", "closes_the_pipe"}
+ENDS_THE_CHILD = {"kills_itself", "ends", "aborts", "loops", "closes_the_pipe"}
 ENDS_THE_CHILD |= {name for name in BAD if name.startswith(("sends", "answers"))}
 
 # What it can do as well, and answer: the map holds what it has seen.
