@@ -300,7 +300,11 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
             "differentiable": interpreter.differentiable,
             "stochastic": interpreter.stochastic,
             "control": interpreter.control,
-            **({"status": "submitted", "flags": run.submission.flags} if interpreter is run.submission else {}),
+            **(
+                {"status": "submitted", "flags": run.submission.flags}
+                if run.submission is not None and evaluated == run.submission.name
+                else {}
+            ),
             "attackable": evaluated in suite.attacked,
             "suite": suite.name,
             "failures": failures,

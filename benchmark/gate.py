@@ -39,22 +39,31 @@ def measure(
     targets: Tensor,
     grid: Grid,
     cells: int,
+    batch_size: int,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Each of VALUES, (N,). `fast_model` gives the logits of `model` (BatchNorm folded, say), `random_model` is the
-    same network with other weights. The other class is the next one."""
+    same network with other weights. The other class is the next one. Takes `batch_size` images at a time."""
     classes = fast_model(images[:1]).shape[1]
-    maps = interpreter(model, images, targets)
-    found = {
-        "randomised": likeness(maps, interpreter(random_model, images, targets)),
-        "other_class": likeness(maps, interpreter(model, images, (targets + 1) % classes)),
-        "unrelated": likeness(maps, maps.roll(-1, 0)),
-    }
-    order = cell_order(maps, grid)
-    for name in FILLS:
-        fill = _fill(name, images, seed)
-        found[f"aopc_{name}"] = aopc(drops(fast_model, images, targets, order, grid, fill, cells))
-    return found
+    parts: dict[str, list[Tensor]] = {"maps": []}
+    for first in range(0, len(images), batch_size):
+        last = min(first + batch_size, len(images))
+        batch, labels = images[first:last], targets[first:last]
+        maps = interpreter(model, batch, labels)
+        found = {
+            "maps": maps,
+            "randomised": likeness(maps, interpreter(random_model, batch, labels)),
+            "other_class": likeness(maps, interpreter(model, batch, (labels + 1) % classes)),
+        }
+        order = cell_order(maps, grid)
+        for name in FILLS:
+            fill = _fill(name, batch, range(first, last), seed)
+            found[f"aopc_{name}"] = aopc(drops(fast_model, batch, labels, order, grid, fill, cells))
+        for name, value in found.items():
+            parts.setdefault(name, []).append(value)
+    values = {name: torch.cat(part) for name, part in parts.items()}
+    maps = values.pop("maps")
+    return values | {"unrelated": likeness(maps, maps.roll(-1, 0))}
 
 
 def likeness(a: Tensor, b: Tensor) -> Tensor:
@@ -63,10 +72,10 @@ def likeness(a: Tensor, b: Tensor) -> Tensor:
     return rank_correlation(a, b).nan_to_num(0.0) + (constant == 2)
 
 
-def _fill(name: str, images: Tensor, seed: int) -> Tensor:
+def _fill(name: str, images: Tensor, ids: range, seed: int) -> Tensor:
     if name == "noise":
         channels, height, width = images.shape[1:]
-        return noise(range(len(images)), (channels, height, width), seed, device=images.device, dtype=images.dtype)
+        return noise(ids, (channels, height, width), seed, device=images.device, dtype=images.dtype)
     if name == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images).contiguous()
     sigma = max(images.shape[-2:]) / 16

@@ -134,20 +134,15 @@ def make_gate(run: Run, model_name: str, evaluated: str) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(run.suite.dataset.seed)
             random_model = new_model(run, model_name).to(run.device).eval()
-        found: list[dict[str, torch.Tensor]] = []
-        left, spent = settings.images, dict[str, float | None]()
-        for images, targets in batches(run, run.suite.scoring.split):
-            images, targets = images[:left], targets[:left]
-            if not len(images):
-                break
-            spent = spent or gate.cost(partial(interpreter, model, images, targets), run.device, len(images))
-            fast, cells = folded(model, images[:1]), target_grid(model, images[:1])
-            found.append(gate.measure(interpreter, model, fast, random_model, images, targets, cells, settings.cells))
-            left -= len(images)
-        if interpreter is run.submission:  # its memory is that of another process
-            spent["peak_mib"] = None
-        values = {name: torch.cat([part[name] for part in found]).double().cpu().tolist() for name in gate.VALUES}
-        return {"values": values, "cost": spent}
+        parts, size = zip(*batches(run, run.suite.scoring.split), strict=True), run.suite.scoring.batch_size
+        images, targets = (torch.cat(part)[: settings.images] for part in parts)
+        first = images[:size], targets[:size]
+        spent: dict[str, Any] = dict(gate.cost(partial(interpreter, model, *first), run.device, len(first[0])))
+        if run.submission is not None and evaluated == run.submission.name:
+            spent["peak_mib"] = None  # that of another process
+        models, grid = (model, folded(model, images[:1]), random_model), target_grid(model, images[:1])
+        found = gate.measure(interpreter, *models, images, targets, grid, settings.cells, size)
+        return {"values": {name: value.double().cpu().tolist() for name, value in found.items()}, "cost": spent}
 
     Store(run.store).get("gates", gate_spec(run, model_name, evaluated), make)
 
@@ -229,7 +224,7 @@ def _attack(run: Run, cell: Cell, recipe: dict[str, Any]) -> Manipulated:
     if strategy == "subspace":
         return _subspace(run, cell, clean, interpreter, fooling)
     steps = Recipe(recipe["learning_rate"], recipe["lambda"], recipe["steps"])
-    if run.submission is not None and interpreter is run.submission:  # in its own process
+    if run.submission is not None and name == run.submission.name:  # in its own process
         data, pairs = dataset(run, "train"), dataset(run, "train", True) if fooling.pairs else None
         options = {"pairs": pairs, "smooth": strategy == "softplus"}
         found = run.submission.manipulate(clean, fooling, data, recipe["batch_size"], steps, cell["seed"], **options)

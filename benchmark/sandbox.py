@@ -52,7 +52,9 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
+from attacks.heatmaps import min_max
 from attacks.manipulation import Recipe, manipulate
+from attacks.surrogates import Smooth
 from benchmark import datasets
 from benchmark.datasets import Dataset
 from benchmark.models import eval_mode
@@ -104,7 +106,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
         digest = hashlib.sha256(head.encode())
-        digest.update(content)  # type: ignore[arg-type]  # an array is a buffer, which its stubs say from 3.12 on
+        digest.update(content.data)  # type: ignore[arg-type]  # an array is a buffer, which its stubs say from 3.12 on
         found[f"parameter or buffer {name!r}"] = digest.hexdigest()
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     for name, module in model.named_modules():
@@ -131,7 +133,8 @@ def check_form(heatmaps: Any, images: Tensor) -> None:
 class Foreign:
     """A submission as it is called: the model in eval mode, gradients on; without a graph where the caller wants none.
 
-    `strict`: whether a result that is no heatmap is an error here.
+    `strict`: a result that is no heatmap is an error here, and one that is goes through min-max, image by image: a
+    method must not gain by the scale of its maps (at 0.3 of full scale, Location's loss never falls below 0.2).
     """
 
     function: Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -143,6 +146,7 @@ class Foreign:
             heatmaps = self.function(model, images, targets)
         if self.strict:
             check_form(heatmaps, images)
+            heatmaps = min_max(heatmaps)
         return heatmaps.detach() if isinstance(heatmaps, Tensor) and not torch.is_grad_enabled() else heatmaps
 
     def __repr__(self) -> str:
@@ -240,12 +244,14 @@ class Session:
         batch_size: int,
         recipe: Recipe,
         seed: int,
+        smooth: bool,
     ) -> Iterator[Answer]:
         """One manipulation against the submission: weights (none where it diverged) and the history."""
         self.receive(model)
+        interpreter = Foreign(self.function, self.about["name"])
         result = manipulate(
             self.model,
-            Foreign(self.function, self.about["name"]),
+            Smooth(interpreter) if smooth else interpreter,
             fooling,
             datasets.loader(dataset, batch_size, shuffle=True, seed=seed),
             recipe,

@@ -45,7 +45,7 @@ START = 120.0  # seconds a child may take to import torch
 ABOUT = {"name": str, "kind": str, "differentiable": bool, "stochastic": bool}
 FINDINGS = 1000  # of one run of the checks, at most
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # of the environment
-RESERVED = {*INTERPRETERS, "models"}  # names of results
+RESERVED = {*INTERPRETERS, "models", "fronts"}  # names of results
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,10 @@ class Child:
         seed: int = 0,
         *,
         pairs: Dataset | None = None,
+        smooth: bool = False,
     ) -> Fooled:
         """`attacks.manipulate` in the child, with the submission as the interpreter; `pairs` for Active fooling.
+        `smooth`: with softplus for ReLU (`attacks.surrogates`).
 
         Batches come from `datasets.loader(dataset, batch_size, shuffle=True, seed=seed)`. The folder of a dataset that
         is read from disk must be absolute: the child works in a folder of its own. Weights are on the CPU, with the
@@ -205,7 +207,7 @@ class Child:
         state = model.state_dict()
         limit = sum(v.numel() * v.element_size() + 512 for v in state.values()) + 3 * 8 * recipe.steps + HEADER
         request: dict[str, Any] = {"fooling": fooling, "dataset": dataset, "pairs": pairs}
-        request |= {"batch_size": batch_size, "recipe": recipe, "seed": seed}
+        request |= {"batch_size": batch_size, "recipe": recipe, "seed": seed, "smooth": smooth}
         answers = list(self._call("manipulate", request, model, limit))
         try:
             return _fooled(*(answers[0] if answers else ({}, {})), state, recipe)
@@ -446,11 +448,22 @@ class Remote(Interpreter):
     digest: str
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        maps = _child(Submission(Path(self.file), self.symbol, self.digest)).heatmaps(model, images, targets)
+        maps = self._child().heatmaps(model, images, targets)
         return model(images), maps[:, None]
 
     def heatmap(self, attribution: Tensor) -> Tensor:
         return attribution[:, 0]
+
+    def manipulate(self, *given: Any, **options: Any) -> Fooled:
+        """As `Child.manipulate`."""
+        return self._child().manipulate(*given, **options)
+
+    def checks(self, device: str = "cpu") -> Iterator[Finding]:
+        """As `Child.checks`."""
+        return self._child().checks(device)
+
+    def _child(self) -> Child:
+        return _child(Submission(Path(self.file), self.symbol, self.digest))
 
     def attribute(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         raise UserError(f"submission {self.symbol} has no attribution: a submission returns heatmaps only")

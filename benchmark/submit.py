@@ -20,7 +20,7 @@ from benchmark import execution, interpreters, leaderboards
 from benchmark.harness import clean_model
 from benchmark.plan import Run, create_interpreter
 from benchmark.scoring import batches
-from benchmark.submission import Remote, checks_of
+from benchmark.submission import Remote
 from benchmark.suite import split_attack
 
 COMPARED = 32  # dev images on which the nearest relative is found
@@ -30,7 +30,7 @@ GRADIENT = "gradient by the weights"  # a check that costs a flag, not the score
 def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[str]:
     """Run the checks and say each finding; the flags that follow. Raises `UserError` where a check failed."""
     failed, flags = [], []
-    for finding in checks_of(submission, device):
+    for finding in submission.checks(device):
         state = "ok" if finding.ok else "warning" if finding.severity == "warning" else "FAILED"
         say(f"{state:8}{finding.check}{f': {finding.message}' if finding.message else ''}")
         if state == "FAILED" and finding.check == GRADIENT:

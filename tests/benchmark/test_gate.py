@@ -39,9 +39,16 @@ def batch():
     return torch.rand(6, 3, 8, 8, generator=generator), torch.arange(6) % 3
 
 
-def measured(interpreter, images, targets):
+def measured(interpreter, images, targets, batch_size=6):
     model = Net(0)
-    return gate.measure(interpreter, model, model, Net(1), images, targets, grid=(4, 4), cells=5)
+    return gate.measure(interpreter, model, model, Net(1), images, targets, (4, 4), cells=5, batch_size=batch_size)
+
+
+def test_nothing_depends_on_the_batch_size(batch):
+    whole = measured(evidence, *batch)
+    for size in (1, 4):
+        for name, value in measured(evidence, *batch, size).items():
+            torch.testing.assert_close(value, whole[name])
 
 
 def test_every_value_against_its_definition(batch):
