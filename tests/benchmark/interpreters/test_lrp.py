@@ -182,3 +182,24 @@ def test_heo2019_differs_from_the_default():
     model, images, targets = kitchen()
     a, b = (interpreters.create("lrp", composite=c).attribute(model, images, targets) for c in ("default", "heo2019"))
     assert (a - b).norm() > 0.05 * a.norm()
+
+
+NAMED = {
+    "lrp_epsilon": "epsilon",
+    "lrp_z_plus": "z_plus",
+    "lrp_gamma": "gamma",
+    "lrp_alpha2_beta1": "alpha2_beta1",
+    "lrp_epsilon_gamma_box": "epsilon_gamma_box",
+    "lrp_heo2019": "heo2019",
+    "lrp_t_epsilon": "epsilon",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_composite_by_name_is_lrp_with_that_composite(name):
+    model, images, targets = kitchen()
+    base, options = ("lrp_t", {"layer": "middle"}) if name.startswith("lrp_t") else ("lrp", {})
+    expected = interpreters.create(base, composite=NAMED[name], **options).attribute(model, images, targets)
+    assert torch.equal(interpreters.create(name, **options).attribute(model, images, targets), expected)
+    default = interpreters.create(base, **options).attribute(model, images, targets)
+    assert (default - expected).norm() > 0.01 * default.norm()
