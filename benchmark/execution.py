@@ -300,11 +300,7 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
             "differentiable": interpreter.differentiable,
             "stochastic": interpreter.stochastic,
             "control": interpreter.control,
-            **(
-                {"status": "submitted", "flags": run.submission.flags}
-                if run.submission is not None and evaluated == run.submission.name
-                else {}
-            ),
+            **_submitted(run, evaluated),
             "attackable": evaluated in suite.attacked,
             "suite": suite.name,
             "failures": failures,
@@ -315,6 +311,13 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
     if suite.search:
         _collect_fronts(run, folder, origin)
     leaderboards.write(out)
+
+
+def _submitted(run: Run, evaluated: str) -> dict[str, Any]:
+    """For the card of a submission: that it is one, and the flags of its checks."""
+    if run.submission is None or evaluated != run.submission.name:
+        return {}
+    return {"status": "submitted", "flags": run.submission.flags}
 
 
 def _gates(run: Run, evaluated: str) -> dict[str, Any]:
