@@ -17,7 +17,7 @@ are no submissions on Windows, which has no such limits. Heatmaps are scored in 
 manipulation run in here beside the submission, which could forge their outcome: return the weights it was given, say,
 and seem impossible to fool.
 
-What a maintainer should do: read the file (it is one file, and its digest is in the card); run a submission that one
+What a maintainer should do: read the file (it is one file, known by its digest); run a submission that one
 would not run by hand in a container without network, secrets or anything that must not be lost; and compute the results
 oneself rather than take those that came with it.
 """

@@ -196,13 +196,14 @@ def ask(child: Child, model, images, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_submission_is_one_line_and_the_next_call_works(child, file, model, batch, temporary, name):
+def test_a_bad_submission_is_one_line_and_the_next_call_works(child, file, model, batch, name):
     before = int(ask(child, model, batch[0], "says_where")[0, 0, 0])
+    folder = Path(child._folder)
     message = "submission many.py:many: " + BAD[name][1].replace("%", line_of(file, name))
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         ask(child, model, batch[0], name)
     assert alive(before) == (name not in ENDS_THE_CHILD)
-    assert len(list(temporary.iterdir())) == alive(before)
+    assert folder.exists() == alive(before)
     after = int(ask(child, model, batch[0], "says_where")[0, 0, 0])
     assert (after == before) == (name not in ENDS_THE_CHILD)
     assert not (file.parent / "unpickled").exists()
@@ -232,12 +233,14 @@ def test_a_fork_that_comes_back_does_not_answer(child, model, batch):
     assert ask(child, model, batch[0], "says_where")[0, 0, 0] == pid
 
 
-def test_processes_left_behind_end_with_the_child(child, model, batch, temporary):
+def test_processes_left_behind_end_with_the_child(child, model, batch):
     left = [int(pid) for pid in ask(child, model, batch[0], "leaves_processes")[0, :, 0]]
     assert [alive(pid) for pid in left] == [True, True]
+    folder = Path(child._folder)
+    assert folder.is_dir()
     child.close()
     assert soon(lambda: not any(alive(pid) for pid in left))
-    assert list(temporary.iterdir()) == []
+    assert not folder.exists()
     child.close()
     assert torch.equal(ask(child, model, batch[0], "looks"), batch[0][:, 0])
 
