@@ -8,6 +8,10 @@ class UserError(ValueError):
     """What was wrong, where, and what is allowed, in one line."""
 
 
+class Refused(UserError):
+    """An interpreter would be wrong on this network, for the reason given: listed, not scored."""
+
+
 def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for an unknown `name`: the nearest right name, and all of them."""
     names = sorted(allowed)

@@ -104,15 +104,18 @@ def ranks(worst: dict[str, dict[Place, Worst]]) -> dict[str, tuple[int, int, int
     return {name: (int(places[i, 0]), int(ends[0, i]), int(ends[1, i])) for i, name in enumerate(worst)}
 
 
-def eligibility(name: str, cards: dict[str, dict[str, Any]], models: Sequence[str], failed: int) -> tuple[bool, str]:
-    """Whether an interpreter is ranked, and why not. `cards` of all interpreters, with what each showed at the gate."""
+def eligibility(
+    name: str, cards: dict[str, dict[str, Any]], models: Sequence[str], errors: Sequence[str]
+) -> tuple[bool, str]:
+    """Whether an interpreter is ranked, and why not. `cards` of all interpreters, with what each showed at the gate;
+    `errors` of its failed cells."""
     card, reasons = cards[name], []
     if card.get("control"):
         return False, "control"
+    if errors:
+        reasons.append(f"{len(errors)} cells failed, first: {errors[0]}")
     if absent := [model for model in models if model not in card.get("gate", {})]:
-        return False, f"no gate on {', '.join(absent)}"
-    if failed:
-        reasons.append(f"{failed} cells failed")
+        return False, "; ".join([*reasons, f"no gate on {', '.join(absent)}"])
     for value, limit, what in (
         ("randomised", RANDOMISED_LIMIT, "hardly depends on the parameters"),
         ("other_class", CLASS_LIMIT, "hardly depends on the class"),

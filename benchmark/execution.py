@@ -34,6 +34,7 @@ from benchmark.plan import (
     front_spec,
     fronts,
     gate_spec,
+    has_pairs,
     interpreter_spec,
     manipulation_spec,
     model_spec,
@@ -96,9 +97,8 @@ def front_name(cell: Cell) -> str:
 
 
 def _pair_forms(run: Run) -> list[bool]:
-    """Whether two-object images take part: [False] or [False, True]."""
-    forms = {foolings.create(name).pairs for name in run.suite.foolings}
-    return [False, True] if True in forms else [False]
+    """[False], or [False, True] where two-object images take part."""
+    return [False, True] if has_pairs(run) else [False]
 
 
 def _lacks(run: Run, kind: str, spec: dict[str, Any]) -> bool:
@@ -286,11 +286,15 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
     for evaluated in suite.evaluated:
         frames, failures = [], []
         for cell, manipulation in zip(plan(suite), manipulations, strict=True):
-            path = store.path("scores", key_of(scores_spec(run, cell, evaluated))) / "scores.parquet"
+            key = key_of(scores_spec(run, cell, evaluated))
+            path, refused = (
+                store.path("scores", key) / "scores.parquet",
+                (store.receipt("scores", key) or {}).get("refused"),
+            )
             if manipulation["status"] != "done":
                 failures.append({**cell, "error": f"{manipulation['status']}: {manipulation['reason']}"})
             elif not path.is_file():
-                failures.append({**cell, "error": failed.get(name_of(cell), "not evaluated")})
+                failures.append({**cell, "error": refused or failed.get(name_of(cell), "not evaluated")})
             else:
                 frames.append(pd.read_parquet(path).assign(**cell))
         interpreter = create_interpreter(run, evaluated)
@@ -325,7 +329,7 @@ def _gates(run: Run, evaluated: str) -> dict[str, Any]:
     if run.suite.gate is None:
         return {}
     receipts = {m: Store(run.store).receipt("gates", key_of(gate_spec(run, m, evaluated))) for m in run.suite.models}
-    return {part: {m: receipt[name] for m, receipt in receipts.items() if receipt}
+    return {part: {m: receipt[name] for m, receipt in receipts.items() if receipt and name in receipt}
             for part, name in (("gate", "values"), ("cost", "cost"))}  # fmt: skip
 
 

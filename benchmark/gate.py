@@ -1,8 +1,9 @@
 """What an interpreter shows on a clean model: does its map depend on the parameters and on the class, and does the
-logit fall where it points? `benchmark.board` decides from these values who is ranked.
+logit fall where it points? `benchmark.board` decides from these values who is ranked. Where a suite has two-object
+images, these are asked: on an image with one object any map that finds an object seems to explain the class.
 
 randomised    Spearman's correlation with the map of the same network with new random weights (Adebayo et al. 2018)
-other_class   the same with the map of another class
+other_class   the same with the map of another class, of the other object where there are two
 unrelated     the same with the map of another image: what two maps of this kind have in common anyway
 aopc_*        AOPC over the target layer's grid, cells replaced by noise, the image's mean colour, its blurred self
 A correlation is 1 where both maps are constant and 0 where one is.
@@ -37,14 +38,14 @@ def measure(
     random_model: nn.Module,
     images: Tensor,
     targets: Tensor,
+    others: Tensor,
     grid: Grid,
     cells: int,
     batch_size: int,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Each of VALUES, (N,). `fast_model` gives the logits of `model` (BatchNorm folded, say), `random_model` is the
-    same network with other weights. The other class is the next one. Takes `batch_size` images at a time."""
-    classes = fast_model(images[:1]).shape[1]
+    same network with other weights, `others` (N,) another class of each image. Takes `batch_size` images at a time."""
     parts: dict[str, list[Tensor]] = {"maps": []}
     for first in range(0, len(images), batch_size):
         last = min(first + batch_size, len(images))
@@ -53,7 +54,7 @@ def measure(
         found = {
             "maps": maps,
             "randomised": likeness(maps, interpreter(random_model, batch, labels)),
-            "other_class": likeness(maps, interpreter(model, batch, (labels + 1) % classes)),
+            "other_class": likeness(maps, interpreter(model, batch, others[first:last])),
         }
         order = cell_order(maps, grid)
         for name in FILLS:

@@ -9,7 +9,7 @@ none, so a run that was killed goes on where it stopped. Memory is bounded by on
 """
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from attacks import foolings
-from attacks.errors import UserError
+from attacks.errors import Refused, UserError
 from attacks.manipulation import Manipulated, Recipe, fine_tune, manipulate
 from attacks.subspace import subspace
 from attacks.surrogates import Smooth
@@ -41,6 +41,7 @@ from benchmark.plan import (
     front_scores_spec,
     front_spec,
     gate_spec,
+    has_pairs,
     manipulation_spec,
     model_spec,
     originals_spec,
@@ -120,7 +121,19 @@ def make_originals(run: Run, model_name: str, evaluated: str, pairs: bool) -> Pa
         curves, maps = Curves(run, model, pairs), np.load(path, mmap_mode="r")
         np.savez(folder / "curves.npz", original=curves.drops(_reader(maps)), random=curves.drops(None))
 
-    return Store(run.store).get("originals", originals_spec(run, model_name, evaluated, pairs), make)
+    return Store(run.store).get("originals", originals_spec(run, model_name, evaluated, pairs), _unless_refused(make))
+
+
+def _unless_refused(make: Callable[[Path], dict[str, Any] | None]) -> Callable[[Path], dict[str, Any] | None]:
+    """The reason in the receipt where an interpreter refuses the network, so that nobody asks it again."""
+
+    def guarded(folder: Path) -> dict[str, Any] | None:
+        try:
+            return make(folder)
+        except Refused as error:
+            return {"refused": str(error)}
+
+    return guarded
 
 
 @torch.no_grad()
@@ -134,17 +147,19 @@ def make_gate(run: Run, model_name: str, evaluated: str) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(run.suite.dataset.seed)
             random_model = new_model(run, model_name).to(run.device).eval()
-        parts, size = zip(*batches(run, run.suite.scoring.split), strict=True), run.suite.scoring.batch_size
+        parts, size = zip(*batches(run, "dev", has_pairs(run)), strict=True), run.suite.scoring.batch_size
         images, targets = (torch.cat(part)[: settings.images] for part in parts)
+        classes = dataset(run, "dev").num_classes
+        targets, others = targets.unbind(1) if targets.dim() == 2 else (targets, (targets + 1) % classes)
         first = images[:size], targets[:size]
         spent: dict[str, Any] = dict(gate.cost(partial(interpreter, model, *first), run.device, len(first[0])))
         if run.submission is not None and evaluated == run.submission.name:
             spent["peak_mib"] = None  # that of another process
         models, grid = (model, folded(model, images[:1]), random_model), target_grid(model, images[:1])
-        found = gate.measure(interpreter, *models, images, targets, grid, settings.cells, size)
+        found = gate.measure(interpreter, *models, images, targets, others, grid, settings.cells, size)
         return {"values": {name: value.double().cpu().tolist() for name, value in found.items()}, "cost": spent}
 
-    Store(run.store).get("gates", gate_spec(run, model_name, evaluated), make)
+    Store(run.store).get("gates", gate_spec(run, model_name, evaluated), _unless_refused(make))
 
 
 def _reader(maps: np.ndarray) -> Maps:
@@ -286,17 +301,20 @@ def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
 
     def make(folder: Path, evaluated: str) -> None:
         originals = make_originals(run, cell["model"], evaluated, fooling.pairs)
+        if reason := (store.receipt("originals", originals.name) or {}).get("refused"):
+            raise Refused(reason)
         maps0 = np.load(originals / "heatmaps.npy", mmap_mode="r")
         clean_curves = np.load(originals / "curves.npz")
         keep = max(SAMPLES, run.suite.scoring.aopc_images)
         frame, maps = score(run, fooling, create_interpreter(run, evaluated), fooled, maps0, keep)
-        own = _reader(maps.cpu().numpy())
+        own, before, by_before = _reader(maps.cpu().numpy()), _reader(maps0), on_fooled.drops(_reader(maps0))
+        same = torch.equal(maps.cpu(), before(0, keep))  # as a control's are: the curves are the same then
         curves = {
             "aopc_clean_original": clean_curves["original"],
             "aopc_clean_random": clean_curves["random"],
-            "aopc_clean_fooled": on_clean.drops(own),
-            "aopc_fooled_original": on_fooled.drops(_reader(maps0)),
-            "aopc_fooled_fooled": on_fooled.drops(own),
+            "aopc_clean_fooled": clean_curves["original"] if same else on_clean.drops(own),
+            "aopc_fooled_original": by_before,
+            "aopc_fooled_fooled": by_before if same else on_fooled.drops(own),
             "aopc_fooled_random": at_random,
         }
         first = frame.index[frame["pair"] == 0]
@@ -308,7 +326,8 @@ def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
     errors = []
     for evaluated in missing:
         try:
-            store.get("scores", scores_spec(run, cell, evaluated), partial(make, evaluated=evaluated))
+            scored = _unless_refused(partial(make, evaluated=evaluated))
+            store.get("scores", scores_spec(run, cell, evaluated), scored)
         except OSError:  # a full disk is nobody's cell
             raise
         except Exception as error:

@@ -325,8 +325,8 @@ def _board(results: Results, cells: dict[str, list[Cell]]) -> dict[str, list[Row
         }
     if _gated(results):
         for name, found in rows.items():
-            own_failures = sum(c.scores is None and c.manipulation["status"] == "done" for c in cells[name])
-            eligible, reason = board.eligibility(name, cards, models, own_failures)
+            errors = [c.error for c in cells[name] if c.scores is None and c.manipulation["status"] == "done"]
+            eligible, reason = board.eligibility(name, cards, models, errors)
             found |= {"eligible": "yes" if eligible else "no", "reason": reason}
     ranked = {name: worst[name] for name, row in rows.items() if row.get("eligible") == "yes"}
     for name, rank in board.ranks(ranked).items():

@@ -195,8 +195,14 @@ def scores_spec(run: Run, cell: Cell, evaluated: str) -> Spec:
 
 def gate_spec(run: Run, model: str, evaluated: str) -> Spec:
     """What an interpreter shows on a clean model."""
-    settings = run.suite.gate.model_dump() if run.suite.gate else None
-    return {**originals_spec(run, model, evaluated, False), "gate": settings}
+    settings, of = run.suite.gate.model_dump() if run.suite.gate else None, key_of(model_spec(run, model))
+    asked = {"gate": settings, "data": data_spec(run, "dev", has_pairs(run)), "seed": run.suite.dataset.seed}
+    return {**base_spec(run), "of": of, "interpreter": interpreter_spec(run, evaluated), **asked}
+
+
+def has_pairs(run: Run) -> bool:
+    """Whether two-object images take part in the suite."""
+    return any(foolings.create(name).pairs for name in run.suite.foolings)
 
 
 def front_scores_spec(run: Run, cell: Cell) -> Spec:

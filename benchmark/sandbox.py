@@ -106,7 +106,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
         digest = hashlib.sha256(head.encode())
-        digest.update(memoryview(content))
+        digest.update(content.tobytes())
         found[f"parameter or buffer {name!r}"] = digest.hexdigest()
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     for name, module in model.named_modules():

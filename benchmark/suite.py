@@ -96,7 +96,7 @@ class Scoring(Part):
 
 
 class Gate(Part):
-    """What interpreters show on clean models before they are ranked (`benchmark.gate`), on so many scored images."""
+    """What interpreters show on clean models before they are ranked (`benchmark.gate`), on so many dev images."""
 
     images: Positive = 48
     cells: Annotated[int, Field(ge=1, le=100)] = 16

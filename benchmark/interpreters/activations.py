@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attacks.errors import UserError
+from attacks.errors import Refused
 from benchmark.interpreters.relevance import POOL_MEAN, STRUCTURE, _tensors
 
 LINEAR = STRUCTURE | POOL_MEAN | {
@@ -56,7 +56,7 @@ class Activations(TorchFunctionMode):
             if len(read) == 1:
                 known |= name in PRODUCTS or (name in QUOTIENTS and args[0] is read[0])
             if not known and any(t.is_floating_point() for t in _tensors(output)):
-                raise UserError(f"{self.method} has no rule for the operation {name!r}")
+                raise Refused(f"{self.method} has no rule for the operation {name!r}")
         self.trace(*_tensors(output))
         return output
 

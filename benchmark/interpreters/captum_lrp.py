@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attacks.errors import UserError
+from attacks.errors import Refused
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.captum_methods import CaptumInterpreter
 from benchmark.interpreters.lrp import scopes
@@ -45,7 +45,7 @@ class CaptumLRP(CaptumInterpreter):
 
 
 def check(model: nn.Module, images: Tensor) -> None:
-    """Raise a `UserError` where the network is no chain of modules that Captum's LRP has a rule for."""
+    """Raise `Refused` where the network is no chain of modules that Captum's LRP has a rule for."""
     for name, module in model.named_modules():
         if not list(module.children()) and type(module) not in KNOWN:
             raise _refusal(f"has no rule for {type(module).__name__} (module {name!r})")
@@ -98,5 +98,5 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _refusal(reason: str) -> UserError:
-    return UserError(f"captum_lrp cannot explain this model: Captum's LRP {reason}")
+def _refusal(reason: str) -> Refused:
+    return Refused(f"captum_lrp cannot explain this model: Captum's LRP {reason}")

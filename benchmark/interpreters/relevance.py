@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attacks.errors import UserError
+from attacks.errors import Refused, UserError
 from benchmark.interpreters.rules import Composite, Rule, Weighted, again, scaled, share, stabilise
 
 Propagate = Callable[..., Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
@@ -228,7 +228,7 @@ class Tape(TorchFunctionMode):
         return [total.get(node) for node in at]
 
 
-class MissingRule(UserError):
+class MissingRule(Refused):
     """Relevance reached an operation that has no rule."""
 
     def __init__(self, name: str, module: str) -> None:

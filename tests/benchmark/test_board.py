@@ -113,11 +113,12 @@ def card(control: bool = False, aopc: float = 1.0, **changed: object) -> dict:
 )
 def test_the_gate_says_why(candidate, reason):
     cards = {"new": candidate, "weak": card(control=True, aopc=0.2), "weaker": card(control=True, aopc=0.1)}
-    eligible, why = board.eligibility("new", cards, ["net"], failed=0)
+    eligible, why = board.eligibility("new", cards, ["net"], errors=[])
     assert eligible == (not reason)
     assert why.startswith(reason)
     assert (why == "") == (reason == "")
 
 
 def test_a_failed_cell_is_a_reason():
-    assert board.eligibility("new", {"new": card()}, ["net"], failed=2) == (False, "2 cells failed")
+    found = board.eligibility("new", {"new": card()}, ["net"], errors=["no rule", "no rule"])
+    assert found == (False, "2 cells failed, first: no rule")

@@ -1,5 +1,6 @@
 """Running the smoke suite: nothing stored is computed again, a killed run goes on, every way gives one result."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from attacks.errors import UserError
+from attacks.errors import Refused, UserError
 from benchmark import execution, leaderboards, results
+from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.plan import Run, plan
 from benchmark.suite import Gate, Search
 
@@ -103,6 +105,27 @@ def test_a_search_that_fails_is_a_failed_manipulation(finished, tmp_path, monkey
     row = leaderboards.load(done.out, "manipulations").iloc[0]
     assert (row.status, row.reason) == ("failed", "RuntimeError: no luck")
     assert len(leaderboards.load(done.out, "fronts")) == 0
+
+
+def test_a_refusal_is_a_reason_not_an_error_and_is_asked_once(finished, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(self, model, images, targets):
+        asked.append(1)
+        raise Refused("grad_cam is wrong on this model")
+
+    done = _searching(finished, tmp_path, attacked=["lrp_t"], foolings=["location"], seeds=[0])
+    monkeypatch.setattr(GradCAM, "explain", refuse)
+    shutil.rmtree(done.store / "originals")
+    for _ in range(2):
+        assert execution.run_suite(done.run, done.out, jobs=1) == {}
+        assert len(asked) == 2  # once for its original heatmaps, once for the gate
+    stability = leaderboards.load(done.out, "stability").set_index("interpreter")
+    assert stability.loc["grad_cam"].reason.startswith("1 cells failed, first: grad_cam is wrong on this model")
+    assert (
+        leaderboards.load(done.out, "transfer").set_index("evaluated").error["grad_cam"]
+        == "grad_cam is wrong on this model"
+    )
 
 
 def _killed(finished, folder: Path, jobs: str, entries: int):

@@ -61,8 +61,8 @@ def test_every_packaged_suite_loads_and_has_a_recipe_for_each_manipulation(name:
     cells = plan(loaded)
     assert len(cells) == len(loaded.models) * len(loaded.foolings) * len(loaded.attacked) * len(loaded.seeds)
     for cell in cells:
-        recipe = loaded.recipe(cell["model"], cell["fooling"], cell["attacked"])
-        assert set(recipe) == {"learning_rate", "lambda", "steps", "batch_size"}
+        recipe = loaded.search or loaded.recipe(cell["model"], cell["fooling"], cell["attacked"])
+        assert loaded.search or set(recipe) == {"learning_rate", "lambda", "steps", "batch_size"}
 
 
 def test_the_plan_lists_each_manipulation_once_in_order(tmp_path):
@@ -178,6 +178,11 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
         (RULE, "[search]\nrungs = [20, 10]", r"search\.rungs: .*ascending"),
         (RULE, "[search]\nbudget = 2", r"unknown key in search of suite .*did you mean 'budgets'\?"),
         (RULE, "[gate]\ncells = 0", r"gate\.cells: .*greater than or equal to 1"),
+        (
+            'attacked = ["grad_cam"',
+            'attacked = ["grad_cam:suspace"',
+            "unknown strategy 'suspace': did you mean 'subspace'",
+        ),
         # what cannot be attacked
         ('attacked = ["grad_cam"', 'attacked = ["smooth_grad"', "attacked: 'smooth_grad' is not differentiable"),
     ],
