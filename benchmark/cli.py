@@ -196,11 +196,14 @@ def heatmaps(
     file: FileOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Original and fooled heatmap of every interpreter, for the first scored images. Needs the store of the run."""
-    from benchmark import harness, plots
+    """Original and fooled heatmap of every interpreter but the controls, for the first scored images. Needs the store
+    of the run."""
+    from benchmark import harness, interpreters, plots
     from benchmark.plan import Run
 
     chosen = _load_suite(suite)
+    evaluated = [name for name in chosen.evaluated if not interpreters.kind(name).control]
+    chosen = chosen.model_copy(update={"evaluated": evaluated})
     cell: dict[str, Any] = {}
     options = {
         "model": (model, list(chosen.models)),

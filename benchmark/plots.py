@@ -51,8 +51,10 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 def transfer(folder: Path | str) -> Figure:
-    """Fooling success rate, attacked × evaluated: a panel for each fooling (down) and model (across)."""
+    """Fooling success rate, attacked × evaluated: a panel for each fooling (down) and model (across); no controls."""
     table = _filled(load(folder, "transfer"), "transfer")
+    controls = load(folder, "stability").query("reason == 'control'").interpreter
+    table = table[~table.evaluated.isin(controls)]
     models, foolings = _names(table.model), _names(table.fooling)
     attacked, evaluated = _names(table.attacked), _names(table.evaluated)
     width, height = 2.6 + 0.55 * len(evaluated) * len(models), 2.2 + (0.5 + 0.5 * len(attacked)) * len(foolings)

@@ -94,6 +94,8 @@ def show(folder: Path, reference: Path, name: str) -> str:
         rows = pd.concat([known, rows], ignore_index=True)
     text = [leaderboards.board_table(rows)]
     transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")
-    means = transfer.pivot_table(["fsr", "fsr_clean"], ["attacked"], "fooling")["fsr"].reset_index()
-    text.append("FSR by attack, mean over models and seeds\n" + leaderboards.aligned(means.round(2)))
+    transfer = transfer.assign(excess=transfer.fsr - transfer.fsr_clean)
+    means = transfer.pivot_table("excess", "attacked", "fooling").map("{:.2f}".format).reset_index()
+    title = "FSR in excess of the clean model's, by attack (rows) and fooling, mean over models and seeds"
+    text.append(f"{title}\n{leaderboards.aligned(means)}")
     return "\n".join(text)

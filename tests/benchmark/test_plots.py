@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from test_results import ATTACKED, FAILED, FOOLINGS, INTERPRETERS, MODELS_3, make_results
 
 from attacks.errors import UserError
-from benchmark import leaderboards, plots
+from benchmark import leaderboards, plots, results
 
 FIGURES = {"transfer": plots.transfer, "accuracy": plots.accuracy, "aopc": plots.aopc}
 
@@ -54,6 +54,15 @@ def test_transfer_shows_every_cell(suite: Path) -> None:
             for row in scored.itertuples()
         }
         assert sum(not patch.get_fill() for patch in panel.patches) == len(ATTACKED)  # the self cells' outlines
+
+
+def test_transfer_leaves_controls_out(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", models=MODELS_3[:1], foolings=FOOLINGS[:1], attacked=ATTACKED[:1], seeds=(0,))
+    frame, card = results.read(tmp_path / "results").entries[INTERPRETERS[-1]]
+    results.write(tmp_path / "results", INTERPRETERS[-1], frame, card | {"control": True})
+    leaderboards.write(tmp_path)
+    (panel,) = panels(plots.transfer(tmp_path)).values()
+    assert [label.get_text() for label in panel.get_xticklabels()] == list(INTERPRETERS[:-1])
 
 
 def test_values_are_legible_on_their_cells(suite: Path) -> None:
