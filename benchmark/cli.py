@@ -108,12 +108,14 @@ def submit(
     from benchmark.plan import Run
 
     chosen, where = _load_suite(suite), _device(device)
-    remote = submissions.remote(submissions.parse(submission))
-    flags = submit.check(remote, where, typer.echo)
+    parsed = submissions.parse(submission)
+    flags = submit.check(submissions.remote(parsed), where, typer.echo)
     if check_only:
         return
+    remote = submissions.remote(parsed, flags)
     folder = out or Path("submissions") / f"{remote.name}-{chosen.name}"
-    failed = submit.submit(Run(chosen, str(store), data, where), remote, folder, jobs, flags)
+    data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
+    failed = submit.submit(Run(chosen, str(store), data, where), remote, folder, jobs)
     typer.echo(submit.show(folder, _default_out(suite), remote.name), nl=False)
     typer.echo(f"results: {folder}")
     if failed:

@@ -119,7 +119,7 @@ def interpreter_spec(run: Run, name: str) -> Spec:
     interpreter = create_interpreter(run, name)
     options = asdict(interpreter)  # type: ignore[call-overload]
     if interpreter is run.submission:
-        del options["file"]  # its digest says more, and where it lies is nobody's business
+        del options["file"], options["flags"]  # its digest says what it is
     return {"name": interpreter.name, **options}
 
 

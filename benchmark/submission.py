@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -446,6 +446,7 @@ class Remote(Interpreter):
     file: str
     symbol: str
     digest: str
+    flags: tuple[str, ...] = ()  # what its checks found, for its card
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         maps = self._child().heatmaps(model, images, targets)
@@ -469,9 +470,10 @@ class Remote(Interpreter):
         raise UserError(f"submission {self.symbol} has no attribution: a submission returns heatmaps only")
 
 
-def remote(submission: Submission) -> Remote:
-    """The submission as an interpreter, with the name and flags that it declares; its child is started for that."""
-    made = Remote(str(submission.file), submission.attribute, submission.digest)
+def remote(submission: Submission, flags: Sequence[str] = ()) -> Remote:
+    """The submission as an interpreter, with the name that it declares and what it says of itself; its child is
+    started for that. `flags`: of its checks, for its card."""
+    made = Remote(str(submission.file), submission.attribute, submission.digest, tuple(flags))
     about = _child(submission).describe()
     for name in ("name", "differentiable", "stochastic"):
         object.__setattr__(made, name, about[name])  # of the class elsewhere, of the instance here; pickled with it

@@ -5,7 +5,7 @@ all of them beside the suite's controls. Aimed at it: its gradient and softplus 
 with the recipes of its nearest relative, and a search without gradients in the span of the suite's fooled models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,11 +42,8 @@ def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[s
     return flags
 
 
-def submit(
-    run: Run, submission: Remote, out: Path, jobs: int | None = None, flags: Sequence[str] = ()
-) -> dict[str, str]:
-    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation.
-    `flags`: of its checks, for its card."""
+def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> dict[str, str]:
+    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation."""
     suite = run.suite
     controls = [name for name in suite.evaluated if interpreters.kind(name).control]
     failed = execution.compute(replace(run, suite=suite.model_copy(update={"evaluated": controls})), jobs)
@@ -59,7 +56,6 @@ def submit(
         "attacked": [*suite.attacked, *aimed, f"{submission.name}:subspace"],
         "evaluated": [submission.name, *controls],
     }
-    object.__setattr__(submission, "flags", list(flags))
     own = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
     return execution.run_suite(own, out, jobs)
 

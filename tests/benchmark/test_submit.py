@@ -38,12 +38,13 @@ def test_a_method_that_fails_a_check_is_not_scored(tmp_path):
     assert any(line.startswith("FAILED  differs by class: ") for line in said)
 
 
-def test_the_example_is_scored_attacked_and_shown(example, finished, tmp_path):
+def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
     names = [*finished.run.suite.evaluated, "constant", "input_magnitude"]
     changes = {"evaluated": names, "gate": Gate(images=6, cells=3), "foolings": ["location"]}
     warm = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=changes))
     before = warm.entries()
-    assert submit.submit(warm.run, example, warm.out, 1, flags=["ZERO_SECOND_ORDER"]) == {}
+    flagged = submission.remote(submission.parse(str(EXAMPLE)), ["ZERO_SECOND_ORDER"])
+    assert submit.submit(warm.run, flagged, warm.out, 1) == {}
     assert before.items() <= warm.entries().items()  # nothing of the suite's was made again
     read = results.read(warm.out / "results")
     assert sorted(read.entries) == ["constant", "gradient_energy", "input_magnitude"]
