@@ -133,8 +133,7 @@ def check_form(heatmaps: Any, images: Tensor) -> None:
 class Foreign:
     """A submission as it is called: the model in eval mode, gradients on; without a graph where the caller wants none.
 
-    `strict`: a result that is no heatmap is an error here, and one that is goes through min-max, image by image: a
-    method must not gain by the scale of its maps (at 0.3 of full scale, Location's loss never falls below 0.2).
+    `strict`: whether a result that is no heatmap is an error here.
     """
 
     function: Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -146,11 +145,17 @@ class Foreign:
             heatmaps = self.function(model, images, targets)
         if self.strict:
             check_form(heatmaps, images)
-            heatmaps = min_max(heatmaps)
         return heatmaps.detach() if isinstance(heatmaps, Tensor) and not torch.is_grad_enabled() else heatmaps
 
     def __repr__(self) -> str:
         return self.name
+
+
+class Normalised(Foreign):
+    """The submission with its maps as they are scored."""
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return min_max(super().__call__(model, images, targets))
 
 
 class Session:
@@ -248,7 +253,7 @@ class Session:
     ) -> Iterator[Answer]:
         """One manipulation against the submission: weights (none where it diverged) and the history."""
         self.receive(model)
-        interpreter = Foreign(self.function, self.about["name"])
+        interpreter = Normalised(self.function, self.about["name"])
         result = manipulate(
             self.model,
             Smooth(interpreter) if smooth else interpreter,

@@ -43,16 +43,28 @@ WARNED = {
     "lrp": {"same for rescaled channels", "same for folded BatchNorm"},
     "lrp_t": {"same for rescaled channels", "same for folded BatchNorm"},
     "simple_grad_t": {"same for rescaled channels"},
+    "eigen_cam": {"same for rescaled channels"},
 }
+BLIND = {"differs by class", "depends on the weights"}
+FAILED = {  # by what the method is: it looks at no class, or at nothing but the image, or not even that
+    "eigen_cam": {"differs by class"},
+    "deconvolution": {"depends on the image"},
+    "sobel": BLIND,
+    "constant": {*BLIND, "depends on the image"},
+}
+ASKED = [
+    *("lrp", "lrp_t", "grad_cam", "layer_cam", "eigen_cam", "simple_grad", "simple_grad_t", "input_x_gradient"),
+    *("guided_backprop", "deconvolution", "smooth_grad", "integrated_gradients", "deep_lift", "sobel", "constant"),
+]
 
 
-@pytest.mark.parametrize("name", interpreters.names())
+@pytest.mark.parametrize("name", ASKED)
 def test_every_interpreter_of_ours_passes(name: str):
     interpreter = interpreters.create(name, **QUICK.get(name, {}))
     flags = {"differentiable": interpreter.differentiable, "stochastic": interpreter.stochastic}
     found = list(checks.run(interpreter, **flags))
-    assert errors(found) == {}
-    assert {finding.check for finding in found if not finding.ok} == WARNED.get(name, set())
+    assert set(errors(found)) == FAILED.get(name, set())
+    assert {finding.check for finding in found if not finding.ok} == WARNED.get(name, set()) | FAILED.get(name, set())
     skipped = {finding.check for finding in found if finding.ok and finding.message}
     assert skipped <= {"same on CPU and GPU"}, "none of the other checks may be given up on"
     asked = {finding.check for finding in found}

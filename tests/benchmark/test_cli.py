@@ -82,15 +82,15 @@ def test_scores_of_another_split_go_to_a_folder_of_their_own(foolbench, finished
 
 
 def test_leaderboard_regenerates_every_table_from_the_results(foolbench, finished, board):
-    for name in COLUMNS:
-        (board / f"{name}.csv").unlink()
+    for path in board.glob("*.csv"):
+        path.unlink()
     assert foolbench("leaderboard", "--out", board) == (0, "", "")
     assert replace(finished, out=board).written() == finished.written()
     assert foolbench("leaderboard", "--out", board, "--check")[0] == 0
     assert "Stability" in foolbench("leaderboard", "--out", board, "--check", "--show")[1]
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name not in ("fronts", "differences")])
 def test_check_finds_one_changed_byte(foolbench, board, name):
     path = board / f"{name}.csv"
     data = bytearray(path.read_bytes())
@@ -186,7 +186,7 @@ def test_new_interpreter_writes_a_submission_that_passes_its_own_test(foolbench,
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lrp", "name must be a new one, none of grad_cam, "),
+        ("lrp", "name must be a new one, not in foolbench list interpreters"),
         ("MyMethod", "name must be lower snake case, at most 50 characters (got 'MyMethod')"),
         ("my-method", "name must be lower snake case, at most 50 characters (got 'my-method')"),
         ("lambda", "name must be a new one (got 'lambda', a keyword or a module that Python finds already)"),
