@@ -64,8 +64,8 @@ def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
     jobs = jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
     errors: dict[str, str] = {}
     prepared = _preparations(run)
-    left = [] if any(prepared) else _manipulations(run, True) + _manipulations(run, False)
-    total = sum(map(len, prepared)) + len(plan(run.suite)) if any(prepared) else len(left)
+    attacks = None if prepared[-1] else _manipulations(run)  # known only after the searches, where there are any
+    total = sum(map(len, prepared)) + (len(plan(run.suite)) if attacks is None else sum(map(len, attacks)))
     for pairs in _pair_forms(run) if total else ():
         datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
     with _progress(total) as report, _executor(run, jobs) as submit:
@@ -78,8 +78,8 @@ def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
 
         for stage in prepared:
             work(stage)
-        for by_gradient in (True, False):  # the others mix what these make
-            work(_manipulations(run, by_gradient))
+        for stage in _manipulations(run) if attacks is None else attacks:
+            work(stage)
     searches = {name: error for name, error in errors.items() if name.startswith("search ")}
     return {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}} | {
         name_of(cell): searches[f"search {front_name(cell)}"]
@@ -89,7 +89,7 @@ def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
 
 
 def name_of(cell: Cell) -> str:
-    return f"{cell['model']}/{cell['fooling']}/{cell['attacked']}/{cell['seed']}"
+    return f"{front_name(cell)}/{cell['seed']}"
 
 
 def front_name(cell: Cell) -> str:
@@ -135,12 +135,12 @@ def _preparations(run: Run) -> list[list[Unit]]:
     return [first, second, third]
 
 
-def _manipulations(run: Run, by_gradient: bool) -> list[Unit]:
-    """The manipulations that are not in the store with all their scores, and whose recipe is known."""
-    units: list[Unit] = []
+def _manipulations(run: Run) -> list[list[Unit]]:
+    """The manipulations that are not in the store with all their scores, and whose recipe is known: those by gradient,
+    then those in the span of what the first ones make."""
+    by_gradient: list[Unit] = []
+    subspace: list[Unit] = []
     for cell in plan(run.suite):
-        if by_gradient == (split_attack(cell["attacked"])[1] == "subspace"):
-            continue
         spec = manipulation_spec(run, cell)
         if spec["recipe"]["steps"] is None:
             continue  # its search failed
@@ -148,8 +148,9 @@ def _manipulations(run: Run, by_gradient: bool) -> list[Unit]:
         scored = receipt and not _lacks(run, "predictions", predictions_spec(run, cell))
         scored = scored and not any(_lacks(run, "scores", scores_spec(run, cell, e)) for e in run.suite.evaluated)
         if receipt is None or (receipt["status"] == "done" and not scored):
+            units = subspace if split_attack(cell["attacked"])[1] == "subspace" else by_gradient
             units.append((name_of(cell), harness.make_manipulation, (run, cell)))
-    return units
+    return [by_gradient, subspace]
 
 
 @contextmanager
@@ -287,13 +288,11 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
         frames, failures = [], []
         for cell, manipulation in zip(plan(suite), manipulations, strict=True):
             key = key_of(scores_spec(run, cell, evaluated))
-            path, refused = (
-                store.path("scores", key) / "scores.parquet",
-                (store.receipt("scores", key) or {}).get("refused"),
-            )
+            path = store.path("scores", key) / "scores.parquet"
             if manipulation["status"] != "done":
                 failures.append({**cell, "error": f"{manipulation['status']}: {manipulation['reason']}"})
             elif not path.is_file():
+                refused = (store.receipt("scores", key) or {}).get("refused")
                 failures.append({**cell, "error": refused or failed.get(name_of(cell), "not evaluated")})
             else:
                 frames.append(pd.read_parquet(path).assign(**cell))

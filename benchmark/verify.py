@@ -10,6 +10,7 @@ import pandas as pd
 
 from attacks.errors import UserError, unknown
 from benchmark import harness, results
+from benchmark.execution import name_of
 from benchmark.plan import Cell, Run, scores_spec, span
 from benchmark.results import KEY
 from benchmark.store import Store, key_of
@@ -26,9 +27,7 @@ def parse(text: str, suite_cells: list[Cell], evaluated: list[str]) -> tuple[Cel
         raise UserError(f"a cell must be MODEL/FOOLING/ATTACKED/EVALUATED/SEED (got {text!r})")
     cell = dict(zip(KEY, (*parts[:3], int(parts[4])), strict=True))
     if cell not in suite_cells:
-        raise unknown(
-            "manipulation", "/".join(map(str, cell.values())), ["/".join(map(str, c.values())) for c in suite_cells]
-        )
+        raise unknown("manipulation", name_of(cell), map(name_of, suite_cells))
     if parts[3] not in evaluated:
         raise unknown("evaluated interpreter", parts[3], evaluated)
     return cell, parts[3]
@@ -49,7 +48,7 @@ def verify(run: Run, cell: Cell, evaluated: str, folder: Path) -> dict[str, Any]
     frame, _ = committed.entries.get(evaluated, (pd.DataFrame(columns=[*KEY]), {}))
     before = frame[np.logical_and.reduce([frame[key] == cell[key] for key in KEY])].reset_index(drop=True)
     if before.empty:
-        raise UserError(f"{folder} holds no scores of {'/'.join(map(str, cell.values()))} by {evaluated}")
+        raise UserError(f"{folder} holds no scores of {name_of(cell)} by {evaluated}")
     changes = {"search": None, "recipes": recipes, "evaluated": []}
     with tempfile.TemporaryDirectory() as store:
         own = replace(run, store=store, suite=run.suite.model_copy(update=changes))
