@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as pictures
 
 from attacks.ranks import rank_correlation
+from benchmark.board import FILLS
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.fooling_rate import blank
 from benchmark.metrics.perturbation import Grid, aopc, cell_order, drops, noise
 
-FILLS = ("noise", "mean", "blur")
 VALUES = ("randomised", "other_class", "unrelated", *(f"aopc_{fill}" for fill in FILLS))
 
 

@@ -49,11 +49,10 @@ def plan(suite: Suite) -> list[Cell]:
 
 def fronts(run: Run) -> list[Cell]:
     """The searches of a suite, in order: model, fooling, attacked, first seed. None where recipes are given."""
-    submitted = run.submission.name if run.submission else ""
     return [
         cell
         for cell in (plan(run.suite) if run.suite.search else [])
-        if cell["seed"] == run.suite.seeds[0] and cell["attacked"] != submitted and ":" not in cell["attacked"]
+        if cell["seed"] == run.suite.seeds[0] and split_attack(cell["attacked"])[1] != "subspace"
     ]
 
 
@@ -152,24 +151,31 @@ def span(suite: Suite, cell: Cell) -> list[Cell]:
 
 
 def front_spec(run: Run, cell: Cell) -> Spec:
-    """A search of recipes, which all seeds of a cell share: it is run with the suite's first."""
+    """A search of recipes, which all seeds of a cell share: it is run with the suite's first. That of a submission
+    goes `around` the learning rate that was best for its relative, where one fooled it at all."""
     dev = {str(pairs): data_spec(run, "dev", pairs) for pairs in {False, foolings.create(cell["fooling"]).pairs}}
     settings = run.suite.search.model_dump() if run.suite.search else None
-    return {**_attack_spec(run, cell), "search": settings, "seed": run.suite.seeds[0], "dev": dev}
+    relative = _relative(run, cell)
+    found = recipe(run, relative) if relative != cell else {}
+    around = found["learning_rate"] if found.get("steps") else None
+    return {**_attack_spec(run, cell), "search": settings, "seed": run.suite.seeds[0], "dev": dev, "around": around}
+
+
+def _relative(run: Run, cell: Cell) -> Cell:
+    """The cell whose recipe one starts from: of a submission, that of its relative."""
+    submitted = run.submission is not None and split_attack(cell["attacked"])[0] == run.submission.name
+    return {**cell, "attacked": run.relative} if submitted else cell
 
 
 def recipe(run: Run, cell: Cell) -> dict[str, Any]:
     """learning_rate, lambda, steps and batch_size of a manipulation: given by the suite, or the best within the
     largest budget that a search found; each None where the store does not have the search. A submission takes those of
-    its relative. `steps` of a subspace attack are evaluations on dev."""
-    name, strategy = split_attack(cell["attacked"])
-    if strategy == "subspace":
+    its relative where the suite gives them. `steps` of a subspace attack are evaluations on dev."""
+    if split_attack(cell["attacked"])[1] == "subspace":
         return {"learning_rate": None, "lambda": None, "steps": EVALUATIONS, "batch_size": None}
-    if run.submission is not None and name == run.submission.name:
-        name = run.relative
-    cell = {**cell, "attacked": name}
     if run.suite.search is None:
-        return run.suite.recipe(cell["model"], cell["fooling"], cell["attacked"])
+        relative = _relative(run, cell)
+        return run.suite.recipe(relative["model"], relative["fooling"], split_attack(relative["attacked"])[0])
     found = Store(run.store).receipt("fronts", key_of(front_spec(run, cell)))
     best = found["chosen"][-1] if found else dict.fromkeys(("learning_rate", "lambda", "steps"))
     batch_size = run.suite.search.batch_size if found else None

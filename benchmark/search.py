@@ -23,6 +23,7 @@ from benchmark.scoring import heatmaps
 from benchmark.suite import Search
 
 Point = dict[str, Any]  # learning_rate, lambda, steps, fsr, drop (points), loss
+State = Callable[[int], Manipulated]  # of a candidate after so many steps
 Batches = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]  # dev batches: of two-object images, or of plain ones
 
 
@@ -59,11 +60,11 @@ class Judge:
 
 @torch.no_grad()
 def search(
-    settings: Search, judge: Judge, start: Callable[[Recipe], Iterator[Manipulated]], clean: nn.Module
+    settings: Search, candidates: list[Recipe], judge: Judge, start: Callable[[Recipe], State], clean: nn.Module
 ) -> tuple[list[Point], list[tuple[Point, dict[str, Tensor]]]]:
     """All points, and for each budget its best one with the weights (state dict) that it was measured on.
 
-    `start(recipe)` begins a candidate and yields its state after every step, as `attacks.manipulation.fine_tune` does.
+    `start(recipe)` begins a candidate: it gives its state after so many steps, and is asked for more each time.
     """
     points: list[Point] = []
     chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
@@ -80,32 +81,37 @@ def search(
         return point
 
     measure(clean, Recipe(settings.learning_rates[0], 0.0, 0), 0)
-    grid = product(settings.learning_rates, settings.lambdas)
-    race = [(recipe, start(recipe)) for recipe in (Recipe(rate, weight, settings.rungs[-1]) for rate, weight in grid)]
-    for _, run in race:
-        next(run)  # before the first step
-    done = 0
+    race = [(recipe, start(recipe)) for recipe in candidates]
     for rung in settings.rungs:
         reached = []
-        for recipe, run in race:
-            state = _ahead(run, rung - done)
+        for recipe, after in race:
+            state = after(rung)
             point = measure(state.model, recipe, rung) if state.status == "done" else None
             if point:
                 within = point["drop"] <= settings.budgets[-1]
-                reached.append(((within, _merit(point) if within else (-point["drop"],)), recipe, run))
+                reached.append(((within, _merit(point) if within else (-point["drop"],)), recipe, after))
         reached.sort(key=lambda entry: entry[0], reverse=True)
-        race = [(recipe, run) for _, recipe, run in reached[: math.ceil(len(race) / 3)]]
-        done = rung
+        race = [(recipe, after) for _, recipe, after in reached[: math.ceil(len(race) / 3)]]
     return points, [chosen[budget] for budget in settings.budgets]
 
 
-def _ahead(run: Iterator[Manipulated], steps: int) -> Manipulated:
-    """The state that many steps later, or the one that diverged on the way."""
-    for _ in range(steps):
-        state = next(run)
-        if state.status != "done":
-            break
-    return state
+def grid(settings: Search, rate: float | None = None) -> list[Recipe]:
+    """Every learning rate, or the one given, with every λ."""
+    rates = settings.learning_rates if rate is None else [rate]
+    return [Recipe(lr, weight, settings.rungs[-1]) for lr, weight in product(rates, settings.lambdas)]
+
+
+def ahead(states: Iterator[Manipulated]) -> State:
+    """The state of a `fine_tune` after so many steps, or the one that diverged on the way."""
+    state, taken = next(states), 0
+
+    def after(steps: int) -> Manipulated:
+        nonlocal state, taken
+        while taken < steps and state.status == "done":
+            state, taken = next(states), taken + 1
+        return state
+
+    return after
 
 
 def _merit(point: Point) -> tuple[float, float, float]:

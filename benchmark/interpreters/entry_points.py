@@ -10,6 +10,7 @@ once; its code is imported only when it is used.
 """
 
 from dataclasses import is_dataclass
+from functools import cache
 from importlib import metadata
 
 from attacks.errors import UserError
@@ -18,20 +19,26 @@ from benchmark.interpreters.base import Interpreter
 GROUP = "foolbench.interpreters"
 
 
+@cache
+def registered() -> metadata.EntryPoints:
+    """What the installed packages register. Read once: it opens a file of every installed package."""
+    return metadata.entry_points(group=GROUP)
+
+
 def names() -> list[str]:
     """The names that packages register, sorted; nothing is imported."""
-    return sorted({entry.name for entry in metadata.entry_points(group=GROUP)})
+    return sorted(registered().names)
 
 
 def refuse_clash(name: str) -> None:
     """Raise a `UserError` if a package registers this name, which is built in."""
-    for entry in metadata.entry_points(group=GROUP, name=name):
+    for entry in registered().select(name=name):
         raise UserError(f"{_label(entry)}: the name is built in; the package must register another")
 
 
 def load(name: str) -> type[Interpreter]:
     """The class registered under that name. Raises `UserError`: the entry, its package, and what is wrong with it."""
-    entry, *others = metadata.entry_points(group=GROUP, name=name)
+    entry, *others = registered().select(name=name)
     if others:
         raise UserError(f"{_label(entry)}: package {_package(others[0])!r} registers the same name")
     try:

@@ -26,6 +26,13 @@ class Finished:
         shutil.copytree(self.store, store, ignore=shutil.ignore_patterns(*without))
         return Finished(replace(self.run, store=str(store), **changes), folder / "out")
 
+    def searching(self, folder: Path, **changes) -> "Finished":
+        """The smoke suite with searched recipes, a gate and two seeds, on a copy of the store."""
+        small = suite.Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
+        names = {"foolings": ["location", "active"], "attacked": ["grad_cam"], "evaluated": ["grad_cam", "lrp_t"]}
+        given = {"search": small, "recipes": [], "gate": suite.Gate(images=6, cells=3), "seeds": [0, 1], **names}
+        return self.again(folder, suite=self.run.suite.model_copy(update=given | changes))
+
     def written(self) -> dict[str, bytes]:
         """Every file of the leaderboards and results."""
         return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in self.out.rglob("*.*")}

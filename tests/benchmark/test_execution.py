@@ -17,7 +17,6 @@ from attacks.errors import Refused, UserError
 from benchmark import execution, leaderboards, results
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.plan import Run, plan
-from benchmark.suite import Gate, Search
 
 RUN = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs"]
 
@@ -58,16 +57,8 @@ def test_the_same_run_from_nothing_gives_the_same_bytes(finished, tmp_path):
     torch.set_rng_state(state)
 
 
-def _searching(finished, folder: Path, **changes):
-    """The smoke suite with searched recipes, a gate and two seeds, on a copy of the store."""
-    small = Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
-    names = {"foolings": ["location", "active"], "attacked": ["grad_cam"], "evaluated": ["grad_cam", "lrp_t"]}
-    options = {"search": small, "recipes": [], "gate": Gate(images=6, cells=3), "seeds": [0, 1], **names, **changes}
-    return finished.again(folder, suite=finished.run.suite.model_copy(update=options))
-
-
 def test_a_searched_recipe_is_the_best_on_dev_and_is_found_once(finished, tmp_path, monkeypatch):
-    done = _searching(finished, tmp_path)
+    done = finished.searching(tmp_path)
     assert execution.run_suite(done.run, done.out, jobs=1) == {}
     read, fronts = results.read(done.out / "results"), leaderboards.load(done.out, "fronts")
     frame, card = read.fronts
@@ -98,7 +89,7 @@ def test_a_search_that_fails_is_a_failed_manipulation(finished, tmp_path, monkey
     def broken(run, cell):
         raise RuntimeError("no luck")
 
-    done = _searching(finished, tmp_path, foolings=["location"], seeds=[0])
+    done = finished.searching(tmp_path, foolings=["location"], seeds=[0])
     monkeypatch.setattr(execution.harness, "make_front", broken)
     failed = execution.run_suite(done.run, done.out, jobs=1)
     assert failed == {"compact_vgg/location/grad_cam/0": "RuntimeError: no luck"}
@@ -114,7 +105,7 @@ def test_a_refusal_is_a_reason_not_an_error_and_is_asked_once(finished, tmp_path
         asked.append(1)
         raise Refused("grad_cam is wrong on this model")
 
-    done = _searching(finished, tmp_path, attacked=["lrp_t"], foolings=["location"], seeds=[0])
+    done = finished.searching(tmp_path, attacked=["lrp_t"], foolings=["location"], seeds=[0])
     monkeypatch.setattr(GradCAM, "explain", refuse)
     shutil.rmtree(done.store / "originals")
     for _ in range(2):

@@ -6,7 +6,7 @@ from torch import nn
 
 from attacks import Location
 from attacks.manipulation import Manipulated
-from benchmark.search import Judge, search
+from benchmark.search import Judge, ahead, grid, search
 from benchmark.suite import Search
 
 SETTINGS = Search(budgets=[1.0, 2.0], learning_rates=[1e-3, 1e-2], lambdas=[1.0, 2.0, 3.0], rungs=[2, 4, 6])
@@ -25,6 +25,9 @@ class Race:
         self.diverges, self.taken = diverges, {}
 
     def start(self, recipe):
+        return ahead(self.states(recipe))
+
+    def states(self, recipe):
         model = model_of(0.0)
         yield Manipulated(model, {})
         for step in range(1, recipe.steps + 1):
@@ -41,7 +44,7 @@ class Race:
 
 def test_a_third_goes_on_and_each_budget_has_its_best_point():
     race = Race()
-    points, chosen = search(SETTINGS, race.judge, race.start, model_of(0.0))
+    points, chosen = search(SETTINGS, grid(SETTINGS), race.judge, race.start, model_of(0.0))
     # drops of the fast three, after 2 steps: 0.8, 1.6, 2.4 points (over both budgets); after 4: 1.6, 3.2; after 6: 2.4
     assert {weight: race.taken[1e-2, weight] for weight in SETTINGS.lambdas} == {1.0: 6, 2.0: 4, 3.0: 2}
     assert {race.taken[1e-3, weight] for weight in SETTINGS.lambdas} == {2}
@@ -55,7 +58,7 @@ def test_a_third_goes_on_and_each_budget_has_its_best_point():
 
 def test_a_candidate_that_diverges_leaves_no_point():
     race = Race(diverges={(1e-2, 1.0), (1e-2, 2.0), (1e-2, 3.0)})
-    points, chosen = search(SETTINGS, race.judge, race.start, model_of(0.0))
+    points, chosen = search(SETTINGS, grid(SETTINGS), race.judge, race.start, model_of(0.0))
     assert {point["learning_rate"] for point in points} == {1e-3}
     assert chosen[1][0]["fsr"] == max(point["fsr"] for point in points)
 
@@ -64,15 +67,21 @@ def test_where_all_cost_too_much_the_model_is_left_alone():
     def judge(model):
         return Race.judge(model) | {"drop": 0.0 if model.weight.item() == 0 else 50.0}
 
-    _, chosen = search(SETTINGS, judge, Race().start, model_of(0.0))
+    _, chosen = search(SETTINGS, grid(SETTINGS), judge, Race().start, model_of(0.0))
     assert [point["steps"] for point, _ in chosen] == [0, 0]
+
+
+def test_a_grid_around_one_learning_rate_has_every_weight():
+    found = [(recipe.learning_rate, recipe.weight, recipe.steps) for recipe in grid(SETTINGS, 5e-3)]
+    assert found == [(5e-3, 1.0, 6), (5e-3, 2.0, 6), (5e-3, 3.0, 6)]
+    assert len(grid(SETTINGS)) == 6
 
 
 def test_a_loss_that_is_not_finite_is_no_point():
     def judge(model):
         return Race.judge(model) | {"loss": float("nan") if model.weight.item() > 0.005 else 0.0}
 
-    points, _ = search(SETTINGS, judge, Race().start, model_of(0.0))
+    points, _ = search(SETTINGS, grid(SETTINGS), judge, Race().start, model_of(0.0))
     assert {(point["learning_rate"], point["lambda"]) for point in points} == {(1e-3, 0.0), (1e-3, 1.0), (1e-3, 2.0)}
 
 

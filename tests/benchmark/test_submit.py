@@ -1,5 +1,6 @@
 """The example submission, scored on the smoke suite as a user would; and what `submit` decides by itself."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,23 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
     text = submit.show(warm.out, tmp_path / "nowhere", "gradient_energy")
     assert "gradient_energy:subspace" in text
     assert max(map(len, text.splitlines())) <= 200
+
+
+def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path):
+    done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"])
+    assert submit.submit(done.run, example, done.out, 1) == {}
+    read, settings = results.read(done.out / "results"), done.run.suite.search
+    card = read.fronts[1]
+    relative = next(p for p in card["chosen"] if (p["attacked"], p["budget"]) == ("grad_cam", 2.0))
+    rates = {relative["learning_rate"]} if relative["steps"] else set(settings.learning_rates)
+    for own in ("gradient_energy", "gradient_energy:softplus"):
+        tried = [p for p in card["points"] if p["attacked"] == own and p["steps"]]
+        assert {(p["learning_rate"], p["lambda"]) for p in tried} == set(product(rates, settings.lambdas))
+        best = next(p for p in card["chosen"] if (p["attacked"], p["budget"]) == (own, 2.0))
+        made = next(m for m in read.models_card["manipulations"] if m["attacked"] == own)
+        assert [made[k] for k in ("learning_rate", "lambda", "steps")] == [
+            best[k] for k in ("learning_rate", "lambda", "steps")
+        ]
 
 
 def test_the_nearest_relative_is_the_one_with_the_likest_maps(finished, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import interpreters
+from benchmark.interpreters import entry_points
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.lrp import LRP
 
@@ -34,6 +35,7 @@ def install(folder, package, module, entries):
     lines = [f"{name} = {value}" for name, value in entries.items()]
     (info / "entry_points.txt").write_text("\n".join(["[foolbench.interpreters]", *lines, ""]))
     (folder / f"{module}.py").write_text(SOURCE)
+    entry_points.registered.cache_clear()
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for module in [name for name in sys.modules if name.startswith("foreign_interpreters")]:
         del sys.modules[module]
+    entry_points.registered.cache_clear()
 
 
 def test_a_registered_interpreter_is_listed_last_and_imported_on_use(folder):
