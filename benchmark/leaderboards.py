@@ -156,6 +156,18 @@ def show(folder: Path | str) -> str:
     return "\n".join(parts)
 
 
+def ranks_with(reference: Path | str, folder: Path | str, name: str) -> tuple[int, int, int]:
+    """(rank, low, high) of an interpreter of `folder` among the ranked ones of `reference`, resampled together."""
+    ranked = load(reference, "stability").query("eligible == 'yes'").interpreter
+    worst = {}
+    for results, names in ((read(Path(reference) / "results"), ranked), (read(Path(folder) / "results"), [name])):
+        manipulations = results.models_card["manipulations"]
+        for each in names:
+            cells = _cells(each, *results.entries[each], manipulations)
+            worst[each] = board.worst_attacks(_attacks(cells))[0]
+    return board.ranks(worst)[name]
+
+
 def board_table(stability: pd.DataFrame) -> str:
     """Rows of the stability leaderboard as text: ranked ones first, then why the others are not."""
     stability = stability.sort_values(["rank", "stability"], ascending=[True, False], kind="stable")
@@ -311,8 +323,7 @@ def _board(results: Results, cells: dict[str, list[Cell]]) -> dict[str, list[Row
     models = sorted({m["model"] for m in results.models_card["manipulations"]})
     worst, rows = {}, {}
     for name, row in cells.items():
-        attacks = [(*_key(c.manipulation), c.scores) for c in row if c.scores]
-        worst[name], silent = board.worst_attacks(attacks)
+        worst[name], silent = board.worst_attacks(_attacks(row))
         value, replicates = board.stability(worst[name])
         low, high = interval(replicates[:, None])
         rows[name] = _stability_row(name, row) | {
@@ -370,12 +381,13 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     return flags
 
 
+def _attacks(cells: list[Cell]) -> list[board.Attack]:
+    return [(*_key(c.manipulation), c.scores) for c in cells if c.scores]
+
+
 def _beaten(cells: list[Cell], others: list[Cell]) -> bool:
     """Whether the worst of `others` is worse than the worst of `cells` in some model and fooling, with 95 %."""
-    mine, theirs = (
-        board.worst_attacks([(*_key(c.manipulation), c.scores) for c in part if c.scores])[0]
-        for part in (cells, others)
-    )
+    mine, theirs = (board.worst_attacks(_attacks(part))[0] for part in (cells, others))
     gaps = [theirs[place][1] - mine[place][1] for place in theirs if place in mine]
     return any(interval(gap[:, None])[0][0] > 0 for gap in gaps)
 

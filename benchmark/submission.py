@@ -37,6 +37,7 @@ from attacks.errors import UserError
 from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
 from attacks.manipulation import Recipe
+from benchmark.checks import Finding
 from benchmark.datasets import Dataset
 from benchmark.interpreters import INTERPRETERS
 from benchmark.interpreters.base import Interpreter
@@ -98,15 +99,6 @@ class Limits:
     def __post_init__(self) -> None:
         if not (0 < self.seconds < math.inf and 2 <= self.memory_gib < math.inf):  # torch alone takes 0.7 GiB
             raise UserError(f"limits need seconds > 0 and memory_gib >= 2 (got {self})")
-
-
-class Finding(NamedTuple):
-    """What `benchmark.checks` found in the child: severity is "error" or "warning"."""
-
-    check: str
-    ok: bool
-    message: str
-    severity: str
 
 
 class Fooled(NamedTuple):
@@ -181,7 +173,8 @@ class Child:
         """Run `benchmark.checks` on the submission; the findings come one by one, each within the time limit."""
         for header, _ in self._call("checks", {"device": device}, most=FINDINGS):
             types = {k: type(v) for k, v in header.items()}
-            if types != Finding.__annotations__ or header["severity"] not in ("error", "warning"):
+            expected = {"check": str, "ok": bool, "message": str, "severity": str}
+            if types != expected or header["severity"] not in ("error", "warning"):
                 raise self._error("sent a finding that is none")
             check, message = (one_line(header[k], 2000) for k in ("check", "message"))
             yield Finding(check, header["ok"], message, header["severity"])

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
@@ -82,11 +81,11 @@ def nearest(run: Run, submission: Remote) -> str:
 def show(folder: Path, reference: Path, name: str) -> str:
     """The submission's row beside those of the reference board, if that is at hand, and its cells by attack."""
     rows = leaderboards.load(folder, "stability").query("interpreter == @name").assign(status="submitted")
-    if (reference / "stability.csv").is_file():
+    if (reference / "stability.csv").is_file() and (reference / "results").is_dir():
         known = leaderboards.load(reference, "stability")
-        better = ((known.eligible == "yes") & (known.stability > rows.stability.iloc[0])).sum()
         if rows.eligible.iloc[0] == "yes":
-            rows = rows.assign(rank=1 + better, rank_low=np.nan, rank_high=np.nan)
+            ranks = leaderboards.ranks_with(reference, folder, name)
+            rows = rows.assign(**dict(zip(("rank", "rank_low", "rank_high"), ranks, strict=True)))
         rows = pd.concat([known, rows], ignore_index=True)
     text = [leaderboards.board_table(rows)]
     transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")

@@ -1,6 +1,7 @@
 """Leaderboards: rows computed by hand, failed cells, empty fields, equal bytes for equal results."""
 
 import csv
+import shutil
 import subprocess
 import sys
 import time
@@ -220,6 +221,17 @@ def test_show_fits_a_terminal(suite: Path) -> None:
     assert "AOPC beats every control" not in text  # no control among them: nothing to beat
     assert "the loss is NaN" in text
     assert max(map(len, text.splitlines())) <= 160
+
+
+def test_a_newcomer_gets_the_rank_it_has_among_the_others(tmp_path: Path) -> None:
+    board = Path(__file__).parents[2] / "leaderboards" / "default"
+    known = leaderboards.load(board, "stability").query("eligible == 'yes'").set_index("interpreter")
+    assert len(known) > 1
+    for name, row in known.iterrows():
+        others = tmp_path / str(name)
+        shutil.copytree(board / "results", others / "results", ignore=shutil.ignore_patterns(f"{name}.*"))
+        leaderboards.write(others)
+        assert leaderboards.ranks_with(others, board, str(name)) == (row["rank"], row.rank_low, row.rank_high)
 
 
 def test_unreadable_leaderboards_are_one_line(tmp_path: Path) -> None:
