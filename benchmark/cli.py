@@ -224,9 +224,31 @@ def heatmaps(
     typer.echo(str(target))
 
 
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="foolbench list experiments")],
+    suite: Annotated[str | None, typer.Option("--suite", help="A suite's name or TOML file. [its own]")] = None,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    out: Annotated[Path, typer.Option("--out", help="Folder of table and figure.")] = Path("leaderboards/experiments"),
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side.")] = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Run one of the papers' experiments; write its table and its figure."""
+    from benchmark import experiments
+    from benchmark.plan import Run
+
+    found = experiments.load(name)
+    chosen = experiments.load_suite(found, suite)
+    board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
+    given = experiments.Given(Run(chosen, str(store), data, _device(device)), board, jobs)
+    for path in experiments.run(name, given, out):
+        typer.echo(str(path))
+
+
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="interpreters, foolings, metrics, datasets, models or suites")],
+    kind: Annotated[str, typer.Argument(help="interpreters, foolings, metrics, datasets, models, suites, experiments")],
 ) -> None:
     """List what can be named, one a line."""
     from importlib import import_module
@@ -238,6 +260,7 @@ def list_(
         "datasets": "benchmark.datasets",
         "models": "benchmark.models",
         "suites": "benchmark.suite",
+        "experiments": "benchmark.experiments",
     }
     if kind not in modules:
         raise unknown("kind", kind, modules)

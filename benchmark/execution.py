@@ -68,7 +68,7 @@ def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
     total = sum(map(len, prepared)) + (len(plan(run.suite)) if attacks is None else sum(map(len, attacks)))
     for pairs in _pair_forms(run) if total else ():
         datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
-    with _progress(total) as report, _executor(run, jobs) as submit:
+    with progress(total) as report, _executor(run, jobs) as submit:
 
         def work(units: list[Unit]) -> None:
             for name, error in submit(units):
@@ -233,7 +233,7 @@ def _line(error: Exception) -> str:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, str], None]]:
+def progress(total: int) -> Iterator[Callable[[str, str], None]]:
     """A bar with the time left on a terminal; a plain line for each unit elsewhere."""
     terminal, start, count = sys.stderr.isatty(), time.monotonic(), 0
     with tqdm(total=total, unit="unit", disable=not (terminal and total), smoothing=0.1) as bar:

@@ -218,10 +218,10 @@ def aligned(frame: pd.DataFrame) -> str:
 
 def _render(folder: Path) -> dict[str, bytes]:
     tables = build(read(folder / "results"))
-    return {name: _csv(table).encode() for name, table in tables.items()}
+    return {name: csv_text(table).encode() for name, table in tables.items()}
 
 
-def _csv(table: pd.DataFrame) -> str:
+def csv_text(table: pd.DataFrame) -> str:
     floats = table.select_dtypes("float").columns
     table = table.assign(**{name: table[name] + 0.0 for name in floats})  # no -0
     return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")

@@ -58,7 +58,7 @@ def transfer(folder: Path | str) -> Figure:
     models, foolings = _names(table.model), _names(table.fooling)
     attacked, evaluated = _names(table.attacked), _names(table.evaluated)
     width, height = 2.6 + 0.55 * len(evaluated) * len(models), 2.2 + (0.5 + 0.5 * len(attacked)) * len(foolings)
-    figure, axes = _panels(len(foolings), len(models), max(width, 7), height)
+    figure, axes = panels(len(foolings), len(models), max(width, 7), height)
     for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
         panel = axes[i, j]
         panel.set_title(f"{model} · {fooling}", fontsize=10)
@@ -79,7 +79,7 @@ def accuracy(folder: Path | str) -> Figure:
     """What each fooling cost: top-1 drop in points with its interval, a panel for each model."""
     table = _filled(load(folder, "accuracy"), "accuracy")
     models, foolings, attacked, seeds = (_names(table[name]) for name in ("model", "fooling", "attacked", "seed"))
-    figure, axes = _panels(1, len(models), max(1 + 3.6 * len(models), 6), 4.2, sharey=True)
+    figure, axes = panels(1, len(models), max(1 + 3.6 * len(models), 6), 4.2, sharey=True)
     slot = 0.8 / (len(attacked) * len(seeds))
     for panel, model in zip(axes[0], models, strict=True):
         panel.set_title(model, fontsize=10)
@@ -101,7 +101,7 @@ def accuracy(folder: Path | str) -> Figure:
         panel.set_axisbelow(True)
     axes[0, 0].set_ylabel("top-1 drop (percentage points)")
     figure.suptitle(f"Accuracy lost to fooling, 95 % intervals over images: {_counts(table)}", fontsize=11)
-    _legend(figure, axes, failed=bool((table.n == 0).any()))
+    legend(figure, axes, failed=bool((table.n == 0).any()))
     return figure
 
 
@@ -110,7 +110,7 @@ def aopc(folder: Path | str) -> Figure:
     table = load(folder, "aopc")
     table = _filled(table[table.attacked == table.evaluated], "aopc (self cells)")
     models, attacked = _names(table.model), _names(table.attacked)
-    figure, axes = _panels(len(attacked), len(models), max(1 + 3.4 * len(models), 8), 1.6 + 2.3 * len(attacked))
+    figure, axes = panels(len(attacked), len(models), max(1 + 3.4 * len(models), 8), 1.6 + 2.3 * len(attacked))
     for (i, name), (j, model) in product(enumerate(attacked), enumerate(models)):
         panel, cells = axes[i, j], table[(table.attacked == name) & (table.model == model)]
         panel.set_title(f"{model} · {name}", fontsize=10)
@@ -130,7 +130,7 @@ def aopc(folder: Path | str) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supylabel("mean drop of the label's logit", fontsize=10)
     figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {_counts(table)}", fontsize=11)
-    _legend(figure, axes, columns=3)
+    legend(figure, axes, columns=3)
     return figure
 
 
@@ -139,7 +139,7 @@ def front(folder: Path | str) -> Figure:
     table = _filled(load(folder, "fronts"), "fronts")
     models, foolings, attacked = (_names(table[name]) for name in ("model", "fooling", "attacked"))
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
-    figure, axes = _panels(
+    figure, axes = panels(
         len(foolings), len(models), max(1 + 3.4 * len(models), 8), 1.8 + 2.3 * len(foolings), sharey=True
     )
     for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
@@ -163,7 +163,7 @@ def front(folder: Path | str) -> Figure:
     figure.supylabel("fooling success rate of the attacked interpreter", fontsize=10)
     note = "small: tried on dev, line: the best so far; large: the best within each budget, on test, 95 % over images"
     figure.suptitle(f"Attack strength against accuracy: {_counts(table[table.split == 'test'])}\n{note}", fontsize=11)
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -178,7 +178,7 @@ def heatmaps(samples: Samples) -> Figure:
     columns = len(rows[0][1]) if rows else 0
     if not columns:
         raise UserError("no heatmap to draw: at least one image and one interpreter are needed")
-    figure, axes = _panels(len(rows), columns, 1.4 + 1.25 * columns, 0.8 + 1.3 * len(rows))
+    figure, axes = panels(len(rows), columns, 1.4 + 1.25 * columns, 0.8 + 1.3 * len(rows))
     for (i, (label, maps)), j in product(enumerate(rows), range(columns)):
         panel, picture = axes[i, j], np.asarray(maps[j], dtype=float)
         panel.set(xticks=[], yticks=[])
@@ -238,12 +238,13 @@ def _cell_colours(rate: float) -> tuple[Any, str]:
     return colour, "black" if luminance > 0.179 else "white"
 
 
-def _panels(rows: int, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+def panels(rows: int, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+    """A figure, inches, and its panels (rows, columns)."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03))
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
-def _legend(figure: Figure, axes: np.ndarray, columns: int = 6, failed: bool = False) -> None:
+def legend(figure: Figure, axes: np.ndarray, columns: int = 6, failed: bool = False) -> None:
     """One legend below all panels, each label once."""
     handles: dict[str, Any] = {}
     for panel in axes.flat:

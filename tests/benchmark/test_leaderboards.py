@@ -199,7 +199,7 @@ def test_equal_results_give_equal_bytes_in_any_order(suite: Path, tmp_path: Path
     card = read.models_card | {"manipulations": read.models_card["manipulations"][::-1]}
     shuffled = results.Results(entries, read.models.sample(frac=1, random_state=3), card)
     for name, frame in leaderboards.build(shuffled).items():
-        assert leaderboards._csv(frame).encode() == before[f"{name}.csv"]
+        assert leaderboards.csv_text(frame).encode() == before[f"{name}.csv"]
 
 
 def test_check_names_what_differs(by_hand: Path) -> None:

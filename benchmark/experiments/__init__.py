@@ -1,0 +1,76 @@
+"""Experiments: what the papers show beyond the FSR tables, one module each. `foolbench experiment NAME` runs one.
+
+A module says in its docstring what is asked, and holds `SUITE` (a suite's name, or a TOML file beside the module),
+`measure(given) -> table` and `draw(table) -> figure`. Manipulations of its suite come from the store, where they are
+made if it lacks them. The table is written to NAME.csv, what it was made with to NAME.json, the figure to
+figures/NAME.png.
+"""
+
+import json
+import pkgutil
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from attacks.errors import unknown
+from benchmark import harness, plots, suite
+from benchmark.leaderboards import csv_text
+from benchmark.plan import Run
+from benchmark.results import write_atomic
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an experiment starts from: a suite with its store, and the folder where the suite's leaderboards lie."""
+
+    run: Run
+    board: Path
+    jobs: int | None = None
+
+
+class Experiment(Protocol):
+    """What the module of an experiment holds."""
+
+    SUITE: str
+
+    @staticmethod
+    def measure(given: Given) -> pd.DataFrame: ...
+
+    @staticmethod
+    def draw(table: pd.DataFrame) -> Figure: ...
+
+
+def names() -> list[str]:
+    """The experiments, sorted: their modules' names with hyphens."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(HERE)]))
+
+
+def load(name: str) -> Experiment:
+    """The module of that name. Raises `UserError` for an unknown one."""
+    if name not in names():
+        raise unknown("experiment", name, names())
+    return import_module(f"{__name__}.{name.replace('-', '_')}")  # type: ignore[return-value]
+
+
+def load_suite(experiment: Experiment, chosen: str | None = None) -> suite.Suite:
+    """The suite that the user chose, or the experiment's own."""
+    own = HERE / experiment.SUITE
+    return suite.load(chosen or (str(own) if own.suffix == ".toml" else experiment.SUITE))
+
+
+def run(name: str, given: Given, out: Path) -> list[Path]:
+    """Measure, and write the table, its card and the figure under `out`; returns their paths."""
+    experiment = load(name)
+    table = experiment.measure(given)
+    csv, card, figure = out / f"{name}.csv", out / f"{name}.json", out / "figures" / f"{name}.png"
+    about = {"experiment": name, "suite": given.run.suite.name, **harness.provenance(given.run)}
+    write_atomic(csv, csv_text(table).encode())
+    write_atomic(card, f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
+    plots.save(experiment.draw(pd.read_csv(csv)), figure)  # as read from the file, so that it can be drawn again
+    return [csv, card, figure]
