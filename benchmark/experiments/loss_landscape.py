@@ -159,7 +159,7 @@ def draw(table: pd.DataFrame) -> Figure:
     places, planes = sorted(set(zip(table.model, table.fooling, strict=True))), table[table.part == "plane"]
     shown = [("ce", None), *(("loss", name) for name in planes.evaluated.unique())] if len(planes) else []
     columns = 2 + len(shown)
-    figure, axes = plots.panels(len(places), columns, 1.5 + 3.2 * columns, 1.7 + 2.8 * len(places))
+    figure, axes = plots.panels(len(places), columns, 0.5 + 3 * columns, 2.4 + 2.8 * len(places))
     for panels, (model, fooling) in zip(axes, places, strict=True):
         here = table[(table.model == model) & (table.fooling == fooling)]
         for panel, column in zip(panels, LABELS, strict=False):
@@ -173,14 +173,17 @@ def draw(table: pd.DataFrame) -> Figure:
                 panel.set_axis_off()
                 continue
             rows = rows[rows.evaluated == (name or rows.evaluated.iloc[0])]
-            filled = _contours(panel, rows, column, table[column])
-        panels[0].set_title(LABELS[column] + (f" of {name}" if name else ""), fontsize=10)
-        figure.colorbar(filled, ax=panels, aspect=35, pad=0.02, format="%.3g", label=LABELS[column])
-    figure.suptitle(f"Losses between a clean model and its fooled ones: n = {table.n.max()} images", fontsize=11)
-    note = (
-        "curves: 0 is the clean model, 1 the fooled one, bands: 95 % over images; planes: white line where FSR is 0.5"
-    )
-    figure.supxlabel(note, fontsize=9)
+            filled = _contours(panel, rows, column, planes[column])
+        label = LABELS[column] + (f" of {name}" if name else "")
+        panels[0].set_title(label, fontsize=10)
+        ticks = 10.0 ** np.arange(-4, 5) if column == "ce" else np.arange(0, 5, 0.2)
+        ticks = ticks[(ticks >= min(filled.levels)) & (ticks <= max(filled.levels))]
+        figure.colorbar(
+            filled, ax=panels, location="bottom", aspect=25, pad=0.02, label=label, ticks=ticks, format="%g"
+        ).minorticks_off()
+    title = f"Losses between a clean model and its fooled ones: n = {table.n.max()} images, seed {table.seed.min()}"
+    note = "curves: 0 is the clean model, 1 the fooled, bands: 95 % over images; planes: white line where FSR is 0.5"
+    figure.suptitle(f"{title}\n{note}", fontsize=11)
     plots.legend(figure, axes)
     return figure
 
@@ -210,11 +213,12 @@ def _contours(panel: Axes, rows: pd.DataFrame, column: str, spread: pd.Series) -
     if column == "loss" and rate.min() < 0.5 < rate.max():
         panel.contour(x, y, rate, [0.5], colors="white", linewidths=1.5)
     along = rows.along_x.iloc[0], rows.along_y.iloc[0]
-    names = ["clean", *(f"fooled, {name}" for name in along)]
-    for marker, name, place in zip("*sD", names, ((0, 0), (1, 0), (0, 1)), strict=True):
-        style: dict[str, Any] = {"color": plots.PALETTE[1], "markeredgecolor": "white", "linestyle": "none"}
-        panel.plot(*place, marker=marker, markersize=11 if marker == "*" else 7, label=name, clip_on=False, **style)
+    style: dict[str, Any] = {"markeredgecolor": "white", "markersize": 8, "linestyle": "none"}
+    panel.plot(0, 0, color="black", marker="*", label="clean", **style | {"markersize": 12})
+    for name, place in zip(along, ((1, 0), (0, 1)), strict=True):
+        k = sorted(along).index(name)  # as on the segments
+        panel.plot(*place, color=plots.PALETTE[k], marker=plots.MARKERS[k], label=f"fooled, {name}", **style)
     panel.set_xlabel(f"x: toward {along[0]}")
     panel.set_ylabel(f"y: toward {along[1]}")
-    panel.set_aspect("equal")
+    panel.set(aspect="equal", xticks=np.arange(-0.5, 2, 0.5), yticks=np.arange(-0.5, 2, 0.5))
     return filled

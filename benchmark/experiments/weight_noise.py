@@ -130,8 +130,8 @@ def draw(table: pd.DataFrame) -> Figure:
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
         axes[i, 0].set_ylabel(labels[column])
+        axes[-1, j].set_xlabel("noise: deviation in % of each weight tensor's rms")
     n, draws = table.n.max(), table.draws.max()
-    figure.supxlabel("noise on each weight tensor, standard deviation in % of the tensor's own rms", fontsize=10)
     title = f"Does a fooling outlive noise on the weights? n = {n} images × {draws} draws of noise"
     seeds = ", ".join(map(str, sorted(table.seed.unique())))
     figure.suptitle(f"{title}, seed {seeds}\n95 % intervals: draws and images resampled together", fontsize=11)
