@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 from attacks.errors import unknown
@@ -66,8 +67,13 @@ def load_suite(experiment: Experiment, chosen: str | None = None) -> suite.Suite
 
 def run(name: str, given: Given, out: Path) -> list[Path]:
     """Measure, and write the table, its card and the figure under `out`; returns their paths."""
-    experiment = load(name)
-    table = experiment.measure(given)
+    experiment, threads = load(name), torch.get_num_threads()
+    if given.run.device == "cpu":
+        torch.set_num_threads(given.run.suite.threads)  # numbers depend on it, by rounding
+    try:
+        table = experiment.measure(given)
+    finally:
+        torch.set_num_threads(threads)
     csv, card, figure = out / f"{name}.csv", out / f"{name}.json", out / "figures" / f"{name}.png"
     about = {"experiment": name, "suite": given.run.suite.name, **harness.provenance(given.run)}
     write_atomic(csv, csv_text(table).encode())
