@@ -239,16 +239,15 @@ def draw(table: pd.DataFrame) -> Figure:
     accuracy.grid(axis="y", color="0.9")
     accuracy.set_title("What the other gradient costs", fontsize=10)
     score = means.loc[(DRAWN, "w")]
+    count = table[(table.part == "seed") & (table.quantity == "accuracy")].n.iloc[0]
     figure.suptitle(
-        f"Accuracy is decided near the data, the gradient is not: {_text(score.loc['agreement'], 1, 100)} % of "
-        f"decisions agree, gradients {_text(score.loc['angle_to_w0'], 0)}° apart",
+        f"Accuracy is decided near the data, the gradient is not: at σ = {DRAWN} "
+        f"{_text(score.loc['agreement'], 1, 100)} % of decisions agree, gradients "
+        f"{_text(score.loc['angle_to_w0'], 0)}° apart\nmean of {int(score.n.iloc[0])} seeds with n = {int(count)} test "
+        "points each, 95 % over seeds; line: boundary, arrows: direction of ∂z/∂x at 24 test points of the first seed",
         fontsize=11,
     )
     plots.legend(figure, axes)
-    note = "line: decision boundary; arrows: direction of ∂z/∂x at 24 test points; drawn: first seed\n"
-    count = table[table.part == "seed"].query("quantity == 'accuracy'").n.iloc[0]
-    note += f"numbers: mean of {int(score.n.iloc[0])} seeds with n = {int(count)} test points each, 95 % over seeds"
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
