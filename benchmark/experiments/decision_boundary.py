@@ -15,6 +15,7 @@ as many steps with λ = 0. All is measured on points that no model was trained o
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -229,8 +230,12 @@ def draw(table: pd.DataFrame) -> Figure:
         for panel, quantity, scale, style in ((accuracy, "accuracy", 100, "-"), (angle, "angle_to_relevant", 1, ":")):
             row = means.xs((name, quantity), level=("model", "quantity"))
             ends = scale * np.stack([row.value - row.low, row.high - row.value])
-            line = {"color": plots.PALETTE[2 + index], "marker": plots.MARKERS[2 + index], "linestyle": style}
-            label = {"label": MODELS[name]} if style == "-" else {}
+            line: dict[str, Any] = {
+                "color": plots.PALETTE[2 + index],
+                "marker": plots.MARKERS[2 + index],
+                "linestyle": style,
+            }
+            label: dict[str, Any] = {"label": MODELS[name]} if style == "-" else {}
             x = np.arange(len(row)) + 0.06 * (index - 1)
             panel.errorbar(x, scale * row.value, ends, markersize=6, capsize=3, **line, **label)
     accuracy.set_xticks(range(len(NOISES)), [str(noise) for noise in NOISES])
@@ -260,7 +265,12 @@ def _picture(panel: Axes, table: pd.DataFrame, name: str) -> None:
     panel.contour(logits.columns, logits.index, logits, levels=[0], colors="black", linewidths=1.6)
     for value in (0, 1):
         at = point[(point.quantity == "label") & (point.value == value)]
-        style = {"color": plots.PALETTE[value], "marker": plots.MARKERS[value], "markersize": 4, "linestyle": "none"}
+        style: dict[str, Any] = {
+            "color": plots.PALETTE[value],
+            "marker": plots.MARKERS[value],
+            "markersize": 4,
+            "linestyle": "none",
+        }
         panel.plot(at.x1, at.x2, label=f"class {value}", **style)
     arrows = point[point.model == name].pivot_table("value", ["x1", "x2"], "quantity").reset_index()
     length = np.hypot(arrows.gradient_1, arrows.gradient_2)

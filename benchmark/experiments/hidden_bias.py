@@ -30,6 +30,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -444,7 +445,12 @@ def _points(panel: Axes, means: pd.DataFrame, by: str, order: list[str], across:
             continue
         at = np.arange(len(order)) + 0.14 * (index - 1)
         ends = np.stack([part.value - part.low, part.high - part.value])
-        style = {"color": plots.PALETTE[index], "marker": plots.MARKERS[index], "linestyle": "none", "capsize": 2}
+        style: dict[str, Any] = {
+            "color": plots.PALETTE[index],
+            "marker": plots.MARKERS[index],
+            "linestyle": "none",
+            "capsize": 2,
+        }
         if across:
             panel.errorbar(part.value, at, xerr=ends, label=label, **style)
         else:

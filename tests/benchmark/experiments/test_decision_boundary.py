@@ -70,8 +70,7 @@ def test_it_writes_table_card_and_figure_and_leaves_the_random_state(tmp_path, m
     assert table.groupby("part").size().to_dict() == {
         "grid": 2 * 49, "mean": 3 * 3 * 6, "point": 5 * 24, "seed": 3 * 2 * 3 * 6
     }  # fmt: skip
-    scores = table[table.part == "mean"].set_index(["model", "quantity"]).value
-    assert (scores.loc[("w0", "angle_to_w0")] == 0).all()
-    assert (scores.loc[("w0", "agreement")] == 1).all()
-    lost = scores.loc[("w0", "accuracy")] - scores.loc[("w", "accuracy")]
-    assert lost.to_numpy() == pytest.approx(scores.loc[("w", "accuracy_drop")].to_numpy())
+    scores = table[table.part == "mean"].pivot(index=["model", "noise"], columns="quantity", values="value")
+    assert (scores.loc["w0", ["angle_to_w0", "agreement"]] == [0, 1]).all(axis=None)
+    lost = scores.loc["w0", "accuracy"] - scores.loc["w", "accuracy"]
+    assert lost.to_numpy() == pytest.approx(scores.loc["w", "accuracy_drop"].to_numpy())
