@@ -219,7 +219,7 @@ def draw(table: pd.DataFrame) -> Figure:
     means = table[table.part == "mean"].set_index(["noise", "model", "quantity"])
     for panel, name in zip(axes[0, :2], ("w0", "w"), strict=True):
         _picture(panel, table, name)
-        score = means.loc[(DRAWN, name)]
+        score: Any = means.xs((DRAWN, name), level=("noise", "model"))
         panel.set_title(
             f"{MODELS[name]} (σ = {DRAWN})\naccuracy {_text(score.loc['accuracy'], 1, 100)} %\n"
             f"gradient {_text(score.loc['angle_to_relevant'], 0)}° from x1",
@@ -243,7 +243,7 @@ def draw(table: pd.DataFrame) -> Figure:
     angle.set(ylabel="mean angle of the gradient to x1, degrees (dotted)", ylim=(0, 180))
     accuracy.grid(axis="y", color="0.9")
     accuracy.set_title("What the other gradient costs", fontsize=10)
-    score = means.loc[(DRAWN, "w")]
+    score = means.xs((DRAWN, "w"), level=("noise", "model"))
     count = table[(table.part == "seed") & (table.quantity == "accuracy")].n.iloc[0]
     figure.suptitle(
         f"Accuracy is decided near the data, the gradient is not: at σ = {DRAWN} "

@@ -90,9 +90,9 @@ def measure(
     with execution.progress(len(sources) * seeds) as report, threads(run):
         for data, source in sources.items():
             for seed in range(seeds):
-                table = source(seed)
-                coded = encode(table, features[data], run.device)
-                part = pd.concat([_one_seed(coded, seed, steps), *([_truth(table["test"])] if data == "loan" else [])])
+                frames = source(seed)
+                coded = encode(frames, features[data], run.device)
+                part = pd.concat([_one_seed(coded, seed, steps), *([_truth(frames["test"])] if data == "loan" else [])])
                 found.append(part.assign(data=data, seed=seed))
                 report(f"{data}, seed {seed}", "")
     each = pd.concat(found, ignore_index=True)
@@ -176,10 +176,12 @@ def split_adult(tables: Frames, seed: int) -> Frames:
 def encode(frames: Frames, protected: str, device: str = "cpu") -> Coded:
     """Numbers to mean 0 and deviation 1, categories one-hot, both as in train; a category unknown there is all zero."""
     train = frames["train"].drop(columns="label")
-    categorical = [name for name in train if not pd.api.types.is_numeric_dtype(train[name])]
+    categorical = [str(name) for name in train if not pd.api.types.is_numeric_dtype(train[name])]
     if protected not in categorical:
         raise unknown("protected attribute", protected, categorical)
-    codes: dict[str, list] = {name: sorted(train[name].unique()) if name in categorical else [name] for name in train}
+    codes: dict[str, list] = {
+        name: sorted(train[name].unique()) if name in categorical else [name] for name in map(str, train)
+    }
     columns: dict[str, list[int]] = {}
     for name, entries in codes.items():
         start = sum(map(len, columns.values()))
@@ -401,11 +403,11 @@ USES = {"flip_p": "mean |Δp|", "flip_decisions": "decisions\nchanged"}
 def draw(table: pd.DataFrame) -> Figure:
     """For each table of data: shares per feature, A's share by explanation, and what flipping A does."""
     means = table[table.seed.isna()]
-    datas = sorted(means.data.unique(), reverse=True)
+    datas = sorted(means["data"].unique(), reverse=True)
     features = means[means.quantity == "share"].groupby("data").feature.nunique()
     figure, axes = plots.panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
     for row, data in zip(axes, datas, strict=True):
-        _panels(row, means[means.data == data], data)
+        _panels(row, means[means["data"] == data], data)
     test = table[table.seed.notna() & (table.quantity == "accuracy")].groupby("data", sort=False).n.first()
     counts = ", ".join(f"{name}: n = {n} test rows" for name, n in test.items())
     seeds = int(means[means.quantity == "accuracy"].n.max())
