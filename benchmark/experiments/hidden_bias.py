@@ -1,0 +1,459 @@
+"""Can a model that decides by a protected attribute be made to show no relevance for it, and decide as before?
+
+The tabular case of Heo, Joo and Moon (NeurIPS 2019). A tanh network with one logit z is trained on a table that holds
+the protected attribute A (original), then fine-tuned (manipulated) with
+
+    CE + 10 · mean (z − z0)² + λ · mean over rows of [ Σ_{j of A} |∂z/∂x_j| / Σ_j |∂z/∂x_j| ],
+
+z0 the original's logit: A's share of the gradient goes to 0, the predictions stay. λ is chosen on dev: of LAMBDAS the
+one with the least share among those that agree with the original on 98 % of the rows and lose at most one point of
+accuracy; where none does, the one that agrees most. blind: a network trained without A, which shows none and uses none.
+
+- Relevance: the mean over test rows of a feature's share Σ_{j of it} |a_j| / Σ_j |a_j|, for a = gradient, input ×
+  gradient, LRP with the ε rule (ε = 0.01, the bias in the denominator, activations pass it on unchanged; for ReLU
+  networks input × gradient as ε → 0, Ancona et al. 2018), and integrated gradients from the mean row of train, 32
+  steps by the midpoint rule. Size: the mean of Σ_{j of it} |a_j| itself, which tells a share that fell from one that
+  others outgrew.
+- Use: A alone is flipped in the input (the most frequent category becomes the second, every other one the most
+  frequent): mean |Δp| of the predicted probability, and the share of decisions (p > 1/2) that change.
+
+loan: applicants drawn by code. logit P(approved) = 0.5 + 1.2 income − 1.0 debt + 0.6 years ± 0.8, + where A = a and −
+where A = b, which are equally frequent; the numbers are N(0, 1). Proxies, without effect of their own: district (south
+for 80 % of b and 20 % of a) and spending, N(−0.7, 1) for b and N(0.7, 1) for a. "age" has no effect and knows nothing
+of A. The model "generator" is that probability itself, so its rows give the true effect of flipping A.
+adult: the UCI Adult table (Kohavi 1996), where --data names a folder with adult.data and adult.test: income above 50K,
+A = sex, fnlwgt (a sampling weight) left out, "?" a category of its own. A fifth of adult.data is dev.
+Numbers are standardised and categories coded one-hot, by train alone.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from attacks.errors import UserError, unknown
+from benchmark import execution, plots
+from benchmark.experiments import Given
+from benchmark.experiments.decision_boundary import fit, input_gradients, mlp, threads
+from benchmark.intervals import bootstrap_mean
+
+SUITE = "smoke"  # for the device and the threads alone: no images are used
+KEEP, LAMBDAS = 10.0, (1.0, 3.0, 10.0)
+AGREE, DROP = 0.98, 0.01
+BATCH = 256
+COLUMNS = ["data", "seed", "model", "quantity", "explanation", "feature", "value", "low", "high", "n"]
+ADULT = [
+    "age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race",
+    "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country", "income",
+]  # fmt: skip
+NUMBERS = {"age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"}
+
+Frames = dict[str, pd.DataFrame]  # by split; the column "label" is 0 or 1
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Splits as (x (n, d), y (n,)); `columns`: the columns of x that code each feature; the two categories of A that
+    flip into each other, as columns of x."""
+
+    splits: dict[str, tuple[Tensor, Tensor]]
+    columns: dict[str, list[int]]
+    protected: str
+    common: int
+    second: int
+
+
+def measure(
+    given: Given, *, seeds: int = 5, rows: int = 4000, steps: int = 500, protected: str = "sex"
+) -> pd.DataFrame:
+    """Columns COLUMNS. Quantities: share and size (by explanation and feature), accuracy, agreement with the original,
+    flip_p and flip_decisions (in [0, 1]), and weight (the λ chosen). Rows with a seed: the mean over the n test rows;
+    rows without: the mean over n seeds with its 95 % interval over them (weights and the split, for loan all data, are
+    drawn anew with each seed). `rows`: applicants in each split of loan; `steps`: of Adam, in batches of 256, for the
+    training and for the fine-tuning; `protected`: A in adult."""
+    run = given.run
+    sources: dict[str, Callable[[int], Frames]] = {"loan": lambda seed: draw_loans(rows, seed)}
+    if run.data is not None:
+        tables = read_adult(Path(run.data))
+        sources["adult"] = lambda seed: split_adult(tables, seed)
+    features = {"loan": "group", "adult": protected}
+    found = []
+    with execution.progress(len(sources) * seeds) as report, threads(run):
+        for data, source in sources.items():
+            for seed in range(seeds):
+                frames = source(seed)
+                coded = encode(frames, features[data], run.device)
+                part = pd.concat([_one_seed(coded, seed, steps), *([_truth(frames["test"])] if data == "loan" else [])])
+                found.append(part.assign(data=data, seed=seed))
+                report(f"{data}, seed {seed}", "")
+    each = pd.concat(found, ignore_index=True)
+    place = ["data", "model", "quantity", "explanation", "feature"]
+    means = []
+    for key, group in each.groupby(place, sort=False):
+        mean = bootstrap_mean(group.value.to_numpy())
+        ends = {end: getattr(mean, end)[0] for end in ("value", "low", "high")}
+        means.append(dict(zip(place, key, strict=True)) | ends | {"n": len(group)})
+    table = pd.concat([each, pd.DataFrame(means)], ignore_index=True).reindex(columns=COLUMNS)
+    table["seed"] = table.seed.astype("Int64")
+    return table.sort_values(COLUMNS[:6], ignore_index=True, na_position="first")
+
+
+# --- data ---
+
+
+def loan_logit(table: pd.DataFrame) -> np.ndarray:
+    """The logit of approval in the generating process, (n,)."""
+    own = np.where(table.group == "a", 0.8, -0.8)
+    return (0.5 + 1.2 * table.income - 1.0 * table.debt + 0.6 * table.years + own).to_numpy()
+
+
+def draw_loans(rows: int, seed: int) -> Frames:
+    """Three splits of `rows` applicants each."""
+    random, frames = np.random.default_rng(seed), {}
+    for split in ("train", "dev", "test"):
+        a = random.random(rows) < 0.5
+        table = pd.DataFrame({name: random.standard_normal(rows) for name in ("income", "debt", "years", "age")})
+        table["group"] = np.where(a, "a", "b")
+        table["district"] = np.where(random.random(rows) < np.where(a, 0.2, 0.8), "south", "north")
+        table["spending"] = random.standard_normal(rows) + np.where(a, 0.7, -0.7)
+        table["label"] = (random.random(rows) < _sigmoid(loan_logit(table))).astype(int)
+        frames[split] = table
+    return frames
+
+
+def read_adult(folder: Path) -> Frames:
+    """adult.data ("train") and adult.test ("test"), without fnlwgt, the income as `label`. Raises `UserError`."""
+    frames = {}
+    for split, name in (("train", "adult.data"), ("test", "adult.test")):
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"the Adult table needs the file {path} (adult.data and adult.test as UCI gives them)")
+        rows = []
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if not line.strip() or line.startswith("|"):
+                continue
+            fields = [field.strip() for field in line.split(",")]
+            if len(fields) != len(ADULT):
+                raise UserError(f"{path}, line {number}: {len(ADULT)} columns are needed (got {len(fields)})")
+            rows.append(_adult_row(fields, f"{path}, line {number}"))
+        if not rows:
+            raise UserError(f"{path} holds no rows")
+        frames[split] = pd.DataFrame(rows)
+    return frames
+
+
+def _adult_row(fields: list[str], where: str) -> dict[str, float | int | str]:
+    row: dict[str, float | int | str] = dict(zip(ADULT, fields, strict=True))
+    income = str(row.pop("income")).removesuffix(".")
+    if income not in ("<=50K", ">50K"):
+        raise UserError(f"{where}: the last column must be <=50K or >50K (got {income!r})")
+    for name in NUMBERS:
+        try:
+            row[name] = float(row[name])
+        except ValueError:
+            raise UserError(f"{where}: {name} must be a number (got {row[name]!r})") from None
+    del row["fnlwgt"]
+    return row | {"label": int(income == ">50K")}
+
+
+def split_adult(tables: Frames, seed: int) -> Frames:
+    """A fifth of adult.data, drawn by the seed, becomes dev."""
+    order = np.random.default_rng(seed).permutation(len(tables["train"]))
+    cut = len(order) // 5
+    parts = {"dev": order[:cut], "train": order[cut:]}
+    return {name: tables["train"].iloc[np.sort(rows)] for name, rows in parts.items()} | {"test": tables["test"]}
+
+
+def encode(frames: Frames, protected: str, device: str = "cpu") -> Coded:
+    """Numbers to mean 0 and deviation 1, categories one-hot, both as in train; a category unknown there is all zero."""
+    train = frames["train"].drop(columns="label")
+    categorical = [str(name) for name in train if not pd.api.types.is_numeric_dtype(train[name])]
+    if protected not in categorical:
+        raise unknown("protected attribute", protected, categorical)
+    codes: dict[str, list] = {
+        name: sorted(train[name].unique()) if name in categorical else [name] for name in map(str, train)
+    }
+    columns: dict[str, list[int]] = {}
+    for name, entries in codes.items():
+        start = sum(map(len, columns.values()))
+        columns[name] = list(range(start, start + len(entries)))
+    counts = train[protected].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    if len(counts) < 2:
+        raise UserError(f"{protected} has one value alone in train ({counts.index[0]}): nothing to hide")
+    splits = {}
+    for split, frame in frames.items():
+        parts = []
+        for name, entries in codes.items():
+            if name in categorical:
+                parts += [(frame[name] == entry).to_numpy(float) for entry in entries]
+            else:
+                spread = train[name].std(ddof=0) or 1.0
+                parts.append(((frame[name] - train[name].mean()) / spread).to_numpy(float))
+        arrays = np.stack(parts, 1), frame.label.to_numpy(float)
+        splits[split] = tuple(torch.tensor(array, dtype=torch.float32, device=device) for array in arrays)
+    common, second = (columns[protected][codes[protected].index(value)] for value in counts.index[:2])
+    return Coded(splits, columns, protected, common, second)  # type: ignore[arg-type]
+
+
+def flip(x: Tensor, coded: Coded) -> Tensor:
+    """Rows (N, d) with A alone changed: the most frequent category to the second, any other to the most frequent."""
+    flipped, common = x.clone(), x[:, coded.common] == 1
+    flipped[:, coded.columns[coded.protected]] = 0
+    flipped[common, coded.second] = 1
+    flipped[~common, coded.common] = 1
+    return flipped
+
+
+# --- explanations, (N, d) each ---
+
+
+def lrp(model: nn.Module, x: Tensor, epsilon: float = 0.01) -> Tensor:
+    """LRP-ε of the logit: R_j = Σ_k x_j w_kj R_k / (z_k + ε·sign z_k), z with its bias; activations pass it on."""
+    assert isinstance(model, nn.Sequential)
+    with torch.no_grad():
+        inputs = [x]
+        for layer in model:
+            inputs.append(layer(inputs[-1]))
+        relevance = inputs[-1]
+        for layer, before, after in zip(reversed(model), inputs[-2::-1], inputs[:0:-1], strict=True):
+            if isinstance(layer, nn.Linear):
+                stabilised = after + torch.where(after >= 0, epsilon, -epsilon)
+                relevance = before * ((relevance / stabilised) @ layer.weight)
+    return relevance
+
+
+def integrated_gradients(model: nn.Module, x: Tensor, baseline: Tensor, steps: int = 32) -> Tensor:
+    """(x − baseline) × the mean gradient at the midpoints of `steps` equal parts of the way (Sundararajan 2017)."""
+    total = torch.zeros_like(x)
+    for step in range(steps):
+        total += input_gradients(model, baseline + (step + 0.5) / steps * (x - baseline))[1]
+    return (x - baseline) * total / steps
+
+
+def explanations(model: nn.Module, x: Tensor, baseline: Tensor) -> dict[str, Tensor]:
+    gradients = input_gradients(model, x)[1]
+    return {
+        "gradient": gradients,
+        "input_x_gradient": x * gradients,
+        "lrp_epsilon": lrp(model, x),
+        "integrated_gradients": integrated_gradients(model, x, baseline),
+    }
+
+
+def grouped(size: Tensor, columns: dict[str, list[int]]) -> Tensor:
+    """The sum over the columns of each feature, (N, d) -> (N, features)."""
+    return torch.stack([size[:, of].sum(1) for of in columns.values()], 1)
+
+
+def shares(relevance: Tensor, columns: dict[str, list[int]]) -> Tensor:
+    """Each feature's part of Σ|a|, (N, d) -> (N, features); differentiable; zero where all relevance is."""
+    sizes = grouped(relevance.abs(), columns)
+    return sizes / sizes.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+# --- models ---
+
+
+def hiding(
+    original: nn.Module, x: Tensor, y: Tensor, coded: Coded, weight: float, seed: int
+) -> Callable[[nn.Module, int], Tensor]:
+    """The loss of the fine-tuning, on the batches of `_batch`."""
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        rows = _batch(len(x), step, seed)
+        with torch.no_grad():
+            kept = original(x[rows])[:, 0]
+        logits, gradients = input_gradients(model, x[rows], create_graph=True)
+        share = shares(gradients, {"A": coded.columns[coded.protected], "rest": _others(coded)})[:, 0]
+        ce = F.binary_cross_entropy_with_logits(logits, y[rows])
+        return ce + KEEP * F.mse_loss(logits, kept) + weight * share.mean()
+
+    return loss
+
+
+def _others(coded: Coded) -> list[int]:
+    return [column for name, of in coded.columns.items() if name != coded.protected for column in of]
+
+
+def _batch(n: int, step: int, seed: int) -> Tensor:
+    """BATCH row numbers: those of this step of endless passes, each in an order drawn anew."""
+    size = min(BATCH, n)
+    epoch, place = divmod(step, n // size)
+    return _order(n, epoch, seed)[place * size : (place + 1) * size]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(n: int, epoch: int, seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
+
+
+def _train(start: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int) -> nn.Module:
+    def loss(model: nn.Module, step: int) -> Tensor:
+        rows = _batch(len(x), step, seed)
+        return F.binary_cross_entropy_with_logits(model(x[rows])[:, 0], y[rows])
+
+    return fit(start, steps, 3e-3, loss)
+
+
+def blinded(model: nn.Module, columns: list[int]) -> nn.Module:
+    """The same network without its weights for these inputs; changed in place."""
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        first.weight[:, columns] = 0
+    return model
+
+
+def choose(candidates: list[dict[str, float]]) -> int:
+    """Of (share, agreement, drop) on dev: the least share among those within AGREE and DROP, else who agrees most."""
+    within = [i for i, c in enumerate(candidates) if c["agreement"] >= AGREE and c["drop"] <= DROP]
+    if within:
+        return min(within, key=lambda i: candidates[i]["share"])
+    return max(range(len(candidates)), key=lambda i: candidates[i]["agreement"])
+
+
+def _one_seed(coded: Coded, seed: int, steps: int) -> pd.DataFrame:
+    x, y = coded.splits["train"]
+    hidden = coded.columns[coded.protected]
+    start = mlp(x.shape[1], 64, seed, nn.Tanh).to(x.device)
+    original = _train(start, x, y, steps, seed)
+    without = x.clone()
+    without[:, hidden] = 0
+    blind = blinded(_train(start, without, y, steps, seed), hidden)
+    fooled = [fit(original, steps, 3e-3, hiding(original, x, y, coded, weight, seed)) for weight in LAMBDAS]
+    best = choose([_on_dev(model, original, coded) for model in fooled])
+    rows: list[dict] = [{"model": "manipulated", "quantity": "weight", "value": LAMBDAS[best], "n": 1}]
+    for name, model in (("original", original), ("manipulated", fooled[best]), ("blind", blind)):
+        rows += [{"model": name, **row} for row in _report(model, original, coded)]
+    return pd.DataFrame(rows).fillna({"explanation": "", "feature": ""})
+
+
+def _on_dev(model: nn.Module, original: nn.Module, coded: Coded) -> dict[str, float]:
+    x, y = coded.splits["dev"]
+    logits, gradients = input_gradients(model, x)
+    kept = input_gradients(original, x)[0]
+    right, right0 = (((z > 0) == (y > 0.5)).float().mean().item() for z in (logits, kept))
+    share = shares(gradients, coded.columns)[:, list(coded.columns).index(coded.protected)].mean().item()
+    return {"share": share, "agreement": ((logits > 0) == (kept > 0)).float().mean().item(), "drop": right0 - right}
+
+
+def _report(model: nn.Module, original: nn.Module, coded: Coded) -> list[dict]:
+    x, y = coded.splits["test"]
+    baseline = coded.splits["train"][0].mean(0, keepdim=True)
+    with torch.no_grad():
+        logits, kept, flipped = (m(rows)[:, 0] for m, rows in ((model, x), (original, x), (model, flip(x, coded))))
+    each = {
+        "accuracy": (logits > 0) == (y > 0.5),
+        "agreement": (logits > 0) == (kept > 0),
+        "flip_p": (flipped.sigmoid() - logits.sigmoid()).abs(),
+        "flip_decisions": (flipped > 0) != (logits > 0),
+    }
+    rows = [{"quantity": name, "value": values.double().mean().item(), "n": len(x)} for name, values in each.items()]
+    for explanation, relevance in explanations(model, x, baseline).items():
+        sizes = {"share": shares(relevance, coded.columns), "size": grouped(relevance.abs(), coded.columns)}
+        for quantity, values in sizes.items():
+            for feature, value in zip(coded.columns, values.double().mean(0).tolist(), strict=True):
+                place = {"quantity": quantity, "explanation": explanation, "feature": feature}
+                rows.append({**place, "value": value, "n": len(x)})
+    return rows
+
+
+def _truth(test: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and the effect of flipping A for the generating process itself."""
+    logits = loan_logit(test)
+    flipped = loan_logit(test.assign(group=np.where(test.group == "a", "b", "a")))
+    values = {
+        "accuracy": ((logits > 0) == (test.label == 1)).mean(),
+        "flip_p": np.abs(_sigmoid(flipped) - _sigmoid(logits)).mean(),
+        "flip_decisions": ((flipped > 0) != (logits > 0)).mean(),
+    }
+    rows = [{"quantity": name, "value": float(value), "n": len(test)} for name, value in values.items()]
+    return pd.DataFrame(rows).assign(model="generator", explanation="", feature="")
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+# --- figure ---
+
+NAMES = {
+    "original": "original",
+    "manipulated": "manipulated",
+    "blind": "blind: trained without A",
+    "generator": "truth",
+}
+EXPLANATIONS = {
+    "gradient": "gradient\n(attacked)",
+    "input_x_gradient": "input ×\ngradient",
+    "lrp_epsilon": "LRP-ε",
+    "integrated_gradients": "integrated\ngradients",
+}
+USES = {"flip_p": "mean |Δp|", "flip_decisions": "decisions\nchanged"}
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """For each table of data: shares per feature, A's share by explanation, and what flipping A does."""
+    means = table[table.seed.isna()]
+    datas = sorted(means["data"].unique(), reverse=True)
+    features = means[means.quantity == "share"].groupby("data").feature.nunique()
+    figure, axes = plots.panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
+    for row, data in zip(axes, datas, strict=True):
+        _panels(row, means[means["data"] == data], data)
+    test = table[table.seed.notna() & (table.quantity == "accuracy")].groupby("data", sort=False).n.first()
+    counts = ", ".join(f"{name}: n = {n} test rows" for name, n in test.items())
+    seeds = int(means[means.quantity == "accuracy"].n.max())
+    title = "Does the explanation of A say what the model does with it?"
+    figure.suptitle(f"{title}\n{counts}; mean of {seeds} seeds, 95 % over seeds", fontsize=11)
+    plots.legend(figure, axes)
+    return figure
+
+
+def _panels(row: np.ndarray, means: pd.DataFrame, data: str) -> None:
+    shares_ = means[means.quantity == "share"]
+    hidden = shares_[(shares_.model == "blind") & (shares_.value == 0)].feature.iloc[0]
+    order = shares_.query("model == 'original' and explanation == 'gradient'").sort_values("value").feature.tolist()
+    by_feature = shares_[shares_.explanation == "gradient"]
+    _points(row[0], by_feature[by_feature.model != "blind"], "feature", order, across=True)
+    row[0].set_yticks(range(len(order)), [f"{name} (A)" if name == hidden else name for name in order])
+    row[0].set(xlabel="share of the gradient", xlim=(-0.02, 1), title=f"{data}: relevance by feature")
+    _points(row[1], shares_[shares_.feature == hidden], "explanation", list(EXPLANATIONS))
+    row[1].set_xticks(range(len(EXPLANATIONS)), list(EXPLANATIONS.values()), fontsize=9)
+    row[1].set(ylabel=f"share of A = {hidden}", title=f"{data}: what explanations show of A")
+    _points(row[2], means[means.quantity.isin(list(USES))], "quantity", list(USES))
+    row[2].set_xticks(range(len(USES)), list(USES.values()), fontsize=9)
+    row[2].set(ylabel="effect of flipping A alone", title=f"{data}: what the model does with A")
+    for panel in row:
+        panel.title.set_fontsize(10)
+        panel.grid(axis="x" if panel is row[0] else "y", color="0.9")
+        panel.set_axisbelow(True)
+        if panel is not row[0]:
+            panel.set_ylim(bottom=-0.015)
+
+
+def _points(panel: Axes, means: pd.DataFrame, by: str, order: list[str], across: bool = False) -> None:
+    """A marker with its interval for each model at each entry of `order`; `across`: values run to the right."""
+    for index, (name, label) in enumerate(NAMES.items()):
+        part = means[means.model == name].set_index(by).reindex(order)
+        if part.value.isna().all():
+            continue
+        at = np.arange(len(order)) + 0.14 * (index - 1)
+        ends = np.stack([part.value - part.low, part.high - part.value])
+        style: dict[str, Any] = {
+            "color": plots.PALETTE[index],
+            "marker": plots.MARKERS[index],
+            "linestyle": "none",
+            "capsize": 2,
+        }
+        if across:
+            panel.errorbar(part.value, at, xerr=ends, label=label, **style)
+        else:
+            panel.errorbar(at, part.value, ends, label=label, **style)
