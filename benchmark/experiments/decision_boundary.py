@@ -13,8 +13,7 @@ as many steps with λ = 0. All is measured on points that no model was trained o
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def measure(given: Given, *, seeds: int = 10, train: int = 500, test: int = 1000
     "grid" the logit of w0 and w; part "point" labels and input gradients at 24 test points. `steps`: of Adam, on all
     points at once, for the training and for the fine-tuning."""
     frames = []
-    with execution.progress(len(NOISES) * seeds) as report, threads(given.run):
+    with execution.progress(len(NOISES) * seeds) as report:
         for noise in NOISES:
             values = []
             for seed in range(seeds):
@@ -75,17 +74,6 @@ def _models(start: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, nn.
     trained = fit(start, steps, 1e-2, cross_entropy(x, y))
     fine_tuned = {name: fit(trained, steps, 3e-3, turned(x, y, weight)) for name, weight in WEIGHTS.items()}
     return {"w0": trained, **fine_tuned}
-
-
-@contextmanager
-def threads(run: Run) -> Iterator[None]:
-    """The suite's number of threads on a CPU, as its other numbers are made with; the old one afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(run.suite.threads if run.device == "cpu" else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def draw_points(n: int, noise: float, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from attacks.errors import UserError, unknown
 from benchmark import execution, plots
 from benchmark.experiments import Given
-from benchmark.experiments.decision_boundary import fit, input_gradients, mlp, threads
+from benchmark.experiments.decision_boundary import fit, input_gradients, mlp
 from benchmark.intervals import bootstrap_mean
 
 SUITE = "smoke"  # for the device and the threads alone: no images are used
@@ -87,7 +87,7 @@ def measure(
         sources["adult"] = lambda seed: split_adult(tables, seed)
     features = {"loan": "group", "adult": protected}
     found = []
-    with execution.progress(len(sources) * seeds) as report, threads(run):
+    with execution.progress(len(sources) * seeds) as report:
         for data, source in sources.items():
             for seed in range(seeds):
                 frames = source(seed)
