@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from benchmark import board
 from benchmark.board import FILLS, Attack
@@ -52,6 +53,8 @@ def test_difference_is_paired_over_images():
     assert (same["difference"], same["difference_low"], same["difference_high"], same["p"]) == (0, 0, 0, 1)
     assert other["difference"] == pytest.approx(1 / 40)
     assert 0 <= other["difference_low"] < other["difference_high"] < 0.1  # unpaired, it would reach below -0.1
+    deviation = np.sqrt(1 / 40 * 39 / 40 / 40)  # of the mean of 40 draws of a 1 among 40
+    assert other["p"] == pytest.approx(2 * norm.sf(1 / 40 / deviation), rel=0.1)
     nothing = board.difference(a, {})
     assert nothing["places"] == 0
     assert np.isnan(nothing["difference"])
