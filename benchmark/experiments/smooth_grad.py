@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import os
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,9 @@ def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame
             run.suite.models, arms, grid(run.suite.search), run.suite.seeds
         )
     ]
-    for model in run.suite.models:
-        harness.make_model(run, model)
-        for attacked in ATTACKED:
-            harness.make_originals(run, model, attacked, False)
+    side_by_side(given, [(f"train {model}", harness.make_model, (run, model)) for model in run.suite.models])
+    clean = product(run.suite.models, ATTACKED)
+    side_by_side(given, [(f"originals {m}/{a}", harness.make_originals, (run, m, a, False)) for m, a in clean])
     units: list[execution.Unit] = [
         (
             f"{model}/{attacked}/{m} samples/λ {recipe.weight:g}/{seed}",
@@ -101,6 +101,7 @@ def side_by_side(given: Given, units: list[execution.Unit]) -> None:
                 raise UserError(f"{name}: {error}")
 
 
+@cache  # also against a file that is edited during a run
 def source_digest(*parts: Any) -> str:
     """Of the text of functions and classes: what they computed is not taken from the store after a change of them."""
     return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()[:16]
