@@ -270,7 +270,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
     if "success" in scores:
         found["top1_drop"] = 100 * (scores.top1_clean - scores.top1)
         found["fsr_excess"] = scores.success - scores.success_clean
-    row = {}
+    row: dict[str, float] = {}
     for name, values in found.items():
         mean = bootstrap_mean(values)
         row |= {name: mean.value[0], f"{name}_low": mean.low[0], f"{name}_high": mean.high[0]}
@@ -301,6 +301,7 @@ def draw(table: pd.DataFrame) -> Figure:
             panel.set_xticks(range(len(here)), ["before\nfooling" if name == NOTHING else name for name in here])
             panel.set_xlim(-0.5, len(here) - 0.5)
             panel.set_ylim(*((-0.05, 1.05) if quantity == "fsr_excess" else (-5, 105)))
+            panel.set_xlabel("interpreter that was fooled")
             panel.set_ylabel(label)
             panel.set_title(model, fontsize=10)
             panel.grid(axis="y", color="0.9")
@@ -312,6 +313,5 @@ def draw(table: pd.DataFrame) -> Figure:
     failed = int((table.n == 0).sum())
     counts += f"; {failed} diverged, not drawn" if failed else ""
     figure.suptitle(f"Location fooling of an adversarially trained model\n{note}; {counts}", fontsize=11)
-    figure.supxlabel("interpreter that was fooled", fontsize=10)
     plots.legend(figure, axes)
     return figure

@@ -164,7 +164,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
         "top1_drop": 100 * (scores.top1_clean - scores.top1),
         "test_loss": scores.test_loss,
     }
-    row = {}
+    row: dict[str, float] = {}
     for name, values in found.items():
         mean = bootstrap_mean(values)
         row |= {name: mean.value[0], f"{name}_low": mean.low[0], f"{name}_high": mean.high[0]}
@@ -204,9 +204,9 @@ def draw(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("fooling success rate, above the clean model's")
     failed = int((table.n == 0).sum())
     counts = f"n = {table.n.max()} images, seeds {', '.join(map(str, sorted(table.seed.unique())))}"
-    note = f"larger: larger λ ({', '.join(f'{value:g}' for value in lambdas)})"
+    note = f"larger marker: larger λ ({', '.join(f'{value:g}' for value in lambdas)})"
     note += f"; {failed} of {len(table)} diverged, not drawn" if failed else ""
     title = "Location fooling of SmoothGrad and of SimpleGrad, attacked alike"
-    figure.suptitle(f"{title}\n{counts}, 95 % intervals over images; {note}", fontsize=11)
-    plots.legend(figure, axes)
+    figure.suptitle(f"{title}\n{counts}, 95 % intervals over images\n{note}", fontsize=11)
+    plots.legend(figure, axes, columns=2)
     return figure
