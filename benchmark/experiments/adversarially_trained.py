@@ -169,8 +169,9 @@ def make_robust(run: Run, name: str, trainer: PGD) -> Path:
 
 def measure(given: Given, *, trainer: PGD = PGD(), adversary: PGD = STRONGER) -> pd.DataFrame:
     """A row for each model, training and attacked interpreter ("nothing": before fooling), on n images: `top1` and
-    `robust_top1` (under PGD) in percent, `top1_drop` (points) and `fsr_excess` (fooled minus before, a fraction), each
-    with its 95 % interval, `fsr`, `fsr_clean`, `test_loss`, `test_loss_clean`; both adversaries. n = 0: diverged."""
+    `robust_top1` (under PGD) in percent, `top1_drop` and `robust_top1_drop` (points lost to fooling) and `fsr_excess`
+    (fooled minus before, a fraction), each with its 95 % interval, `fsr`, `fsr_clean`, `test_loss`, `test_loss_clean`;
+    both adversaries. n = 0: diverged."""
     run = given.run
     execution.compute(run, given.jobs)
     side_by_side(given, [(f"train {m} adversarially", make_robust, (run, m, trainer)) for m in run.suite.models])
@@ -253,15 +254,24 @@ def _spec(run: Run, name: str, training: str, attacked: str, trainer: PGD, adver
 
 
 def _row(run: Run, name: str, training: str, attacked: str, trainer: PGD, adversary: PGD) -> dict[str, Any]:
-    store, key = Store(run.store), key_of(_spec(run, name, training, attacked, trainer, adversary))
-    receipt = store.receipt("experiments", key) or {}
+    status, scores = _scores(run, name, training, attacked, trainer, adversary)
     row = {"model": name, "training": training, "attacked": attacked, "seed": run.suite.seeds[0], "n": 0}
-    row |= {"status": receipt["status"], **{f"trained_{k}": v for k, v in asdict(trainer).items()}}
+    row |= {"status": status, **{f"trained_{k}": v for k, v in asdict(trainer).items()}}
     row |= {f"tested_{k}": v for k, v in asdict(adversary).items()}
-    if receipt["status"] != "done":
+    if scores is None:
         return row
-    scores = pd.read_parquet(store.path("experiments", key) / "scores.parquet").astype(float)
+    _, before = _scores(run, name, training, NOTHING, trainer, adversary)
+    if attacked != NOTHING and before is not None:
+        scores["robust_top1_clean"] = before.robust_top1
     return row | {"n": len(scores), **summary(scores)}
+
+
+def _scores(run: Run, *cell: Any) -> tuple[str, pd.DataFrame | None]:
+    """How the cell went, and its scores as numbers where it did not diverge."""
+    store, key = Store(run.store), key_of(_spec(run, *cell))
+    status = (store.receipt("experiments", key) or {})["status"]
+    path = store.path("experiments", key) / "scores.parquet"
+    return status, pd.read_parquet(path).astype(float) if status == "done" else None
 
 
 def summary(scores: pd.DataFrame) -> dict[str, float]:
@@ -269,6 +279,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
     found = {"top1": 100 * scores.top1, "robust_top1": 100 * scores.robust_top1}
     if "success" in scores:
         found["top1_drop"] = 100 * (scores.top1_clean - scores.top1)
+        found["robust_top1_drop"] = 100 * (scores.robust_top1_clean - scores.robust_top1)
         found["fsr_excess"] = scores.success - scores.success_clean
     row: dict[str, float] = {}
     for name, values in found.items():

@@ -145,9 +145,11 @@ def test_the_summary_by_hand():
     scores = pd.DataFrame(
         {"success": [1, 1, 0, 1], "success_clean": [0, 1, 0, 0], "test_loss": [0.1, 0.2, 0.4, 0.1]}
         | {"test_loss_clean": [0.5] * 4, "top1": [1, 1, 0, 1], "top1_clean": [1] * 4, "robust_top1": [0, 1, 0, 0]}
+        | {"robust_top1_clean": [1, 1, 1, 0]}
     ).astype(float)
     found = experiment.summary(scores)
     assert (found["top1"], found["top1_drop"], found["robust_top1"]) == (75.0, 25.0, 25.0)
+    assert found["robust_top1_drop"] == 50.0
     assert (found["fsr_excess"], found["fsr"], found["fsr_clean"]) == (0.5, 0.75, 0.25)
     before = experiment.summary(scores[["top1", "top1_clean", "robust_top1"]])
     assert "fsr" not in before
@@ -164,6 +166,10 @@ def test_it_fools_both_models_writes_and_takes_all_from_the_store(finished, tmp_
     assert set(table.n) == {24}
     assert table.fsr.isna().tolist() == [False, False, True] * 2
     assert (table.robust_top1 <= table.top1).all()
+    before = table.groupby("training").robust_top1.transform("last")  # "nothing" comes last
+    pd.testing.assert_series_equal(
+        table.robust_top1_drop.dropna(), (before - table.robust_top1)[table.fsr.notna()], check_names=False
+    )
     entries = again.entries()
     monkeypatch.setattr(experiment.measure, "__kwdefaults__", small)
     written = experiments.run("adversarially-trained", given, tmp_path / "out")
