@@ -1,0 +1,212 @@
+"""Is SmoothGrad hard to fool at equal accuracy, as Heo, Joo and Moon 2019 say? It is attacked itself, like SimpleGrad.
+
+SmoothGrad (Smilkov et al. 2017, SPEC A3) is the mean over noisy copies, (1/m) Σ_j ∂ logit(x + σ ε_j) / ∂x. The
+registered `smooth_grad` has no graph to the weights, so the attack differentiates through `Sampled`, the same mean with
+fresh noise each step. Both interpreters are fine-tuned under Location fooling from the same clean model with the same
+learning rates, λ, steps, batch size and order of batches (the suite's [search], all of it, nothing chosen), and scored
+on the suite's split with the registered interpreters. A step through m copies costs m times one against SimpleGrad;
+with m = 1 it costs the same, which tells the two apart: what the interpreter gives away, and what more work buys.
+
+Each point gives on the same images: FSR - FSR of the clean model, and the loss of top-1 in points.
+"""
+
+import hashlib
+import inspect
+import os
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from attacks import foolings
+from attacks.errors import UserError
+from attacks.manipulation import Recipe, manipulate
+from benchmark import datasets, execution, harness, plots
+from benchmark.experiments import Given
+from benchmark.interpreters.captum_methods import SmoothGrad
+from benchmark.interpreters.gradients import SimpleGrad
+from benchmark.intervals import bootstrap_mean
+from benchmark.plan import Run, base_spec, create_interpreter, data_spec, dataset, interpreter_spec, model_spec
+from benchmark.scoring import batches, predictions, score
+from benchmark.search import grid
+from benchmark.store import Store, key_of
+
+SUITE = "smooth_grad.toml"
+FOOLING = "location"
+ATTACKED = ("simple_grad", "smooth_grad")
+SAMPLES = (1, 4)  # noisy copies of each image in a step of the attack
+
+
+@dataclass(frozen=True)
+class Sampled(SimpleGrad):
+    """SmoothGrad with a graph to the weights: the mean gradient over `samples` noisy copies, noise N(0, σ²) in
+    normalised input units, drawn anew from torch's generator at each call; heatmap as SimpleGrad and SmoothGrad."""
+
+    samples: int = SAMPLES[-1]
+    sigma: float = 0.1
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        copies = images.repeat_interleave(self.samples, 0)
+        noisy = copies + self.sigma * torch.randn_like(copies)
+        _, gradients = super().explain(model, noisy, targets.repeat_interleave(self.samples))
+        return model(images), gradients.unflatten(0, (-1, self.samples)).mean(1)
+
+
+def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame:
+    """A row for each model, attacked interpreter, learning rate, λ and seed: `fsr_excess` (mean over images of fooled
+    minus clean success), `top1_drop` (points), `test_loss` (mean t_i of Location), each with its 95 % interval; `fsr`,
+    `fsr_clean`, `test_loss_clean`, `top1_clean`; `n` images, 0 where fine-tuning diverged; `samples` in a step of the
+    attack, 0 for SimpleGrad."""
+    run = given.run
+    if run.suite.search is None:
+        raise UserError(f"suite {run.suite.name!r} must have a [search], whose learning_rates and lambdas are swept")
+    arms = [("simple_grad", 0), *(("smooth_grad", m) for m in samples)]
+    sweep = [
+        (model, attacked, recipe, seed, m)
+        for model, (attacked, m), recipe, seed in product(
+            run.suite.models, arms, grid(run.suite.search), run.suite.seeds
+        )
+    ]
+    side_by_side(given, [(f"train {model}", harness.make_model, (run, model)) for model in run.suite.models])
+    clean = product(run.suite.models, ATTACKED)
+    side_by_side(given, [(f"originals {m}/{a}", harness.make_originals, (run, m, a, False)) for m, a in clean])
+    units: list[execution.Unit] = [
+        (
+            f"{model}/{attacked}/{m} samples/λ {recipe.weight:g}/{seed}",
+            make_point,
+            (run, model, attacked, recipe, seed, m),
+        )
+        for model, attacked, recipe, seed, m in sweep
+    ]
+    side_by_side(given, units)
+    table = pd.DataFrame([_row(run, *place) for place in sweep])
+    return table.sort_values(["model", "attacked", "samples", "learning_rate", "lambda", "seed"], ignore_index=True)
+
+
+def side_by_side(given: Given, units: list[execution.Unit]) -> None:
+    """Run units on `given.jobs` processes, on the suite's threads each, with progress. The first error is raised."""
+    run = given.run
+    jobs = given.jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
+    with execution.progress(len(units)) as report, execution._executor(run, min(jobs, len(units))) as submit:
+        for name, error in submit(units):
+            report(name, error)
+            if error:
+                raise UserError(f"{name}: {error}")
+
+
+@cache  # also against a file that is edited during a run
+def source_digest(*parts: Any) -> str:
+    """Of the text of functions and classes: what they computed is not taken from the store after a change of them."""
+    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()[:16]
+
+
+def make_point(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> Path:
+    """One fine-tuning with its scores, image by image: `scores.parquet`, where it did not diverge."""
+    fooling, registered = foolings.create(FOOLING), create_interpreter(run, attacked)
+    surrogate = Sampled(samples, registered.sigma) if isinstance(registered, SmoothGrad) else registered
+    assert run.suite.search is not None
+    batch_size = run.suite.search.batch_size
+
+    def make(folder: Path) -> dict[str, Any]:
+        clean, data = harness.clean_model(run, model), dataset(run, "train")
+        loader = datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=run.suite.dataset.workers)
+        result = manipulate(clean, surrogate, fooling, loader, recipe, seed, progress=False)
+        if result.status == "done":
+            maps0 = np.load(harness.make_originals(run, model, attacked, False) / "heatmaps.npy", mmap_mode="r")
+            with torch.no_grad():
+                frame, _ = score(run, fooling, registered, result.model, maps0, 0)
+                predicted = predictions(clean, result.model, batches(run, run.suite.scoring.split))
+            scores = frame[["image", "success", "success_clean", "test_loss", "test_loss_clean"]]
+            scores.assign(top1=predicted.top1, top1_clean=predicted.top1_clean).to_parquet(folder / "scores.parquet")
+        return {"status": result.status, "reason": result.reason, **harness.provenance(run)}
+
+    return Store(run.store).get("experiments", _spec(run, model, attacked, recipe, seed, samples), make)
+
+
+def _spec(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> dict[str, Any]:
+    """Everything that a point depends on."""
+    search, split = run.suite.search, run.suite.scoring.split
+    assert search is not None
+    return {
+        **base_spec(run),
+        "source": source_digest(Sampled, make_point),
+        "model": key_of(model_spec(run, model)),
+        "data": [data_spec(run, "train"), data_spec(run, split)],
+        "interpreter": interpreter_spec(run, attacked),
+        "recipe": {**asdict(recipe), "batch_size": search.batch_size},
+        "samples": samples,
+        "seed": seed,
+    }
+
+
+def _row(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> dict[str, Any]:
+    store, key = Store(run.store), key_of(_spec(run, model, attacked, recipe, seed, samples))
+    receipt = store.receipt("experiments", key) or {}
+    place = {"model": model, "attacked": attacked, "learning_rate": recipe.learning_rate, "lambda": recipe.weight}
+    row = {**place, "seed": seed, "steps": recipe.steps, "samples": samples, "status": receipt["status"], "n": 0}
+    if receipt["status"] != "done":
+        return row
+    scores = pd.read_parquet(store.path("experiments", key) / "scores.parquet").astype(float)
+    return row | {"n": len(scores), **summary(scores)}
+
+
+def summary(scores: pd.DataFrame) -> dict[str, float]:
+    """Means over images, those of interest with a 95 % bootstrap interval; the differences are paired."""
+    found = {
+        "fsr_excess": scores.success - scores.success_clean,
+        "top1_drop": 100 * (scores.top1_clean - scores.top1),
+        "test_loss": scores.test_loss,
+    }
+    row: dict[str, float] = {}
+    for name, values in found.items():
+        mean = bootstrap_mean(values)
+        row |= {name: mean.value[0], f"{name}_low": mean.low[0], f"{name}_high": mean.high[0]}
+    plain = {"fsr": scores.success, "fsr_clean": scores.success_clean, "test_loss_clean": scores.test_loss_clean}
+    return row | {name: bootstrap_mean(values).value[0] for name, values in plain.items()} | {
+        "top1_clean": bootstrap_mean(scores.top1_clean).value[0]
+    }  # fmt: skip
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """FSR excess against top-1 drop, a marker a point, larger for a larger λ; a panel a model."""
+    models, lambdas = (sorted(table[name].unique()) for name in ("model", "lambda"))
+    figure, axes = plots.panels(1, len(models), max(7.5, 1 + 4.5 * len(models)), 5, sharey=True)
+    for panel, model in zip(axes[0], models, strict=True):
+        arms = table[(table.model == model) & (table.n > 0)].groupby(["attacked", "samples"])
+        for index, ((attacked, samples), rows) in enumerate(arms):
+            name = f"{attacked}, {samples} noisy {'copy' if samples == 1 else 'copies'} a step" if samples else attacked
+            for row in rows.to_dict("records"):
+                x, y = row["top1_drop"], row["fsr_excess"]
+                spans = {
+                    "xerr": [[x - row["top1_drop_low"]], [row["top1_drop_high"] - x]],
+                    "yerr": [[y - row["fsr_excess_low"]], [row["fsr_excess_high"] - y]],
+                }
+                size = 4 + 8 * lambdas.index(row["lambda"]) / max(1, len(lambdas) - 1)
+                style = {"color": plots.PALETTE[index], "marker": plots.MARKERS[index], "alpha": 0.75}
+                panel.errorbar(x, y, **spans, **style, markersize=size, elinewidth=0.8, capsize=2, label=name)
+        panel.axvline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
+        panel.set_xscale("symlog", linthresh=2, linscale=1)
+        ticks = [-1, 0, 1, 2, 5, 10, 20, 50]
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        panel.minorticks_off()
+        panel.set_ylim(-0.05, 1.05)
+        panel.set_xlabel("top-1 drop (percentage points; logarithmic beyond 2)")
+        panel.set_title(model, fontsize=10)
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+    axes[0, 0].set_ylabel("fooling success rate, above the clean model's")
+    failed = int((table.n == 0).sum())
+    counts = f"n = {table.n.max()} images, seeds {', '.join(map(str, sorted(table.seed.unique())))}"
+    note = f"larger marker: larger λ ({', '.join(f'{value:g}' for value in lambdas)})"
+    note += f"; {failed} of {len(table)} diverged, not drawn" if failed else ""
+    title = "Location fooling of SmoothGrad and of SimpleGrad, attacked alike"
+    figure.suptitle(f"{title}\n{counts}, 95 % intervals over images\n{note}", fontsize=11)
+    plots.legend(figure, axes, columns=2)
+    return figure
