@@ -4,8 +4,8 @@ SmoothGrad (Smilkov et al. 2017, SPEC A3) is the mean over noisy copies, (1/m) Î
 registered `smooth_grad` has no graph to the weights, so the attack differentiates through `Sampled`, the same mean with
 fresh noise each step. Both interpreters are fine-tuned under Location fooling from the same clean model with the same
 learning rates, Î», steps, batch size and order of batches (the suite's [search], all of it, nothing chosen), and scored
-on the suite's split with the registered interpreters. A step through m copies costs m times one against SimpleGrad;
-with m = 1 it costs the same, which tells the two apart: what the interpreter gives away, and what more work buys.
+on the suite's split with the registered interpreters. A step through m copies costs about m times one against
+SimpleGrad; m = 1, about as costly, tells what the interpreter gives away from what more work buys.
 
 Each point gives on the same images: FSR - FSR of the clean model, and the loss of top-1 in points.
 """
@@ -193,8 +193,10 @@ def draw(table: pd.DataFrame) -> Figure:
                 panel.errorbar(x, y, **spans, **style, markersize=size, elinewidth=0.8, capsize=2, label=name)
         panel.axvline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
         panel.set_xscale("symlog", linthresh=2, linscale=1)
-        ticks = [-1, 0, 1, 2, 5, 10, 20, 50]
+        left, right = table.top1_drop_low.min(), table.top1_drop_high.max()
+        ticks = [tick for tick in (-5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if min(left, 0) <= tick <= max(right, 2)]
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        panel.set_xlim(min(left, 0) - 0.2, 1.2 * max(right, 2))
         panel.minorticks_off()
         panel.set_ylim(-0.05, 1.05)
         panel.set_xlabel("top-1 drop (percentage points; logarithmic beyond 2)")
