@@ -68,7 +68,7 @@ def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
     total = sum(map(len, prepared)) + (len(plan(run.suite)) if attacks is None else sum(map(len, attacks)))
     for pairs in _pair_forms(run) if total else ():
         datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
-    with progress(total) as report, _executor(run, jobs) as submit:
+    with progress(total) as report, executor(run, jobs) as submit:
 
         def work(units: list[Unit]) -> None:
             for name, error in submit(units):
@@ -154,7 +154,7 @@ def _manipulations(run: Run) -> list[list[Unit]]:
 
 
 @contextmanager
-def _executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[tuple[str, str]]]]:
+def executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[tuple[str, str]]]]:
     """Run units and yield (name, error or "") as they end. One job runs here, more in processes of their own."""
     if jobs == 1:
         threads = torch.get_num_threads()

@@ -94,7 +94,7 @@ def side_by_side(given: Given, units: list[execution.Unit]) -> None:
     """Run units on `given.jobs` processes, on the suite's threads each, with progress. The first error is raised."""
     run = given.run
     jobs = given.jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
-    with execution.progress(len(units)) as report, execution._executor(run, min(jobs, len(units))) as submit:
+    with execution.progress(len(units)) as report, execution.executor(run, min(jobs, len(units))) as submit:
         for name, error in submit(units):
             report(name, error)
             if error:

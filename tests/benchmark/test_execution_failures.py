@@ -153,7 +153,7 @@ def test_an_entry_with_damaged_weights_is_a_failed_row(finished, tmp_path):
 def test_a_worker_that_is_killed_is_one_line(finished):
     with (
         pytest.raises(UserError, match=r"a worker process was killed .*: the store is whole, run again"),
-        execution._executor(finished.run, 2) as submit,
+        execution.executor(finished.run, 2) as submit,
     ):
         list(submit([("dies", os._exit, (9,))]))
 
