@@ -59,9 +59,9 @@ def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, s
 def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
     """Compute what the store lacks. Returns the error of each failed manipulation, by "model/fooling/attacked/seed".
 
-    `jobs` None: as many as the cores allow at the suite's `threads` each, one on a GPU.
+    `jobs` None: as `processes`.
     """
-    jobs = jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
+    jobs = processes(run, jobs)
     errors: dict[str, str] = {}
     prepared = _preparations(run)
     attacks = None if prepared[-1] else _manipulations(run)  # known only after the searches, where there are any
@@ -86,6 +86,11 @@ def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
         for cell in plan(run.suite)
         if f"search {front_name(cell)}" in searches
     }
+
+
+def processes(run: Run, jobs: int | None) -> int:
+    """`jobs`, or as many as the cores allow at the suite's `threads` each, one on a GPU."""
+    return jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
 
 
 def name_of(cell: Cell) -> str:

@@ -13,6 +13,7 @@ differences    the stability of two ranked interpreters, paired
 A failed cell is a row of transfer with n = 0 and its error, and has no rows in aopc.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,9 @@ def build(results: Results) -> dict[str, pd.DataFrame]:
     every = [cell for row in cells.values() for cell in row]
     every.sort(key=lambda c: (*_key(c.manipulation)[:3], c.evaluated, c.manipulation["seed"]))
     rows: dict[str, list[Row]] = {
-        "manipulations": [m | _means(_ACCURACY, mean) for m, mean in trained],
+        "manipulations": [m | with_ends(_ACCURACY, mean) for m, mean in trained],
         "transfer": [_transfer_row(cell) for cell in every],
-        "accuracy": [m | {"n": mean.n if mean else 0} | _means(_ACCURACY, mean) for m, mean in trained],
+        "accuracy": [m | {"n": mean.n if mean else 0} | with_ends(_ACCURACY, mean) for m, mean in trained],
         "aopc": [row for cell in every for row in _aopc_rows(cell)],
         "fronts": _front_rows(results.fronts) if results.fronts else [],
         **_board(results, cells),
@@ -222,6 +223,7 @@ def _render(folder: Path) -> dict[str, bytes]:
 
 
 def csv_text(table: pd.DataFrame) -> str:
+    """The table as every CSV of the project is written: nine digits, no minus zero."""
     floats = table.select_dtypes("float").columns
     table = table.assign(**{name: table[name] + 0.0 for name in floats})  # no -0
     return table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
@@ -239,7 +241,7 @@ def _groups(frame: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
     return dict(list(frame.groupby(list(KEY))))
 
 
-def _means(names: tuple[str, ...], mean: Mean | None) -> Row:
+def with_ends(names: Sequence[str], mean: Mean | None) -> Row:
     """The fields of each score: its mean and interval; none if there is no mean."""
     if mean is None:
         return {}
@@ -286,13 +288,13 @@ def _transfer_row(cell: Cell) -> Row:
     low, high = cell.manipulation["range"] or (None, None)
     counts = {"n": cell.scores.n if cell.scores else 0, "undefined": cell.undefined, "blank": cell.blank}
     row = cell.manipulation | {"evaluated": cell.evaluated, "error": cell.error, "range_low": low, "range_high": high}
-    return row | counts | _means(_SCORES, cell.scores)
+    return row | counts | with_ends(_SCORES, cell.scores)
 
 
 def _aopc_rows(cell: Cell) -> list[Row]:
     if cell.aopc is None:
         return []
-    means, rows = _means(CURVES, cell.aopc), []
+    means, rows = with_ends(CURVES, cell.aopc), []
     for curve, drops in sorted(zip(CURVES, cell.drops, strict=True)):
         _, scored, order = curve.split("_")
         row = cell.manipulation | {"evaluated": cell.evaluated, "scored": scored, "order": order}
@@ -312,7 +314,12 @@ def _front_rows(fronts: Entry) -> list[Row]:
         fooled, first = (groups[(*_key(point), point["budget"], measure)] for measure in ("fsr", "top1"))
         fsr = bootstrap_mean(fooled[["value", "value_clean"]].to_numpy(float), fooled.image)
         drop = bootstrap_mean(100 * (first[["value_clean"]].to_numpy(float) - first[["value"]]), first.image)
-        row = point | {"split": "test", "n": fsr.n} | _means(("fsr", "fsr_clean"), fsr) | _means(("top1_drop",), drop)
+        row = (
+            point
+            | {"split": "test", "n": fsr.n}
+            | with_ends(("fsr", "fsr_clean"), fsr)
+            | with_ends(("top1_drop",), drop)
+        )
         test.append(row)
     return dev + test
 

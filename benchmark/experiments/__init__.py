@@ -8,20 +8,27 @@ figures/NAME.png.
 
 import json
 import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from attacks.errors import unknown
+from attacks.errors import UserError, unknown
+from attacks.foolings import Fooling
 from benchmark import harness, plots, suite
+from benchmark.interpreters import Interpreter
 from benchmark.leaderboards import csv_text
-from benchmark.plan import Run
+from benchmark.plan import Cell, Run, manipulation_spec, plan
 from benchmark.results import write_atomic
+from benchmark.scoring import batches, heatmaps
+from benchmark.store import Store, key_of
 
 HERE = Path(__file__).parent
 
@@ -63,6 +70,33 @@ def load_suite(experiment: Experiment, chosen: str | None = None) -> suite.Suite
     """The suite that the user chose, or the experiment's own."""
     own = HERE / experiment.SUITE
     return suite.load(chosen or (str(own) if own.suffix == ".toml" else experiment.SUITE))
+
+
+def fooled_models(run: Run) -> list[tuple[Cell, Path]]:
+    """The suite's manipulations that the store holds, and where; not those that diverged. `UserError` for none."""
+    store = Store(run.store)
+    paths = [(cell, store.path("manipulations", key_of(manipulation_spec(run, cell)))) for cell in plan(run.suite)]
+    done = [(cell, path) for cell, path in paths if (path / "weights.safetensors").is_file()]
+    if not done:
+        raise UserError(f"no manipulation of suite {run.suite.name!r} succeeded: there is no fooled model")
+    return done
+
+
+def original_maps(run: Run, model: str, interpreter: Interpreter, fooling: Fooling) -> np.ndarray:
+    """The clean model's maps of the scored images, (n[, 2], h, w), made where the store lacks them."""
+    path = harness.make_originals(run, model, interpreter.name, fooling.pairs) / "heatmaps.npy"
+    return np.load(path, mmap_mode="r")
+
+
+def explained(
+    run: Run, fooling: Fooling, interpreter: Interpreter, model: nn.Module, originals: np.ndarray
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The model's maps of the scored images beside the clean model's, batch by batch."""
+    done = 0
+    for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
+        maps = heatmaps(interpreter, model, images, targets)
+        yield maps, torch.from_numpy(originals[done : done + len(images)].copy()).to(maps)
+        done += len(images)
 
 
 def run(name: str, given: Given, out: Path) -> list[Path]:

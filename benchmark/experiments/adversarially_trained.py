@@ -29,6 +29,7 @@ from benchmark.datasets import Dataset
 from benchmark.experiments import Given
 from benchmark.experiments.smooth_grad import side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
+from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.models import eval_mode
 from benchmark.plan import Run, create_interpreter, data_spec, dataset, interpreter_spec, manipulation_spec, model_spec
@@ -283,8 +284,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
         found["fsr_excess"] = scores.success - scores.success_clean
     row: dict[str, float] = {}
     for name, values in found.items():
-        mean = bootstrap_mean(values)
-        row |= {name: mean.value[0], f"{name}_low": mean.low[0], f"{name}_high": mean.high[0]}
+        row |= with_ends((name,), bootstrap_mean(values))
     for name, column in (("fsr", "success"), ("fsr_clean", "success_clean")):
         if column in scores:
             row[name] = bootstrap_mean(scores[column]).value[0]

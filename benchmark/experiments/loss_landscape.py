@@ -29,13 +29,13 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark import execution, harness, plots
-from benchmark.experiments import Given
+from benchmark.experiments import Given, explained, fooled_models, original_maps
 from benchmark.interpreters import Interpreter
 from benchmark.intervals import bootstrap_mean
+from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.plan import Run, create_interpreter, manipulation_spec, plan
-from benchmark.scoring import batches, heatmaps
-from benchmark.store import Store, key_of
+from benchmark.plan import Run, create_interpreter
+from benchmark.scoring import batches
 
 SUITE = "location.toml"
 LABELS = {"ce": "cross-entropy (nats)", "loss": "fooling loss"}
@@ -51,14 +51,10 @@ def measure(given: Given, *, points: int = 21, grid: int = 13) -> pd.DataFrame:
     `n` images. `points` are taken on each segment, `grid` × `grid` on each plane.
     """
     execution.compute(given.run, given.jobs)
-    run, store = given.run, Store(given.run.store)
+    run = given.run
     fooled: dict[tuple[str, str, int], dict[str, Path]] = {}  # by PLACE and attacked
-    for cell in plan(run.suite):
-        path = store.path("manipulations", key_of(manipulation_spec(run, cell)))
-        if (path / "weights.safetensors").is_file():  # not of one that diverged
-            fooled.setdefault((cell["model"], cell["fooling"], cell["seed"]), {})[cell["attacked"]] = path
-    if not fooled:
-        raise UserError(f"no manipulation of suite {run.suite.name!r} succeeded: there is nothing to go to")
+    for cell, path in fooled_models(run):
+        fooled.setdefault((cell["model"], cell["fooling"], cell["seed"]), {})[cell["attacked"]] = path
     steps, ticks = (np.linspace(-0.5, 1.5, count).round(9).tolist() for count in (points, grid))
     parts: list[tuple[Any, list[str], list[tuple[float, ...]]]] = []
     for place, paths in fooled.items():
@@ -125,13 +121,9 @@ def deceived(
     """The fooling loss of each scored image and whether it is a success (of two-object images the mean over both
     maps), (n, 2). `originals`: the clean model's maps (n[, 2], h, w)."""
     parts: list[Tensor] = []
-    done = 0
-    for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
-        maps = heatmaps(interpreter, model, images, targets)
-        maps0 = torch.from_numpy(originals[done : done + len(images)].copy()).to(maps)
-        success = fooling.success(fooling.test_loss(maps, maps0)).to(maps).reshape(len(images), -1).mean(1)
+    for maps, maps0 in explained(run, fooling, interpreter, model, originals):
+        success = fooling.success(fooling.test_loss(maps, maps0)).to(maps).reshape(len(maps), -1).mean(1)
         parts.append(torch.stack([fooling.per_image(maps, maps0), success], 1))
-        done += len(images)
     return torch.cat(parts).cpu().numpy()
 
 
@@ -140,16 +132,13 @@ def _interpreter(run: Run, model: str, fooling: Fooling, attacked: str) -> tuple
     if type(fooling).loss is not Fooling.loss:
         raise UserError(f"loss-landscape needs a fooling whose loss is a mean over images (got {fooling.name!r})")
     interpreter = create_interpreter(run, attacked)
-    path = harness.make_originals(run, model, interpreter.name, fooling.pairs) / "heatmaps.npy"
-    return interpreter, np.load(path, mmap_mode="r")
+    return interpreter, original_maps(run, model, interpreter, fooling)
 
 
 def _summary(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
     """Mean and interval of each column, and the number of images."""
-    mean, row = bootstrap_mean(values), dict[str, float]()
-    for name, *found in zip(names, mean.value, mean.low, mean.high, strict=True):
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-    return row | {"n": mean.n}
+    mean = bootstrap_mean(values)
+    return with_ends(names, mean) | {"n": mean.n}
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -12,7 +12,6 @@ Each point gives on the same images: FSR - FSR of the clean model, and the loss 
 
 import hashlib
 import inspect
-import os
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
@@ -33,6 +32,7 @@ from benchmark.experiments import Given
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
+from benchmark.leaderboards import with_ends
 from benchmark.plan import Run, base_spec, create_interpreter, data_spec, dataset, interpreter_spec, model_spec
 from benchmark.scoring import batches, predictions, score
 from benchmark.search import grid
@@ -93,8 +93,8 @@ def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame
 def side_by_side(given: Given, units: list[execution.Unit]) -> None:
     """Run units on `given.jobs` processes, on the suite's threads each, with progress. The first error is raised."""
     run = given.run
-    jobs = given.jobs or (max(1, (os.cpu_count() or 1) // run.suite.threads) if run.device == "cpu" else 1)
-    with execution.progress(len(units)) as report, execution.executor(run, min(jobs, len(units))) as submit:
+    jobs = min(execution.processes(run, given.jobs), len(units))
+    with execution.progress(len(units)) as report, execution.executor(run, jobs) as submit:
         for name, error in submit(units):
             report(name, error)
             if error:
@@ -166,8 +166,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
     }
     row: dict[str, float] = {}
     for name, values in found.items():
-        mean = bootstrap_mean(values)
-        row |= {name: mean.value[0], f"{name}_low": mean.low[0], f"{name}_high": mean.high[0]}
+        row |= with_ends((name,), bootstrap_mean(values))
     plain = {"fsr": scores.success, "fsr_clean": scores.success_clean, "test_loss_clean": scores.test_loss_clean}
     return row | {name: bootstrap_mean(values).value[0] for name, values in plain.items()} | {
         "top1_clean": bootstrap_mean(scores.top1_clean).value[0]

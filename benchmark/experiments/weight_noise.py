@@ -16,18 +16,16 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from attacks import foolings
-from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark import execution, harness, intervals, plots
-from benchmark.experiments import Given
+from benchmark.experiments import Given, explained, fooled_models, original_maps
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.plan import Run, create_interpreter, manipulation_spec, plan
-from benchmark.scoring import batches, heatmaps
-from benchmark.store import Store, key_of
+from benchmark.plan import Run, create_interpreter
+from benchmark.scoring import batches
 
 SUITE = "location.toml"
 SCALES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -39,17 +37,12 @@ def measure(given: Given, *, scales: Sequence[float] = SCALES, draws: int = DRAW
     `top1` (shares in [0, 1]) with their intervals, over `draws` draws (seeds 0 .. draws − 1; one at scale 0, where
     they agree) and `n` images."""
     execution.compute(given.run, given.jobs)
-    run, store, rows = given.run, Store(given.run.store), []
-    paths = [(cell, store.path("manipulations", key_of(manipulation_spec(run, cell)))) for cell in plan(run.suite)]
-    done = [(cell, path) for cell, path in paths if (path / "weights.safetensors").is_file()]
-    if not done:
-        raise UserError(f"no manipulation of suite {run.suite.name!r} succeeded: nothing to put noise on")
+    run, rows = given.run, []
+    done = fooled_models(run)
     with execution.progress(len(done) * 2 * len(scales)) as report:
         for cell, path in done:
             fooling, interpreter = foolings.create(cell["fooling"]), create_interpreter(run, cell["attacked"])
-            name = interpreter.name
-            originals = harness.make_originals(run, cell["model"], name, fooling.pairs) / "heatmaps.npy"
-            maps0 = np.load(originals, mmap_mode="r")
+            maps0 = original_maps(run, cell["model"], interpreter, fooling)
             clean, fooled = harness.clean_model(run, cell["model"]), harness.stored_model(run, cell["model"], path)
             for (which, model), scale in product((("clean", clean), ("fooled", fooled)), scales):
                 models = (noised(model, scale, draw) for draw in range(draws if scale else 1))
@@ -82,13 +75,10 @@ def outcomes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per scored image: is its map a success of the fooling (of two-object images the mean over both), (n,); and is
     its label first, (n,). `originals`: the clean model's maps (n[, 2], h, w)."""
-    success: list[Tensor] = []
-    done = 0
-    for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
-        maps = heatmaps(interpreter, model, images, targets)
-        maps0 = torch.from_numpy(originals[done : done + len(images)].copy()).to(maps)
-        success.append(fooling.success(fooling.test_loss(maps, maps0)).double().reshape(len(images), -1).mean(1))
-        done += len(images)
+    success = [
+        fooling.success(fooling.test_loss(maps, maps0)).double().reshape(len(maps), -1).mean(1)
+        for maps, maps0 in explained(run, fooling, interpreter, model, originals)
+    ]
     correct = [top_k_correct(model(x), y, 1).double() for x, y in batches(run, run.suite.scoring.split)]
     return torch.cat(success).cpu().numpy(), torch.cat(correct).cpu().numpy()
 
