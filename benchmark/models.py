@@ -1,7 +1,6 @@
 """Models: torchvision's classifiers by name, and its VGG, ResNet and DenseNet classes in small configurations."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +155,3 @@ def target_layer(model: nn.Module) -> str:
     if not convolutions:
         raise UserError(f"{type(model).__name__} has no convolution: name a target layer")
     return blocks[-1] if blocks else convolutions[-1]
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; each gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -57,7 +57,7 @@ from attacks.manipulation import Recipe, manipulate
 from attacks.surrogates import Smooth
 from benchmark import datasets
 from benchmark.datasets import Dataset
-from benchmark.models import eval_mode
+from attacks.modes import eval_mode
 
 LENGTH = struct.Struct(">Q")  # of a request
 LENGTHS = struct.Struct(">QQ")  # of an answer's header and of its tensors

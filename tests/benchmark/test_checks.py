@@ -16,7 +16,7 @@ from attacks.errors import UserError
 from attacks.heatmaps import min_max
 from benchmark import checks, interpreters
 from benchmark.interpreters.gradients import layer_gradient
-from benchmark.models import eval_mode
+from attacks.modes import eval_mode
 
 good = interpreters.create("simple_grad")
 
