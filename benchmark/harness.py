@@ -30,6 +30,7 @@ from attacks.manipulation import Manipulated, Recipe, fine_tune, manipulate
 from attacks.subspace import subspace
 from attacks.surrogates import Smooth
 from benchmark import datasets, gate, interpreters, models
+from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.metrics.perturbation import folded
 from benchmark.plan import (
@@ -382,7 +383,10 @@ def samples(run: Run, cell: Cell, with_images: bool) -> Samples:
 
 
 def explain(image: Path, model_name: str, weights: str, interpreter_name: str, target: int | None) -> Samples:
-    """One image file under one interpreter, with the preprocessing of ImageNet's validation (Resize, CenterCrop)."""
+    """One image file under one interpreter, with the preprocessing of ImageNet's validation (Resize, CenterCrop).
+
+    An adversarial explanation is shown as the image that it is, too.
+    """
     try:
         with Image.open(image) as file:
             picture = v2.functional.pil_to_tensor(file.convert("RGB"))
@@ -392,10 +396,15 @@ def explain(image: Path, model_name: str, weights: str, interpreter_name: str, t
     model = models.create(model_name, weights=weights)
     size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
     pixels = size(picture)[None]
-    normalised = v2.functional.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    normalised = v2.functional.normalize(pixels, mean, std)
     with torch.no_grad():
         logits = model(normalised)
         label = torch.tensor([int(logits.argmax()) if target is None else target])
-        maps = interpreter(model, normalised, label).numpy()
+        attribution = interpreter.attribute(model, normalised, label)
+    rows = {interpreter_name: interpreter.heatmap(attribution)}
+    if isinstance(interpreter, AdversarialExplanation):
+        explained = pixels + attribution * torch.tensor(std).view(3, 1, 1)
+        rows = {"image + δ": explained.clamp(0, 1).permute(0, 2, 3, 1), **rows}
     title = f"{model_name}, {interpreter_name}, class {int(label)}, logit {logits[0, int(label)]:.2f}"
-    return Samples({interpreter_name: maps}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)
+    return Samples({name: row.numpy() for name, row in rows.items()}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)

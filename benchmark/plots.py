@@ -35,7 +35,7 @@ _STYLES = {"clean": "-", "fooled": (0, (3, 1.5))}
 class Samples:
     """What `heatmaps` draws: m images and, for each interpreter, their maps before and after the fooling."""
 
-    originals: Mapping[str, np.ndarray]  # interpreter -> (m, h, w)
+    originals: Mapping[str, np.ndarray]  # interpreter -> (m, h, w); pictures (m, H, W, 3) are drawn as such
     fooled: Mapping[str, np.ndarray]  # interpreter -> (m, h, w); without one, only its original
     images: np.ndarray | None = None  # (m, H, W, 3) in [0, 1]; None leaves the photographs out
     title: str = ""

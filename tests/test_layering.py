@@ -59,7 +59,7 @@ def test_attacks_imports_nothing_from_benchmark(module):
 @each_module
 def test_sources_import_no_tests_and_only_what_is_installed(module):
     allowed = {"attacks", "benchmark", "torch", "torchvision", "captum", "pandas", "numpy", "matplotlib", "sklearn"}
-    allowed |= {"safetensors", "pyarrow", "pydantic", "typer", "tqdm", "PIL", *sys.stdlib_module_names}
+    allowed |= {"foolbox", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "PIL", *sys.stdlib_module_names}
     assert {name.split(".")[0] for name in imports(module)} <= allowed
 
 

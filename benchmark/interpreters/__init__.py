@@ -5,6 +5,7 @@ from typing import Any
 
 from attacks.errors import unknown
 from benchmark.interpreters import entry_points
+from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.cam import EigenCAM, GradCAMPlusPlus, LayerCAM
 from benchmark.interpreters.captum_lrp import CaptumLRP
@@ -56,6 +57,7 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "occlusion": Occlusion,
     "feature_ablation": FeatureAblation,
     "kernel_shap": KernelShap,
+    "adversarial_explanation": AdversarialExplanation,
     "constant": Constant,
     "random": Random,
     "centre_prior": CentrePrior,

@@ -12,7 +12,13 @@ from benchmark.interpreters.base import find_layer
 
 CHAINS_ONLY = {"captum_lrp"}  # refuse the ResNet below
 AT_LAYER = {"lrp_t", "lrp_t_epsilon", "simple_grad_t", "grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"}
-CHEAPER = {"kernel_shap": {"cells": 2, "samples": 8}, "occlusion": {"cells": 3}, "feature_ablation": {"cells": 3}}
+CHEAPER = {
+    "kernel_shap": {"cells": 2, "samples": 8},
+    "occlusion": {"cells": 3},
+    "feature_ablation": {"cells": 3},
+    "adversarial_explanation": {"steps": 4},
+}
+COLLECTED = ["lrp", "lrp_t", "grad_cam", "simple_grad", "guided_backprop", "deep_lift", "adversarial_explanation"]
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +190,17 @@ def test_unknown_names_suggest_the_nearest():
         interpreters.create("lrp", layer="x")
 
 
-@pytest.mark.parametrize("name", ["lrp", "lrp_t", "grad_cam", "simple_grad", "guided_backprop", "deep_lift"])
+@pytest.mark.parametrize(
+    "name", [*("lrp", "lrp_t", "grad_cam", "simple_grad", "guided_backprop", "deep_lift"), "adversarial_explanation"]
+)
 @pytest.mark.parametrize("grad", [False, True])
 def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
     """Memory is bounded by one batch: no reference cycle keeps a batch's activations."""
     import gc
 
     model, images, targets = setting
-    interpreter = interpreters.create(name, **({"batch_norm": "fold"} if name == "lrp" else {}))
+    options = {"lrp": {"batch_norm": "fold"}, **CHEAPER}
+    interpreter = interpreters.create(name, **options.get(name, {}))
     gc.collect()
     gc.disable()
     try:
