@@ -1,10 +1,13 @@
-"""Models: torchvision's classifiers by name, and its VGG, ResNet and DenseNet classes in small configurations."""
+"""Models: torchvision's classifiers by name, its VGG, ResNet and DenseNet classes in small configurations, and CIFAR's
+ResNet-20."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
@@ -46,16 +49,44 @@ def compact_densenet(num_classes: int) -> nn.Module:
     return DenseNet(growth_rate=16, block_config=(3, 5), num_init_features=24, bn_size=2, num_classes=num_classes)
 
 
+class Subsample(nn.Module):
+    """The shortcut without parameters ("option A") of He et al. 2016: (N, C, H, W) -> (N, 2C, H/2, W/2), every second
+    pixel of every second row, half of the added channels of zeros on either side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = x.shape[1] // 2
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, padding, padding))
+
+
+def resnet20(num_classes: int) -> nn.Module:
+    """The ResNet-20 for CIFAR-10 of He et al. 2016: three stages of three basic blocks, 16, 32 and 64 channels; the
+    last stage works on input_size/4 squared maps. Its parameters are named as in the checkpoints that are passed
+    around, whose head is `linear`."""
+    stages = {}
+    for index, (before, channels) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
+        first = BasicBlock(before, channels) if index == 1 else BasicBlock(before, channels, 2, Subsample())
+        stages[f"layer{index}"] = nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(2)))
+    stem = {"conv1": nn.Conv2d(3, 16, 3, padding=1, bias=False), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU(True)}
+    head = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(64, num_classes)}
+    model = nn.Sequential(OrderedDict(stem | stages | head))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
 COMPACT: dict[str, Callable[[int], nn.Module]] = {
     "compact_vgg": compact_vgg,
     "compact_resnet": compact_resnet,
     "compact_densenet": compact_densenet,
 }
+BLOCKS = ("BasicBlock", "Bottleneck", "_DenseLayer", "Fire", "Inception", "InvertedResidual")
+SMALL = {**COMPACT, "resnet20": resnet20}
 
 
 def names() -> list[str]:
-    """The compact models, then every torchvision classifier."""
-    return [*COMPACT, *zoo.list_models(module=zoo)]
+    """The compact models, CIFAR's ResNet-20, then every torchvision classifier."""
+    return [*SMALL, *zoo.list_models(module=zoo)]
 
 
 def create(
@@ -64,20 +95,20 @@ def create(
     """A model in eval mode.
 
     `weights`: a torchvision weights name such as "IMAGENET1K_V1", or the path of a checkpoint (safetensors, or a
-    state_dict that `torch.load(weights_only=True)` accepts). Compact models need `num_classes`; `input_size`, where
-    given, must be a multiple of 16, at least 32. Raises `UserError`.
+    state_dict that `torch.load(weights_only=True)` accepts). The models of `SMALL` need `num_classes`; `input_size`,
+    where given, must be a multiple of 16, at least 32. Raises `UserError`.
     """
     if name not in names():
         raise unknown("model", name, names())
     path = Path(weights) if weights and ("/" in weights or Path(weights).suffix) else None
-    if name in COMPACT:
+    if name in SMALL:
         if num_classes is None:
             raise UserError(f"model {name!r} needs num_classes")
         if input_size is not None and (input_size % 16 or input_size < 32):
             raise UserError(f"input_size of {name!r} must be a multiple of 16, at least 32 (got {input_size})")
         if weights and path is None:
             raise UserError(f"weights of {name!r} must be the path of a checkpoint (got {weights!r})")
-        model = COMPACT[name](num_classes)
+        model = SMALL[name](num_classes)
     else:
         model = _torchvision(name, None if path else weights, num_classes)
     if path is not None:
@@ -143,14 +174,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def target_layer(model: nn.Module) -> str:
     """The name of the default target layer (SPEC A3, after the released code of Heo et al. 2019).
 
-    VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last
-    module with a spatial convolution in it (its last `features` or inception block), else its last convolution.
+    VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last of its
+    blocks (`BLOCKS`), else its last convolution.
     """
-    if isinstance(model, ResNet):
-        return f"layer4.{len(model.layer4) - 1}"
-    if isinstance(model, DenseNet):
-        return [name for name, module in model.named_modules() if type(module).__name__ == "_DenseLayer"][-1]
-    blocks = [n for n, m in model.named_modules() if type(m).__name__ in ("Fire", "Inception", "InvertedResidual")]
+    blocks = [name for name, module in model.named_modules() if type(module).__name__ in BLOCKS]
     convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     if not convolutions:
         raise UserError(f"{type(model).__name__} has no convolution: name a target layer")

@@ -1,14 +1,20 @@
 """Models by name, their target layers, and the shapes and sizes that the compact ones take."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from attacks.errors import UserError
 from benchmark import models
 from benchmark.interpreters.base import tap
 from benchmark.models import COMPACT
 
+DATA = Path(os.environ.get("FOOLBENCH_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "cifar10-mini"
 COMPACTS = pytest.mark.parametrize("name", COMPACT)
 
 
@@ -34,7 +40,7 @@ def test_compact_models_are_torchvisions_classes_small_and_on_the_cpu(name: str)
     assert all(p.requires_grad for p in model.parameters())
 
 
-@COMPACTS
+@pytest.mark.parametrize("name", models.SMALL)
 def test_the_global_seed_decides_the_weights(name: str):
     def first(seed: int) -> torch.Tensor:
         with torch.random.fork_rng():
@@ -57,11 +63,17 @@ def test_the_global_seed_decides_the_weights(name: str):
         ("squeezenet1_1", "features.12"),
         ("googlenet", "inception5b"),
         ("alexnet", "features.10"),
+        ("resnet20", "layer3.2"),
     ],
 )
 def test_the_default_target_layer(name: str, layer: str):
     with torch.device("meta"):
-        model = models.zoo.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
+        small = models.SMALL.get(name)
+        model = (
+            small(10)
+            if small
+            else models.zoo.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
+        )
     assert models.target_layer(model) == layer
 
 
@@ -90,14 +102,64 @@ def test_the_papers_maps_have_the_papers_size(name: str, side: int):
     assert {t.shape[2:] for t in taken} == {(side, side)}
 
 
+def resnet20_by_hand(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """He et al. 2016, section 4.2, from the weights by name, one layer at a time."""
+
+    def convolved(x: Tensor, name: str, norm: str, stride: int = 1) -> Tensor:
+        x = F.conv2d(x, state[f"{name}.weight"], stride=stride, padding=1)
+        rest = (state[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *rest)
+
+    x = convolved(x, "conv1", "bn1").relu()
+    for stage, block in ((stage, block) for stage in (1, 2, 3) for block in range(3)):
+        name, halved = f"layer{stage}.{block}", stage > 1 and block == 0
+        y = convolved(x, f"{name}.conv1", f"{name}.bn1", 2 if halved else 1).relu()
+        y = convolved(y, f"{name}.conv2", f"{name}.bn2")
+        if halved:
+            kept = torch.stack([x[:, :, i, j] for i in range(0, x.shape[2], 2) for j in range(0, x.shape[3], 2)], 2)
+            zeros = torch.zeros_like(kept[:, ::2])
+            x = torch.cat([zeros, kept, zeros], 1).view(y.shape)
+        x = (x + y).relu()
+    return x.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
+
+
+def test_resnet20_is_that_of_he_2016():
+    model = models.create("resnet20", num_classes=10).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                    nn.init.uniform_(value, 0.5, 1.5)
+        images = torch.randn(3, 3, 32, 32, dtype=torch.double)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), resnet20_by_hand(model.state_dict(), images))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 269_722  # table 6: 0.27 M
+    assert len([m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]) == 20
+    taken: list[Tensor] = []
+    with torch.no_grad(), tap(model, None, taken):
+        model(images)
+    assert {t.shape[1:] for t in taken} == {(64, 8, 8)}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs {DATA} (or FOOLBENCH_DATA)")
+def test_resnet20_takes_the_weights_that_are_passed_around():
+    model = models.create("resnet20", weights=str(DATA / "resnet20-12fca82f.th"), num_classes=10)
+    pixels, targets = (torch.from_numpy(np.load(DATA / f"test1000_{axis}.npy")) for axis in "xy")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        right = model((pixels[:200].permute(0, 3, 1, 2) / 255 - mean) / std).argmax(1) == targets[:200]
+    assert right.sum() >= 180  # 91.5 % of all 1,000
+
+
 def test_a_model_without_convolutions_has_no_default_layer():
     with pytest.raises(UserError, match="Linear has no convolution: name a target layer"):
         models.target_layer(nn.Linear(2, 2))
 
 
-def test_torchvisions_classifiers_are_listed_after_the_compact_ones():
+def test_torchvisions_classifiers_are_listed_after_the_small_ones():
     names = models.names()
-    assert names[:3] == list(COMPACT)
+    assert names[:4] == [*COMPACT, "resnet20"]
     assert {"vgg19", "resnet50", "densenet121", "mobilenet_v2", "squeezenet1_1", "googlenet"} < set(names)
     assert "fcn_resnet50" not in names  # segmentation
 
@@ -118,6 +180,8 @@ def test_a_torchvision_model_takes_a_number_of_classes():
         ("compact_vgg", {"num_classes": 8, "input_size": 40}, r"multiple of 16, at least 32 \(got 40\)"),
         ("compact_vgg", {"num_classes": 8, "input_size": 16}, r"multiple of 16, at least 32 \(got 16\)"),
         ("compact_vgg", {"num_classes": 8, "weights": "IMAGENET1K_V1"}, "must be the path of a checkpoint"),
+        ("resnet20", {}, "model 'resnet20' needs num_classes"),
+        ("resnet20", {"num_classes": 10, "weights": "DEFAULT"}, "must be the path of a checkpoint"),
         ("resnet50", {"weights": "IMAGENET1K_V3"}, "did you mean 'IMAGENET1K_V2'"),
         ("resnet50", {"weights": "DEFAULT", "num_classes": 10}, r"has 1000 classes \(got num_classes=10\)"),
     ],

@@ -78,10 +78,21 @@ def test_batch_norm_passes_or_folds():
     assert cosine < 0.99, "the two options are different maps"
 
 
+def test_relevance_is_conserved_by_resnet20s_shortcut():
+    torch.manual_seed(0)
+    weighted = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(8 * 9, 5, bias=False)
+    model = nn.Sequential(weighted[0], nn.ReLU(), models.Subsample(), nn.Flatten(), weighted[1]).double()
+    images, targets = torch.randn(4, 3, 8, 8, dtype=torch.double), torch.arange(4)
+    relevance = interpreters.create("lrp", composite=CONSERVING["epsilon"]).attribute(model, images, targets)
+    logits = model(images).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(relevance.sum((1, 2, 3)), logits, rtol=1e-4, atol=1e-7)
+    assert not relevance[:, :, -1].any(), "the last row reaches only pixels that the stride leaves out"
+
+
 FAMILIES = ["vgg11_bn", "resnet18", "densenet121", "mobilenet_v2", "squeezenet1_1", "googlenet"]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *models.COMPACT])
+@pytest.mark.parametrize("name", [*FAMILIES, *models.SMALL])
 def test_torchvision_families_run_unmodified(name):
     torch.manual_seed(0)
     with torch.random.fork_rng():
