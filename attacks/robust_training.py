@@ -1,5 +1,5 @@
-"""Training that resists: the Lipschitz-inspired regulariser, adversarial training and the Half-Huber ReLU of Woods, Chen
-and Teuscher 2019 (SPEC B), each alone or together.
+"""Training that resists: the Lipschitz-inspired regulariser, adversarial training and the Half-Huber ReLU (Woods, Chen
+and Teuscher 2019, SPEC B), each alone or together.
 
 Images are pixels in [0, 1], (N, C, H, W), and models take such images (`adversarial.OnPixels` makes one of a model that
 expects normalised ones).
@@ -81,8 +81,8 @@ def use_half_huber(model: nn.Module, delta: float = 0.5) -> nn.Module:
 def lipschitz(logits: Tensor, pixels: Tensor, targets: Tensor, tandem: float = 0.2) -> Tensor:
     """mean over images, channels and pixels of |∂s/∂x|², with its graph to the parameters.
 
-    s of each image is one logit, drawn evenly, or with probability `tandem` the margin Z_y − max_{j≠y} Z_j. `logits` (N,
-    classes) must come from `pixels`, which require gradients. Draws from torch's random state.
+    s of each image is one logit, drawn evenly, or with probability `tandem` the margin Z_y − max_{j≠y} Z_j. `logits`
+    (N, classes) must come from `pixels`, which require gradients. Draws from torch's random state.
     """
     places = torch.arange(len(logits), device=logits.device)
     drawn = torch.randint(logits.shape[1], places.shape, device=logits.device)

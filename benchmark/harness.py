@@ -95,8 +95,8 @@ def make_model(run: Run, name: str) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(data.seed)
             model = new_model(run, name).to(run.device)
-        objective, regulariser = _objective(run, name)
-        options = {"epochs": option.epochs, "learning_rate": option.learning_rate, "batch_size": option.batch_size}
+        objective, regulariser = objective_of(run, name)
+        options: dict[str, Any] = option.model_dump(include={"epochs", "learning_rate", "batch_size"})
         losses = train(model, dataset(run, "train"), **options, seed=data.seed, objective=objective)
         with torch.no_grad():
             correct = torch.cat([top_k_correct(model(x), y, 1) for x, y in batches(run, "dev")])
@@ -107,7 +107,7 @@ def make_model(run: Run, name: str) -> Path:
     return Store(run.store).get("models", model_spec(run, name), make)
 
 
-def _objective(run: Run, name: str) -> tuple[Objective, Regulariser | None]:
+def objective_of(run: Run, name: str) -> tuple[Objective, Regulariser | None]:
     """What training a model minimises: cross-entropy, or a robust loss of the images as pixels."""
     option, data = run.suite.models[name], dataset(run, "train")
     if not (option.adversary or option.regulariser):
@@ -138,7 +138,8 @@ def make_robustness(run: Run, name: str) -> None:
             for boundary in BOUNDARIES:
                 found = minimum_norm(model, data.denormalise(images), targets, boundary=boundary, **options)
                 columns = {"radius": found.radius.cpu().numpy(), "first": found.first.cpu().numpy()}
-                frames.append(pd.DataFrame({"image": np.arange(done, done + len(images)), "boundary": boundary} | columns))
+                places = np.arange(done, done + len(images))
+                frames.append(pd.DataFrame({"boundary": boundary, "image": places, **columns}))
             done += len(images)
         pd.concat(frames, ignore_index=True).to_parquet(folder / "radii.parquet")
         return {"num_classes": data.num_classes, **provenance(run)}

@@ -69,7 +69,7 @@ COLUMNS = {
     ],
     "ara": [
         *("model", "boundary", "n", "num_classes", "accuracy", *_with_interval("ara"), "ara_histogram"),
-        *("unconverged", "uncrossed", "psi", "steps", "path", "momentum", "clip"),
+        *("unconverged", "never_crossed", "psi", "steps", "path", "momentum", "clip"),
     ],
     "resistance": [
         *("model", "fooling", "attacked", "n", "seeds", *_with_interval("fsr"), "fsr_clean", *_with_interval("excess")),
@@ -350,17 +350,19 @@ def _ara_rows(entry: Entry) -> list[Row]:
             row |= dict(zip(_with_interval("ara"), ends, strict=True))
             row |= {"ara_histogram": robustness.area_histogram(radii, classes)}
             row |= {"unconverged": robustness.unconverged(found["first"].to_numpy(), card["attack"]["steps"])}
-            rows.append(row | {"uncrossed": int((found["first"] > card["attack"]["steps"]).sum())})
+            rows.append(row | {"never_crossed": int((found["first"] > card["attack"]["steps"]).sum())})
     return rows
 
 
-def _resistance_rows(cells: dict[str, list[Cell]], trained: list[tuple[Row, Mean | None]], areas: list[Row]) -> list[Row]:
+def _resistance_rows(
+    cells: dict[str, list[Cell]], trained: list[tuple[Row, Mean | None]], areas: list[Row]
+) -> list[Row]:
     """Self cells, averaged over seeds, beside the areas of the model before fooling."""
     accuracy = {_key(m): mean for m, mean in trained}
     of = {(row["model"], row["boundary"]): row["ara"] for row in areas}
     groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for name, row in cells.items():
-        for cell in row:
+    for name, every in cells.items():
+        for cell in every:
             if cell.scores and cell.manipulation["attacked"].partition(":")[0] == name:
                 groups.setdefault(_key(cell.manipulation)[:3], []).append(cell)
     rows = []
@@ -371,9 +373,9 @@ def _resistance_rows(cells: dict[str, list[Cell]], trained: list[tuple[Row, Mean
         spans |= {name: average(top1, _ACCURACY.index(name)) for name in ("top1_clean", "top1_drop")}
         spans["aopc_clean"] = average(aopc, CURVES.index("aopc_clean_original"))
         spans["aopc_fooled"] = average(aopc, CURVES.index("aopc_fooled_fooled"))
-        row = dict(zip(KEY[:3], place, strict=True)) | {"n": scores[0].n, "seeds": len(scores)}
-        row |= {name + end: value for name, span in spans.items() for end, value in zip(_ENDS, span, strict=True)}
-        rows.append(row | {f"ara_{boundary}": of.get((place[0], boundary)) for boundary in ("attack", "btr")})
+        values = {name + end: value for name, span in spans.items() for end, value in zip(_ENDS, span, strict=True)}
+        values |= dict(zip(KEY[:3], place, strict=True)) | {"n": scores[0].n, "seeds": len(scores)}
+        rows.append(values | {f"ara_{boundary}": of.get((place[0], boundary)) for boundary in ("attack", "btr")})
     return rows
 
 

@@ -1,9 +1,9 @@
 """The results of a suite on disk: what was measured, image by image. Every leaderboard is computed from them.
 
 A folder holds one Parquet table and one JSON card for each evaluated interpreter, `models.parquet` and `models.json`
-for the manipulations themselves, and, where recipes were searched, `fronts.parquet` and `fronts.json`, where clean models
-were attacked, `robustness.parquet` and `robustness.json`. One row is one image, or one of its two target classes (`pair` 0 and 1, Active fooling). In floats NaN means undefined; a curve is null
-where it was not computed.
+for the manipulations themselves, and, where recipes were searched, `fronts.parquet` and `fronts.json`, where clean
+models were attacked, `robustness.parquet` and `robustness.json`. One row is one image, or one of its two target classes
+(`pair` 0 and 1, Active fooling). In floats NaN means undefined; a curve is null where it was not computed.
 """
 
 import io

@@ -91,7 +91,7 @@ def test_the_penalty_is_the_mean_squared_gradient_of_the_drawn_output(network, b
     for image, target, logit in zip(pixels.detach(), targets, drawn, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda x: network(x[None])[0], image)
         logits = network(image[None])[0]
-        rival = max((j for j in range(3) if j != target), key=lambda j: float(logits[j]))
+        rival = max((j for j in range(3) if j != target), key=lambda j: float(logits[j].detach()))
         chosen = jacobian[target] - jacobian[rival] if tandem else jacobian[logit]
         expected += float(chosen.square().mean()) / 6
     assert math.isclose(float(penalty), expected, rel_tol=1e-9)
@@ -136,7 +136,8 @@ def test_a_share_of_the_batch_is_attacked_within_its_radius(network, batch):
     distance = rmse(attacked[:3] - pixels[:3])
     assert (distance > 0.01).all()
     assert (distance <= 0.02 + 1e-9).all()
-    assert network.training and all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
+    assert network.training
+    assert all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
     network.eval()
     loss = F.cross_entropy(network(attacked), targets, reduction="none")[:3]
