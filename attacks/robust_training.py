@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from attacks.adversarial import bounded
 from attacks.errors import UserError
 from attacks.modes import eval_mode
+from attacks.second_order import SecondOrder
 from attacks.surrogates import ReLUAs
 
 
@@ -157,7 +158,8 @@ class Robust:
         if self.regulariser is None:
             return F.cross_entropy(model(pixels), targets)
         pixels = pixels.detach().requires_grad_()
-        logits = model(pixels)
+        with SecondOrder():
+            logits = model(pixels)
         loss = F.cross_entropy(logits, targets)
         weight = self.regulariser.weight(loss.item())
         return loss + weight * lipschitz(logits, pixels, targets, self.regulariser.tandem)
