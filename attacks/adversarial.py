@@ -132,8 +132,8 @@ def bounded(
 
     For adversarial training (ρ = 0.01, 7 steps, path ρ) and, `toward` a class (down CE), adversarial explanations
     (ρ = 0.1, 35 steps, path 5ρ). Nothing is clipped; images may be in any units, and ρ is in the same. Without
-    momentum, RMSE(δ) exceeds ρ by less than one of the last steps, path·2(T−t)/(T(T+1)). `unrolled`: through that many last steps (None: all) δ keeps its graph
-    to the model's parameters.
+    momentum, RMSE(δ) exceeds ρ by less than one of the last steps, path·2(T−t)/(T(T+1)). `unrolled`: through that many
+    last steps (None: all) δ keeps its graph to the model's parameters.
     """
     _check(rho=rho, steps=steps, path=path)
     logits_of, images = _classifier(model, images, targets), images.detach()
