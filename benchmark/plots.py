@@ -204,7 +204,7 @@ def heatmaps(samples: Samples) -> Figure:
     columns = len(rows[0][1]) if rows else 0
     if not columns:
         raise UserError("no heatmap to draw: at least one image and one interpreter are needed")
-    figure, axes = panels(len(rows), columns, 1.4 + 1.25 * columns, 0.8 + 1.3 * len(rows))
+    figure, axes = panels(len(rows), columns, max(1.4 + 1.25 * columns, 5.5), 0.8 + 1.3 * len(rows))
     for (i, (label, maps)), j in product(enumerate(rows), range(columns)):
         panel, picture = axes[i, j], np.asarray(maps[j], dtype=float)
         panel.set(xticks=[], yticks=[])
