@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from timing import ratio
 
-from attacks.robust_training import Adversary, Regulariser, Robust, use_half_huber
+from attacks.robust_training import Adversary, Regulariser, Robust
 from benchmark import models
 
 AIMS = {"regularised": 3.0, "adversarial": float("nan"), "both": float("nan")}
