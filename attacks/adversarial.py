@@ -9,7 +9,7 @@ CE = log(1 + eᵒ), so ∇CE = σ(o)·∇o is parallel to it, but vanishes in fl
 For the same reason the 1e-8 that keeps a zero gradient from dividing by zero is added to RMSE(∇o), not to RMSE(∇CE).
 
 An image's result does not depend on the others in its batch. Memory: one forward and backward pass of the batch, and
-five copies of the images; `bounded` with a graph adds that of each unrolled step.
+six copies of the images; `bounded` with a graph adds that of each unrolled step.
 """
 
 import os
@@ -96,7 +96,7 @@ def minimum_norm(
     _check(steps=steps, path=path)
     _check_pixels(images)
     logits_of, images = _classifier(model, images, targets), images.detach()
-    delta = velocity = best = torch.zeros_like(images)
+    delta, velocity, best = (torch.zeros_like(images) for _ in range(3))
     radius, first = images.new_zeros(len(images)), torch.full_like(targets, steps + 1, dtype=torch.int64)
     for t in range(steps + 1):
         if t < steps:
@@ -107,13 +107,12 @@ def minimum_norm(
         with torch.no_grad():
             crossed, size, never = BOUNDARIES[boundary](logits, targets), rmse(delta), first > steps
             better = torch.where(crossed, never | (size < radius), never & (size > radius))
-            best, radius = torch.where(_wide(better), delta, best), torch.where(better, size, radius)
-            first = torch.where(crossed & never, t, first)
+            torch.where(_wide(better), delta, best, out=best)
+            radius, first = torch.where(better, size, radius), torch.where(crossed & never, t, first)
             if t < steps:
-                direction = torch.where(_wide(crossed), -delta, gradient)
-                delta, velocity = _moved(delta, velocity, direction, _length(t, steps, path), momentum)
+                _move(delta, velocity, gradient, crossed, _length(t, steps, path), momentum)
                 if clip:
-                    delta = (images + delta).clamp(0, 1) - images
+                    delta.add_(images).clamp_(0, 1).sub_(images)
     return Found(best, radius, first)
 
 
@@ -132,20 +131,19 @@ def bounded(
     """δ (N, C, H, W) of RMSE about `rho`: along ∇CE while RMSE(δ) < ρ, back along −δ otherwise (SPEC B).
 
     For adversarial training (ρ = 0.01, 7 steps, path ρ) and, `toward` a class (down CE), adversarial explanations
-    (ρ = 0.1, 35 steps, path 5ρ). Nothing is clipped; images may be in any units, and ρ is in the same. RMSE(δ) exceeds
-    ρ by less than a step, path·2(T−t)/(T(T+1)). `unrolled`: through that many last steps (None: all) δ keeps its graph
-    to the model's parameters.
+    (ρ = 0.1, 35 steps, path 5ρ). Nothing is clipped; images may be in any units, and ρ is in the same. Without
+    momentum, RMSE(δ) exceeds ρ by less than one of the last steps, path·2(T−t)/(T(T+1)). `unrolled`: through that many
+    last steps (None: all) δ keeps its graph to the model's parameters.
     """
-    _check(steps=steps, path=path, rho=rho)
+    _check(rho=rho, steps=steps, path=path)
     logits_of, images = _classifier(model, images, targets), images.detach()
-    delta = velocity = torch.zeros_like(images)
+    delta, velocity = torch.zeros_like(images), torch.zeros_like(images)
     for t in range(steps):
         graph = unrolled is None or t >= steps - unrolled
         _, gradient = _look(logits_of, images, delta, targets, graph)
         with torch.set_grad_enabled(graph):
-            inside = _wide(rmse(delta) < rho)
-            direction = torch.where(inside, -gradient if toward else gradient, -delta)
-            delta, velocity = _moved(delta, velocity, direction, _length(t, steps, path), momentum)
+            outside = rmse(delta) >= rho
+            _move(delta, velocity, gradient, outside, _length(t, steps, path), momentum, toward)
     return delta
 
 
@@ -164,11 +162,15 @@ def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     return others - logits.gather(1, targets[:, None])[:, 0]
 
 
-def _moved(delta: Tensor, velocity: Tensor, direction: Tensor, length: float, momentum: float) -> tuple[Tensor, Tensor]:
-    """δ and m after a step: d / (1e-8 + RMSE(d)) averaged into m, δ + length · m."""
-    unit = direction / _wide(1e-8 + rmse(direction))
-    velocity = momentum * velocity + (1 - momentum) * unit if momentum else unit
-    return delta + length * velocity, velocity
+def _move(
+    delta: Tensor, velocity: Tensor, gradient: Tensor, back: Tensor, length: float, momentum: float, down: bool = False
+) -> None:
+    """A step, in place: d, −δ where `back` (N,) and ± the gradient elsewhere, divided by 1e-8 + RMSE(d) and averaged
+    into m; δ + length · m. Signs go into that quotient, and nothing new is kept: each pass over the images counts."""
+    direction = torch.where(_wide(back), delta, gradient)
+    scale = (1 - momentum) / (1e-8 + rmse(direction))
+    velocity.mul_(momentum).addcmul_(direction, _wide(torch.where(back | down, -scale, scale)))
+    delta.add_(velocity, alpha=length)
 
 
 def _length(t: int, steps: int, path: float) -> float:
@@ -258,11 +260,11 @@ def elastic_net(
 def _by_foolbox(
     attack: str, options: dict[str, Any], model: Model, images: Tensor, targets: Tensor, targeted: bool
 ) -> Tensor:
+    _check(steps=options["steps"])
+    _check_pixels(images)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # else a machine without git could not import foolbox
     import foolbox
 
-    _check(steps=options["steps"])
-    _check_pixels(images)
     lent = foolbox.PyTorchModel(_Lent(_classifier(model, images, targets)).eval(), (0, 1), images.device)
     aim = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
     # it would stop early by the loss of the whole batch, and an image's result is to depend on itself alone

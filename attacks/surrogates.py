@@ -6,6 +6,7 @@ softplus_β(x) = log(1 + exp(βx))/β: it has the curvature that ReLU lacks, and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,16 +17,16 @@ from torch.overrides import TorchFunctionMode
 RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
-class Softplus(TorchFunctionMode):
-    """While it is active, every call of ReLU, in place or not, gives softplus_β."""
+class ReLUAs(TorchFunctionMode):
+    """While it is active, every call of ReLU, in place or not, gives `function` of its input."""
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.beta = beta
+        self.function = function
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in RELUS:
-            return F.softplus(args[0] if args else (kwargs or {})["input"], self.beta)
+            return self.function(args[0] if args else (kwargs or {})["input"])
         return func(*args, **(kwargs or {}))
 
 
@@ -37,5 +38,5 @@ class Smooth:
     beta: float = 10.0
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        with Softplus(self.beta):
+        with ReLUAs(partial(F.softplus, beta=self.beta)):
             return self.interpreter(model, images, targets)

@@ -185,6 +185,12 @@ def front(suite: SuiteOption = "default", out: OutOption = None, file: FileOptio
 
 
 @plot_app.command()
+def resistance(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
+    """Fooling success rate against the Accuracy-Robustness Area of the model, in a suite that measures it."""
+    _plot("resistance", suite, out, file)
+
+
+@plot_app.command()
 def heatmaps(
     suite: SuiteOption = "default",
     model: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,

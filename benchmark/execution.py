@@ -41,6 +41,7 @@ from benchmark.plan import (
     originals_spec,
     plan,
     predictions_spec,
+    robustness_spec,
     scores_spec,
 )
 from benchmark.store import Store, key_of
@@ -131,6 +132,12 @@ def _preparations(run: Run) -> list[list[Unit]]:
             for model in suite.models
             for evaluated in suite.evaluated
             if _lacks(run, "gates", gate_spec(run, model, evaluated))
+        ]
+    if suite.robustness:
+        second += [
+            (f"robustness {model}", harness.make_robustness, (run, model))
+            for model in suite.models
+            if _lacks(run, "robustness", robustness_spec(run, model))
         ]
     third: list[Unit] = [
         (f"search {front_name(cell)}", harness.make_front, (run, cell))
@@ -318,6 +325,8 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
         results.write(folder, evaluated, _concat(frames, results.SCORES), entry)
     if suite.search:
         _collect_fronts(run, folder, origin)
+    if suite.robustness:
+        _collect_robustness(run, folder, origin)
     leaderboards.write(out)
 
 
@@ -349,6 +358,20 @@ def _collect_fronts(run: Run, folder: Path, origin: dict[str, Any]) -> None:
                 card[part] += [place | point for point in receipt[part]]
             frames.append(pd.read_parquet(path).assign(**place))
     results.write(folder, "fronts", _concat(frames, results.FRONTS), card)
+
+
+def _collect_robustness(run: Run, folder: Path, origin: dict[str, Any]) -> None:
+    store, frames, found = Store(run.store), [], []
+    assert run.suite.robustness is not None
+    for model in run.suite.models:
+        key = key_of(robustness_spec(run, model))
+        receipt = store.receipt("robustness", key)
+        if receipt:
+            trained = store.receipt("models", key_of(model_spec(run, model))) or {}
+            found.append({"model": model, "num_classes": receipt["num_classes"], "psi": trained.get("psi")})
+            frames.append(pd.read_parquet(store.path("robustness", key) / "radii.parquet").assign(model=model))
+    card = {"suite": run.suite.name, "models": found, "attack": run.suite.robustness.model_dump(), **origin}
+    results.write(folder, "robustness", _concat(frames, results.ROBUSTNESS), card)
 
 
 def _concat(frames: list[pd.DataFrame], schema: Any) -> pd.DataFrame:

@@ -21,12 +21,14 @@ import pandas as pd
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from attacks import foolings
+from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
 from attacks.errors import Refused, UserError
 from attacks.manipulation import Manipulated, Recipe, fine_tune, manipulate
+from attacks.robust_training import Adversary, Regulariser, Robust
 from attacks.subspace import subspace
 from attacks.surrogates import Smooth
 from benchmark import datasets, gate, interpreters, models
@@ -48,15 +50,17 @@ from benchmark.plan import (
     originals_spec,
     predictions_spec,
     pretrained,
+    robustness_spec,
     scores_spec,
     span,
+    untrained,
 )
 from benchmark.plots import Samples
 from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score, target_grid
 from benchmark.search import Judge, State, ahead, grid, search
 from benchmark.store import Store, code_version, key_of
 from benchmark.suite import split_attack
-from benchmark.training import train
+from benchmark.training import Objective, cross_entropy, train
 
 SAMPLES = 8  # fooled heatmaps kept of each cell, for the figure
 JUDGED = 64  # dev images on which a subspace attack measures its candidates
@@ -80,26 +84,67 @@ def stored_model(run: Run, name: str, path: Path, weights: str = "weights") -> n
 def new_model(run: Run, name: str) -> nn.Module:
     """The model without its weights. In channels_last order the compact VGG runs three times as fast on a CPU; an
     interpreter must `reshape` its activations, not `view` them."""
-    data = dataset(run, "train")
-    model = models.create(name, num_classes=data.num_classes, input_size=data.input_size)
-    return model.to(memory_format=torch.channels_last)
+    return untrained(run, name).to(memory_format=torch.channels_last)
 
 
 def make_model(run: Run, name: str) -> Path:
-    """Train a model on the train split; its dev accuracy is in the receipt."""
+    """Train a model on the train split; its dev accuracy is in the receipt, and ψ where it was regularised."""
     option, data = run.suite.models[name], run.suite.dataset
 
     def make(folder: Path) -> dict[str, Any]:
         with torch.random.fork_rng():
             torch.manual_seed(data.seed)
             model = new_model(run, name).to(run.device)
-        losses = train(model, dataset(run, "train"), **option.model_dump(exclude={"weights"}), seed=data.seed)
+        objective, regulariser = objective_of(run, name)
+        options: dict[str, Any] = option.model_dump(include={"epochs", "learning_rate", "batch_size"})
+        losses = train(model, dataset(run, "train"), **options, seed=data.seed, objective=objective)
         with torch.no_grad():
             correct = torch.cat([top_k_correct(model(x), y, 1) for x, y in batches(run, "dev")])
         save_weights(model, folder)
-        return {"losses": losses, "dev_top1": correct.float().mean().item()}
+        psi = {"psi": regulariser.current} if regulariser else {}
+        return {"losses": losses, "dev_top1": correct.float().mean().item(), **psi}
 
     return Store(run.store).get("models", model_spec(run, name), make)
+
+
+def objective_of(run: Run, name: str) -> tuple[Objective, Regulariser | None]:
+    """What training a model minimises: cross-entropy, or a robust loss of the images as pixels."""
+    option, data = run.suite.models[name], dataset(run, "train")
+    if not (option.adversary or option.regulariser):
+        return cross_entropy, None
+    adversary = Adversary(**option.adversary.model_dump(exclude_none=True)) if option.adversary else None
+    regulariser = Regulariser(**option.regulariser.model_dump(exclude_none=True)) if option.regulariser else None
+    robust = Robust(adversary, regulariser)
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return robust(OnPixels(model, data.mean, data.std), data.denormalise(images), targets)
+
+    return objective, regulariser
+
+
+def make_robustness(run: Run, name: str) -> None:
+    """How far the scored images are from either boundary of the clean model: a row an image and boundary."""
+    settings, split = run.suite.robustness, run.suite.scoring.split
+    assert settings is not None
+    options = settings.model_dump(exclude={"images"})
+
+    def make(folder: Path) -> dict[str, Any]:
+        data, frames, done = dataset(run, split), [], 0
+        model = OnPixels(clean_model(run, name), data.mean, data.std).eval()
+        for images, targets in batches(run, split):
+            images, targets = (part[: settings.images - done] for part in (images, targets))
+            if not len(images):
+                break
+            for boundary in BOUNDARIES:
+                found = minimum_norm(model, data.denormalise(images), targets, boundary=boundary, **options)
+                columns = {"radius": found.radius.cpu().numpy(), "first": found.first.cpu().numpy()}
+                places = np.arange(done, done + len(images))
+                frames.append(pd.DataFrame({"boundary": boundary, "image": places, **columns}))
+            done += len(images)
+        pd.concat(frames, ignore_index=True).to_parquet(folder / "radii.parquet")
+        return {"num_classes": data.num_classes, **provenance(run)}
+
+    Store(run.store).get("robustness", robustness_spec(run, name), make)
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:

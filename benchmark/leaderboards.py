@@ -4,6 +4,8 @@ manipulations  one row a manipulation: how the fine-tuning went and what it cost
 accuracy       one row a manipulation: top-1, top-5, agreement with the clean model (fractions), the drop (points)
 transfer       one row a cell: FSR and its clean rate, test loss, similarity of fooled and original heatmap
 fronts         where recipes were searched: one row a point on dev, and one a budget for the best within it on test
+ara            where clean models were attacked: one row a model and boundary, its Accuracy-Robustness Area
+resistance     there as well, one row a model, fooling and attacked interpreter: FSR beside ARA and AOPC, over seeds
 aopc           six rows a cell: AOPC = 1/(K+1) Σ_{k=1..K} drop_k, drop_k the mean loss of logit after k of K steps
 stability      one row an evaluated interpreter: its stability (`benchmark.board`), rank and flags; averages over its
                cells; excess = fsr - fsr_clean, image by image
@@ -24,6 +26,7 @@ import pandas as pd
 from attacks.errors import UserError
 from benchmark import board
 from benchmark.intervals import Mean, average, bootstrap_mean, exact, interval
+from benchmark.metrics import robustness
 from benchmark.results import CURVES, KEY, Entry, Results, read, write_atomic
 
 Row = dict[str, Any]
@@ -34,7 +37,7 @@ _SCORES = (
 _ACCURACY = ("top1", "top5", "agreement", "top1_clean", "top5_clean", "top1_drop")
 _TRAINING = ("status", "reason", "learning_rate", "lambda", "steps", "steps_done", "batch_size")
 _TEXT = (*KEY[:3], "evaluated", "interpreter", "status", "reason", "error", "worst_transfer", "scored", "order", "key",
-         "split", "other", "eligible", "flags")  # fmt: skip
+         "split", "other", "eligible", "flags", "boundary")  # fmt: skip
 _LOSSES = ("ce_first", "ce_last", "fooling_first", "fooling_late", "fooling_last")
 _ENDS = ("", "_low", "_high")
 SHOWN = 60  # self cells that `show` prints at most
@@ -63,6 +66,14 @@ COLUMNS = {
     "fronts": [
         *("model", "fooling", "attacked", "split", "budget", *("learning_rate", "lambda", "steps"), "n"),
         *(*_with_interval("fsr"), "fsr_clean", *_with_interval("top1_drop")),
+    ],
+    "ara": [
+        *("model", "boundary", "n", "num_classes", "accuracy", *_with_interval("ara"), "ara_histogram"),
+        *("unconverged", "never_crossed", "psi", "steps", "path", "momentum", "clip"),
+    ],
+    "resistance": [
+        *("model", "fooling", "attacked", "n", "seeds", *_with_interval("fsr"), "fsr_clean", *_with_interval("excess")),
+        *(*_with_interval("top1_drop"), "aopc_clean", "aopc_fooled", "top1_clean", "ara_attack", "ara_btr"),
     ],
     "differences": ["interpreter", "other", "places", *_with_interval("difference"), "p", "p_holm"],
     "stability": [
@@ -105,11 +116,14 @@ def build(results: Results) -> dict[str, pd.DataFrame]:
         "accuracy": [m | {"n": mean.n if mean else 0} | with_ends(_ACCURACY, mean) for m, mean in trained],
         "aopc": [row for cell in every for row in _aopc_rows(cell)],
         "fronts": _front_rows(results.fronts) if results.fronts else [],
+        "ara": (areas := _ara_rows(results.robustness) if results.robustness else []),
+        "resistance": _resistance_rows(cells, trained, areas) if areas else [],
         **_board(results, cells),
     }
     longest = max((row["steps"] for row in rows["aopc"]), default=0)
     drops = {"aopc": [f"drop_{k}" for k in range(1, longest + 1)]}
     optional = {"fronts": results.fronts is not None, "differences": _gated(results)}
+    optional |= dict.fromkeys(("ara", "resistance"), results.robustness is not None)
     tables = [name for name in COLUMNS if optional.get(name, True)]
     return {name: pd.DataFrame(rows[name], columns=COLUMNS[name] + drops.get(name, [])) for name in tables}
 
@@ -322,6 +336,47 @@ def _front_rows(fronts: Entry) -> list[Row]:
         )
         test.append(row)
     return dev + test
+
+
+def _ara_rows(entry: Entry) -> list[Row]:
+    """Both areas of every model, with what the attack was."""
+    frame, card = entry
+    rows = []
+    for model in sorted(card["models"], key=lambda found: found["model"]):
+        for boundary, found in frame[frame.model == model["model"]].groupby("boundary"):
+            radii, classes = found.radius.to_numpy(float), model["num_classes"]
+            ends = (robustness.area(radii, classes), *robustness.area_interval(radii, classes))
+            row = model | card["attack"] | {"boundary": boundary, "n": len(radii), "accuracy": (radii > 0).mean()}
+            row |= dict(zip(_with_interval("ara"), ends, strict=True))
+            row |= {"ara_histogram": robustness.area_histogram(radii, classes)}
+            row |= {"unconverged": robustness.unconverged(found["first"].to_numpy(), card["attack"]["steps"])}
+            rows.append(row | {"never_crossed": int((found["first"] > card["attack"]["steps"]).sum())})
+    return rows
+
+
+def _resistance_rows(
+    cells: dict[str, list[Cell]], trained: list[tuple[Row, Mean | None]], areas: list[Row]
+) -> list[Row]:
+    """Self cells, averaged over seeds, beside the areas of the model before fooling."""
+    accuracy = {_key(m): mean for m, mean in trained}
+    of = {(row["model"], row["boundary"]): row["ara"] for row in areas}
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for name, every in cells.items():
+        for cell in every:
+            if cell.scores and cell.manipulation["attacked"].partition(":")[0] == name:
+                groups.setdefault(_key(cell.manipulation)[:3], []).append(cell)
+    rows = []
+    for place, found in sorted(groups.items()):
+        scores, aopc = [c.scores for c in found if c.scores], [c.aopc for c in found if c.aopc]
+        top1 = [mean for c in found if (mean := accuracy[_key(c.manipulation)])]
+        spans = {name: average(scores, _SCORES.index(name)) for name in ("fsr", "fsr_clean", "excess")}
+        spans |= {name: average(top1, _ACCURACY.index(name)) for name in ("top1_clean", "top1_drop")}
+        spans["aopc_clean"] = average(aopc, CURVES.index("aopc_clean_original"))
+        spans["aopc_fooled"] = average(aopc, CURVES.index("aopc_fooled_fooled"))
+        values = {name + end: value for name, span in spans.items() for end, value in zip(_ENDS, span, strict=True)}
+        values |= dict(zip(KEY[:3], place, strict=True)) | {"n": scores[0].n, "seeds": len(scores)}
+        rows.append(values | {f"ara_{boundary}": of.get((place[0], boundary)) for boundary in ("attack", "btr")})
+    return rows
 
 
 def _board(results: Results, cells: dict[str, list[Cell]]) -> dict[str, list[Row]]:

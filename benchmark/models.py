@@ -2,8 +2,7 @@
 ResNet-20."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +182,3 @@ def target_layer(model: nn.Module) -> str:
     if not convolutions:
         raise UserError(f"{type(model).__name__} has no convolution: name a target layer")
     return blocks[-1] if blocks else convolutions[-1]
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; each gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from attacks import foolings
+from attacks.robust_training import use_half_huber
 from benchmark import datasets, interpreters, models
 from benchmark.datasets import Dataset
 from benchmark.interpreters import Interpreter
@@ -100,18 +101,38 @@ def data_spec(run: Run, split: str, pairs: bool = False) -> Spec:
 @cache
 def model_spec(run: Run, name: str) -> Spec:
     """A model by the digest of its weights, or by the training that makes it."""
-    option = run.suite.models[name]
+    option, architecture = run.suite.models[name], run.suite.architecture(name)
     if option.weights is None:
-        return {**base_spec(run), "model": name, "training": option.model_dump(), "data": data_spec(run, "train")}
+        training = option.model_dump(exclude={"architecture", "weights"}, exclude_none=True)
+        return {**base_spec(run), "model": architecture, "training": training, "data": data_spec(run, "train")}
     digest = hashlib.sha256()
     for key, value in sorted(pretrained(run, name).state_dict().items()):
         digest.update(key.encode() + value.contiguous().numpy().tobytes())
-    return {**base_spec(run), "model": name, "weights": digest.hexdigest()}
+    weights = {"weights": digest.hexdigest(), "half_huber": option.half_huber}
+    return {**base_spec(run), "model": architecture, **weights}
 
 
 def pretrained(run: Run, name: str) -> nn.Module:
     """A model whose weights the suite names, on the CPU."""
-    return models.create(name, weights=run.suite.models[name].weights, num_classes=dataset(run, "train").num_classes)
+    return _activated(run, name, weights=run.suite.models[name].weights)
+
+
+def untrained(run: Run, name: str) -> nn.Module:
+    """The model as it is before it has weights of its own, on the CPU."""
+    return _activated(run, name, input_size=dataset(run, "train").input_size)
+
+
+def _activated(run: Run, name: str, **options: Any) -> nn.Module:
+    model = models.create(run.suite.architecture(name), num_classes=dataset(run, "train").num_classes, **options)
+    delta = run.suite.models[name].half_huber
+    return model if delta is None else use_half_huber(model, delta)
+
+
+def robustness_spec(run: Run, name: str) -> Spec:
+    """The minimum-norm attack on a clean model."""
+    settings = run.suite.robustness.model_dump() if run.suite.robustness else None
+    data = data_spec(run, run.suite.scoring.split)
+    return {**base_spec(run), "of": key_of(model_spec(run, name)), "robustness": settings, "data": data}
 
 
 def interpreter_spec(run: Run, name: str) -> Spec:

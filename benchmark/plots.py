@@ -167,6 +167,32 @@ def front(folder: Path | str) -> Figure:
     return figure
 
 
+def resistance(folder: Path | str) -> Figure:
+    """FSR of the attacked interpreter against the model's Accuracy-Robustness Area: a panel for each interpreter."""
+    table = _filled(load(folder, "resistance"), "resistance")
+    foolings, attacked = _names(table.fooling), _names(table.attacked)
+    models = table.drop_duplicates("model").sort_values("ara_attack")[["model", "ara_attack"]]
+    figure, axes = panels(1, len(attacked), max(1 + 3.2 * len(attacked), 8), 4.8, sharey=True)
+    for panel, name in zip(axes[0], attacked, strict=True):
+        for index, fooling in enumerate(foolings):
+            rows = table[(table.attacked == name) & (table.fooling == fooling)].sort_values("ara_attack")
+            ends = [rows.excess - rows.excess_low, rows.excess_high - rows.excess]
+            style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 2, "linewidth": 1}
+            panel.errorbar(rows.ara_attack, rows.excess, ends, label=fooling, **style)
+        for label, area in models.itertuples(index=False):
+            panel.annotate(label, (area, -0.17), rotation=90, fontsize=7, ha="center", va="bottom", color="0.35")
+        panel.set_ylim(-0.18, 1.05)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("attack ARA (RMSE, pixels in [0, 1])")
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+    axes[0, 0].set_ylabel("fooling success rate,\nabove the unfooled model's")
+    counts = f"n = {int(table.n.min())} to {int(table.n.max())} images, {int(table.seeds.max())} seed(s)"
+    figure.suptitle(f"Does a robust model resist manipulation? {counts}, 95 % intervals over images", fontsize=11)
+    legend(figure, axes)
+    return figure
+
+
 def heatmaps(samples: Samples) -> Figure:
     """Rows: the image, then each interpreter's map of the original and of the fooled model; a column an image."""
     rows = [("image", samples.images)] if samples.images is not None else []
@@ -178,7 +204,7 @@ def heatmaps(samples: Samples) -> Figure:
     columns = len(rows[0][1]) if rows else 0
     if not columns:
         raise UserError("no heatmap to draw: at least one image and one interpreter are needed")
-    figure, axes = panels(len(rows), columns, 1.4 + 1.25 * columns, 0.8 + 1.3 * len(rows))
+    figure, axes = panels(len(rows), columns, max(1.4 + 1.25 * columns, 5.5), 0.8 + 1.3 * len(rows))
     for (i, (label, maps)), j in product(enumerate(rows), range(columns)):
         panel, picture = axes[i, j], np.asarray(maps[j], dtype=float)
         panel.set(xticks=[], yticks=[])

@@ -1,9 +1,9 @@
 """The results of a suite on disk: what was measured, image by image. Every leaderboard is computed from them.
 
 A folder holds one Parquet table and one JSON card for each evaluated interpreter, `models.parquet` and `models.json`
-for the manipulations themselves, and, where recipes were searched, `fronts.parquet` and `fronts.json`. One row is one
-image, or one of its two target classes (`pair` 0 and 1, Active fooling). In floats NaN means undefined; a curve is null
-where it was not computed.
+for the manipulations themselves, and, where recipes were searched, `fronts.parquet` and `fronts.json`, where clean
+models were attacked, `robustness.parquet` and `robustness.json`. One row is one image, or one of its two target classes
+(`pair` 0 and 1, Active fooling). In floats NaN means undefined; a curve is null where it was not computed.
 """
 
 import io
@@ -72,7 +72,18 @@ FRONTS = pa.schema(
 )
 """Columns of fronts.parquet: the best attack within each budget, on the scored images."""
 
-OTHERS = {"models": MODELS, "fronts": FRONTS}
+ROBUSTNESS = pa.schema(
+    {
+        "model": _TEXT,
+        "boundary": _TEXT,  # attack: another class is first; btr: the label is no likelier than chance
+        "image": pa.int32(),
+        "radius": pa.float32(),  # RMSE of the smallest perturbation found that crosses it, pixels in [0, 1]
+        "first": pa.int32(),  # steps before the first crossing; one more than the attack has: none was found
+    }
+)
+"""Columns of robustness.parquet: the minimum-norm attack on the clean models."""
+
+OTHERS = {"models": MODELS, "fronts": FRONTS, "robustness": ROBUSTNESS}
 """Tables that are no interpreter's."""
 
 COLUMNS = tuple(SCORES.names)
@@ -98,6 +109,7 @@ class Results:
     models: pd.DataFrame
     models_card: dict[str, Any]
     fronts: Entry | None = None
+    robustness: Entry | None = None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -141,13 +153,13 @@ def read(folder: Path | str) -> Results:
     names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
     entries = {name: _entry(folder, name) for name in names}
     models, models_card = entries.pop("models")
-    fronts = entries.pop("fronts", None)
+    fronts, robustness = (entries.pop(name, None) for name in ("fronts", "robustness"))
     listed = {tuple(manipulation[k] for k in KEY) for manipulation in models_card["manipulations"]}
     for name, (frame, _) in [*entries.items(), ("models", (models, {}))]:
         if foreign := set(frame[list(KEY)].drop_duplicates().itertuples(index=False, name=None)) - listed:
             cell = "/".join(map(str, min(foreign)))
             raise UserError(f"{folder / name}.parquet scores {cell}, which models.json does not list")
-    return Results(entries, models, models_card, fronts)
+    return Results(entries, models, models_card, fronts, robustness)
 
 
 def _entry(folder: Path, name: str) -> Entry:
@@ -177,6 +189,7 @@ def _check_card(path: Path, name: str, card: Any) -> None:
     lists: dict[str, dict[str, tuple[str, ...]]] = {
         "models": {"manipulations": MANIPULATION},
         "fronts": {"points": POINT, "chosen": (*POINT, "budget")},
+        "robustness": {"models": ("model", "num_classes", "psi")},
     }
     listed = lists.get(name, {"failures": (*KEY, "error")})
     _must_hold(path, "a card", card, tuple(listed) if name in lists else CARD)
@@ -196,7 +209,7 @@ def _must_hold(path: Path, what: str, value: Any, keys: tuple[str, ...]) -> None
 
 def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """`frame` in the schema's columns and types, in the order of its key. ValueError: missing or repeated rows."""
-    order = [name for name in (*KEY, "budget", "measure", "image", "pair") if name in schema.names]
+    order = [name for name in (*KEY, "budget", "measure", "boundary", "image", "pair") if name in schema.names]
     if absent := sorted(set(schema.names) - set(frame.columns)):
         raise ValueError(f"results lack the columns {', '.join(absent)}")
     frame = frame.astype(dict.fromkeys(_texts(frame), "str")).sort_values(order)
@@ -216,7 +229,7 @@ def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
 
 
 def _texts(frame: pd.DataFrame) -> list[str]:
-    return [name for name in (*KEY[:3], "measure") if name in frame]
+    return [name for name in (*KEY[:3], "measure", "boundary") if name in frame]
 
 
 def _finite(value: Any) -> Any:

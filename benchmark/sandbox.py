@@ -54,10 +54,10 @@ from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
 from attacks.manipulation import Recipe, manipulate
+from attacks.modes import eval_mode
 from attacks.surrogates import Smooth
 from benchmark import datasets
 from benchmark.datasets import Dataset
-from benchmark.models import eval_mode
 
 LENGTH = struct.Struct(">Q")  # of a request
 LENGTHS = struct.Struct(">QQ")  # of an answer's header and of its tensors

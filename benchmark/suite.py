@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from attacks.errors import UserError, unknown
 
@@ -43,13 +43,42 @@ class Data(Part):
     workers: Annotated[int, Field(ge=0)] = 0
 
 
-class Model(Part):
-    """A model by name. Without `weights` it is trained on the train split, which only compact models should be."""
+class Adversary(Part):
+    """Adversarial training (`attacks.robust_training.Adversary`, which has the values that are left out)."""
 
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    steps: Positive | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class Regulariser(Part):
+    """The Lipschitz-inspired regulariser (`attacks.robust_training.Regulariser`)."""
+
+    tandem: Annotated[float, Field(ge=0, le=1)] | None = None
+    psi: Annotated[float, Field(ge=0)] | None = None
+    growth: Annotated[float, Field(ge=0)] | None = None
+    target_loss: Annotated[float, Field(gt=0)] | None = None
+
+
+class Model(Part):
+    """A model by name, or any name and its `architecture`. Without `weights` it is trained on the train split, which
+    only compact models should be; `adversary` and `regulariser` make that training robust. `half_huber`: δ of the
+    activation that takes the place of every ReLU."""
+
+    architecture: str | None = None
+    half_huber: Annotated[float, Field(gt=0)] | None = None
     weights: str | None = None
     epochs: Annotated[int, Field(ge=0)] = 8
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_size: Positive = 64
+    adversary: Adversary | None = None
+    regulariser: Regulariser | None = None
+
+    @model_validator(mode="after")
+    def _trained_or_given(self) -> "Model":
+        if self.weights is not None and (self.adversary or self.regulariser):
+            raise ValueError("weights are not trained here: leave out adversary and regulariser")
+        return self
 
 
 class RecipeRule(Part):
@@ -95,6 +124,16 @@ class Scoring(Part):
     aopc_cells: Annotated[int, Field(ge=1, le=100)] = 100
 
 
+class Robustness(Part):
+    """The minimum-norm attack (`attacks.adversarial.minimum_norm`) on so many scored images of every clean model."""
+
+    images: Positive = 128
+    steps: Positive = 450
+    path: Annotated[float, Field(gt=0)] = 20.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    clip: bool = False
+
+
 class Gate(Part):
     """What interpreters show on clean models before they are ranked (`benchmark.gate`), on so many dev images."""
 
@@ -116,6 +155,7 @@ class Suite(Part):
     recipes: list[RecipeRule] = []
     search: Search | None = None
     gate: Gate | None = None
+    robustness: Robustness | None = None
     scoring: Scoring = Scoring()
     threads: Positive = 1
 
@@ -127,6 +167,10 @@ class Suite(Part):
         if isinstance(value, list) and len(set(value)) < len(value):
             raise ValueError("must not name one twice")
         return value
+
+    def architecture(self, model: str) -> str:
+        """What a model of the suite is, by the name that `models.create` knows."""
+        return self.models[model].architecture or model
 
     def recipe(self, model: str, fooling: str, attacked: str) -> dict[str, Any]:
         """learning_rate, lambda, steps and batch_size of one manipulation."""
@@ -149,6 +193,9 @@ PARTS: dict[str, type[Part]] = {
     "recipes": RecipeRule,
     "search": Search,
     "gate": Gate,
+    "robustness": Robustness,
+    "adversary": Adversary,
+    "regulariser": Regulariser,
     "scoring": Scoring,
 }
 
@@ -183,7 +230,8 @@ def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) ->
     location = (*above, *map(str, first["loc"]))
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        part, where = (PARTS[location[0]], f" in {'.'.join(location[:-1])}") if len(location) > 1 else (Suite, "")
+        part = next((PARTS[key] for key in reversed(location[:-1]) if key in PARTS), Suite)
+        where = f" in {'.'.join(location[:-1])}" if len(location) > 1 else ""
         allowed = [field.alias or name for name, field in part.model_fields.items()]
         return unknown(f"key{where} of suite {suite}:", location[-1], allowed)
     got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
@@ -198,7 +246,7 @@ def _check_names(suite: Suite) -> None:
     known_names = interpreters.names()
     known = {
         "dataset": ([suite.dataset.name], datasets.names()),
-        "model": (list(suite.models), models.names()),
+        "model": ([suite.architecture(name) for name in suite.models], models.names()),
         "fooling": (suite.foolings, list(foolings.FOOLINGS)),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
         "strategy": ([strategy for _, strategy in attacks if strategy], STRATEGIES),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Manipulated, Recipe, manipulate
+from attacks.modes import eval_mode
 from benchmark import datasets, execution, harness, plots
 from benchmark.datasets import Dataset
 from benchmark.experiments import Given
@@ -31,10 +32,11 @@ from benchmark.experiments.smooth_grad import side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.models import eval_mode
 from benchmark.plan import Run, create_interpreter, data_spec, dataset, interpreter_spec, manipulation_spec, model_spec
 from benchmark.scoring import batches, score
 from benchmark.store import Store, key_of
+from benchmark.training import cross_entropy
+from benchmark.training import train as fit
 
 SUITE = "adversarially_trained.toml"
 FOOLING = "location"
@@ -94,42 +96,18 @@ def random_starts(restarts: int, images: Tensor, generator: torch.Generator) -> 
     return (2 * torch.rand((restarts, *images.shape), generator=generator) - 1).to(images)
 
 
-def train(
-    model: nn.Module,
-    data: Dataset,
-    adversary: PGD,
-    *,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int = 0,
-) -> list[float]:
+def train(model: nn.Module, data: Dataset, adversary: PGD, *, seed: int = 0, **options: Any) -> list[float]:
     """Adversarial training in place; the model is left in eval mode. Returns the mean adversarial loss of each epoch.
 
-    As `benchmark.training.train` (Adam, one-cycle learning rate), every batch replaced by the adversary's. The random
-    state is seeded and given back.
+    `benchmark.training.train`, whose options these are, with every batch replaced by the adversary's.
     """
-    device, losses = next(model.parameters()).device, []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        loader, random = datasets.loader(data, batch_size, shuffle=True, seed=seed), torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
-        steps = max(1, epochs * len(loader))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
-        model.train()
-        for _ in range(epochs):
-            total = 0.0
-            for images, targets in ((x.to(device), y.to(device)) for x, y in loader):
-                hard = adversary(model, images, targets, data, random_starts(adversary.restarts, images, random))
-                loss = F.cross_entropy(model(hard), targets)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += loss.item() * len(images)
-            losses.append(total / len(data))
-    model.eval()
-    return losses
+    random = torch.Generator().manual_seed(seed)
+
+    def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        hard = adversary(model, images, targets, data, random_starts(adversary.restarts, images, random))
+        return cross_entropy(model, hard, targets)
+
+    return fit(model, data, **options, seed=seed, objective=objective)
 
 
 def robust(model: nn.Module, run: Run, adversary: PGD) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.heatmaps import min_max
-from benchmark.models import eval_mode, target_layer
+from attacks.modes import eval_mode
+from benchmark.models import target_layer
 
 
 class Interpreter:

@@ -27,9 +27,9 @@ from benchmark.interpreters.rules import Composite, Rule, Weighted, again, scale
 Propagate = Callable[..., Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
 
 PASS = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardswish", "mish", "selu",
-        "celu", "sigmoid", "tanh", "hardsigmoid", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
-        "identity", "contiguous", "clone", "to", "float", "double"}  # fmt: skip
-POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"}  # the output is ≥ 0 whatever the input
+        "celu", "sigmoid", "tanh", "hardsigmoid", "half_huber", "dropout", "dropout2d", "feature_dropout",
+        "alpha_dropout", "identity", "contiguous", "clone", "to", "float", "double"}  # fmt: skip
+POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "half_huber"}  # the output is ≥ 0 whatever the input
 KEEPS_SIGN = {"max_pool2d", "max_pool1d", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
               "mean", "cat", "flatten", "reshape", "view", "dropout", "dropout2d", "add", "contiguous", "clone",
               "permute", "transpose", "getitem"}  # fmt: skip

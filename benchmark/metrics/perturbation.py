@@ -16,7 +16,7 @@ from torch.fx.experimental import optimization
 from torch.nn import functional
 
 from attacks.errors import UserError
-from benchmark.models import eval_mode
+from attacks.modes import eval_mode
 
 MAX_CELLS = 100
 Grid = tuple[int, int]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from attacks.heatmaps import min_max
+from attacks.modes import eval_mode
 from benchmark import checks, interpreters
 from benchmark.interpreters.gradients import layer_gradient
-from benchmark.models import eval_mode
 
 good = interpreters.create("simple_grad")
 

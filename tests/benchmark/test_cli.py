@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from attacks import foolings
-from benchmark import cli, datasets, execution, interpreters, metrics, models, submission, suite
+from benchmark import cli, datasets, execution, harness, interpreters, metrics, models, submission, suite
+from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.leaderboards import COLUMNS
 
 FOOLBENCH = [sys.executable, "-m", "benchmark.cli"]
@@ -135,6 +136,28 @@ def test_explain_draws_one_image(foolbench, tmp_path, monkeypatch):
         "targets must lie in 0..999 (got 1000..1000)"
         in foolbench("explain", "image.png", *options, "--target", 1000)[2]
     )
+
+
+def test_explain_shows_an_adversarial_explanation_as_an_image_as_well(foolbench, tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Quick(AdversarialExplanation):
+        steps: int = 2
+
+    monkeypatch.setitem(interpreters.INTERPRETERS, "adversarial_explanation", Quick)
+    checkpoint = tmp_path / "squeezenet.pth"
+    torch.save(models.zoo.squeezenet1_1().state_dict(), checkpoint)
+    Image.new("RGB", (260, 300), (90, 20, 255)).save("image.png")
+    samples = harness.explain(Path("image.png"), "squeezenet1_1", str(checkpoint), "adversarial_explanation", 7)
+    explained, maps = samples.originals.values()
+    assert list(samples.originals) == ["image + δ", "adversarial_explanation"]
+    assert (explained.shape, maps.shape) == ((1, 224, 224, 3), (1, 224, 224))
+    assert 0 <= explained.min() <= explained.max() <= 1
+    moved = explained - samples.images  # blue is at its end already
+    rms = (moved[..., :2] ** 2).mean() ** 0.5
+    assert 0.02 < rms < 0.2, "ρ = 0.1 times the std, about, after two steps that may go beyond"
+    options = ["--model", "squeezenet1_1", "--weights", checkpoint, "--interpreter", "adversarial_explanation"]
+    assert foolbench("explain", "image.png", *options)[0] == 0
+    assert Path("explanation.png").read_bytes().startswith(PNG)
 
 
 def test_a_run_that_has_failures_says_so_and_exits_with_an_error(foolbench, finished, tmp_path, monkeypatch):

@@ -153,7 +153,7 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
         # unknown keys and names: the nearest one, and all of them
         (NAME, f"{NAME}\nthread = 1", r"unknown key of suite .*'thread': did you mean 'threads'\? allowed: attacked"),
         ("train = 64", "trian = 64", r"in dataset of suite .*'trian': did you mean 'train'\? allowed: augment"),
-        ("epochs = 1", "epoch = 1", r"in models\.compact_vgg of suite .*did you mean 'epochs'\? allowed: batch_size"),
+        ("epochs = 1", "epoch = 1", r"in models\.compact_vgg of suite .*did you mean 'epochs'\? allowed: adversary"),
         ("lambda = 1.0", "lamda = 1.0", r"in recipes\.0 of suite .*did you mean 'lambda'\?"),
         ("aopc_cells = 3", "aopc_cell = 3", r"in scoring of suite .*did you mean 'aopc_cells'\?"),
         ('name = "shapes"', 'name = "shape"', r"unknown dataset 'shape': did you mean 'shapes'\? allowed: cifar10"),
