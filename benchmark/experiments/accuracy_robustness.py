@@ -15,6 +15,7 @@ is fed with (pixel − mean) / std; the constants are a setting, by default thos
 
 import hashlib
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def published() -> pd.DataFrame:
     return rows[["part", "source", "network", "boundary", "clean_accuracy", "ara"]]
 
 
+@lru_cache(maxsize=1)
 def inputs(run: Run, settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, which takes pixels, all test images (n, 3, 32, 32) in [0, 1] and their classes. Raises `UserError`
     where --data is missing or holds anything but one checkpoint."""
