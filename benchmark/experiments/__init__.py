@@ -6,13 +6,16 @@ made if it lacks them. The table is written to NAME.csv, what it was made with t
 figures/NAME.png.
 """
 
+import hashlib
+import inspect
 import json
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
-from benchmark import harness, plots, suite
+from benchmark import execution, harness, plots, suite
 from benchmark.interpreters import Interpreter
 from benchmark.leaderboards import csv_text
 from benchmark.plan import Cell, Run, manipulation_spec, plan
@@ -97,6 +100,23 @@ def explained(
         maps = heatmaps(interpreter, model, images, targets)
         yield maps, torch.from_numpy(originals[done : done + len(images)].copy()).to(maps)
         done += len(images)
+
+
+def side_by_side(given: Given, units: list[execution.Unit]) -> None:
+    """Run units on `given.jobs` processes, on the suite's threads each, with progress. The first error is raised."""
+    run = given.run
+    jobs = min(execution.processes(run, given.jobs), len(units))
+    with execution.progress(len(units)) as report, execution.executor(run, jobs) as submit:
+        for name, error in submit(units):
+            report(name, error)
+            if error:
+                raise UserError(f"{name}: {error}")
+
+
+@cache  # also against a file that is edited during a run
+def source_digest(*parts: Any) -> str:
+    """Of the text of functions and classes: what they computed is not taken from the store after a change of them."""
+    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()[:16]
 
 
 def run(name: str, given: Given, out: Path) -> list[Path]:

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
 from attacks.errors import UserError
 from benchmark import datasets, harness, models, plots
-from benchmark.experiments import HERE, Given
-from benchmark.experiments.smooth_grad import side_by_side, source_digest
+from benchmark.experiments import HERE, Given, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import robustness

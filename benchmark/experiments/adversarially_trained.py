@@ -27,8 +27,7 @@ from attacks.manipulation import Manipulated, Recipe, manipulate
 from attacks.modes import eval_mode
 from benchmark import datasets, execution, harness, plots
 from benchmark.datasets import Dataset
-from benchmark.experiments import Given
-from benchmark.experiments.smooth_grad import side_by_side, source_digest
+from benchmark.experiments import Given, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct

@@ -10,10 +10,7 @@ SimpleGrad; m = 1, about as costly, tells what the interpreter gives away from w
 Each point gives on the same images: FSR - FSR of the clean model, and the loss of top-1 in points.
 """
 
-import hashlib
-import inspect
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Recipe, manipulate
 from benchmark import datasets, execution, harness, plots
-from benchmark.experiments import Given
+from benchmark.experiments import Given, side_by_side, source_digest
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
@@ -88,23 +85,6 @@ def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame
     side_by_side(given, units)
     table = pd.DataFrame([_row(run, *place) for place in sweep])
     return table.sort_values(["model", "attacked", "samples", "learning_rate", "lambda", "seed"], ignore_index=True)
-
-
-def side_by_side(given: Given, units: list[execution.Unit]) -> None:
-    """Run units on `given.jobs` processes, on the suite's threads each, with progress. The first error is raised."""
-    run = given.run
-    jobs = min(execution.processes(run, given.jobs), len(units))
-    with execution.progress(len(units)) as report, execution.executor(run, jobs) as submit:
-        for name, error in submit(units):
-            report(name, error)
-            if error:
-                raise UserError(f"{name}: {error}")
-
-
-@cache  # also against a file that is edited during a run
-def source_digest(*parts: Any) -> str:
-    """Of the text of functions and classes: what they computed is not taken from the store after a change of them."""
-    return hashlib.sha256("".join(map(inspect.getsource, parts)).encode()).hexdigest()[:16]
 
 
 def make_point(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> Path:
