@@ -19,6 +19,7 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.plots", "benchmark.results", "benchmark.intervals", "attacks.errors"]
+LIGHT += ["benchmark.dissection_plots"]
 each_module = pytest.mark.parametrize("module", TREES)
 
 
@@ -59,7 +60,17 @@ def test_attacks_imports_nothing_from_benchmark(module):
 @each_module
 def test_sources_import_no_tests_and_only_what_is_installed(module):
     allowed = {"attacks", "benchmark", "torch", "torchvision", "captum", "pandas", "numpy", "matplotlib", "sklearn"}
-    allowed |= {"foolbox", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "PIL", *sys.stdlib_module_names}
+    allowed |= {
+        "foolbox",
+        "scipy",
+        "safetensors",
+        "pyarrow",
+        "pydantic",
+        "typer",
+        "tqdm",
+        "PIL",
+        *sys.stdlib_module_names,
+    }
     assert {name.split(".")[0] for name in imports(module)} <= allowed
 
 
