@@ -7,8 +7,8 @@ A unit k is a channel of a layer's output, its activation a_k (N, h, w) on a set
     IoU_{k,c} = Σ |M_k ∧ L_c| / Σ |M_k ∨ L_c|, sums over the images that are annotated in the category of c
 
 A unit's concept is the one of its highest IoU, the first among equals; above 0.04 the unit is a detector of it.
-M_k is a share q = 0.005 of all places; a concept's share f bounds its IoU by min(q, f)/max(q, f). What covers much of
-the images, as the object of `shapes` does (f ≈ 0.1), can be hardly anyone's concept, however well it is detected.
+M_k is a share of about q = 0.005 of all places, so a concept's share f bounds its IoU by about min(q, f)/max(q, f):
+what covers much of the images, as the object of `shapes` does (f = 0.095), can hardly be a unit's concept.
 Models run in eval mode without gradients and are given back as they came; hooks do not outlive a call. Images go to the
 device and type of the model's parameters. Everything is summed up batch by batch, and a batch's activations are gone
 before the next ones are computed. Floating-point sums, as a convolution's, may hang on the batch size in their last

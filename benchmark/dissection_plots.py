@@ -35,7 +35,7 @@ def detectors_figure(table: pd.DataFrame) -> Figure:
         labels = [f"{layer}\nof {count}" for layer, count in of.items()]
         panel.set_xticks(range(len(layers)), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
         panel.set_title(model, fontsize=10)
-        panel.margins(y=0.1)  # room for the counts
+        panel.set_ylim(0, max(1.1 * base.max(), panel.get_ylim()[1], 1))  # room for the counts, in all panels
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
