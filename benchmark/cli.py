@@ -231,6 +231,34 @@ def heatmaps(
 
 
 @app.command()
+def dissect(
+    suite: SuiteOption = "promotion-suppression",
+    model: Annotated[str | None, typer.Option(help="Only this one of the suite's models.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the suite's.")] = None,
+    attack: Annotated[str | None, typer.Option(help="Only this one of the suite's attacks.")] = None,
+    concepts: Annotated[
+        str | None, typer.Option(help="Folder of concept masks (docs/promotion-suppression.md). [those of shapes]")
+    ] = None,
+    data: DataOption = None,
+    store: StoreOption = STORE,
+    out: OutOption = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side.")] = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Look inside a suite's models, clean and fooled, at adversarial examples: promotion and suppression, evidence,
+    concepts."""
+    from benchmark import inside
+    from benchmark.experiments import Given
+    from benchmark.plan import Run
+
+    chosen = inside.narrowed(_load_suite(suite), model, dataset, attack)
+    folder = out or _default_out(suite)
+    given = Given(Run(chosen, str(store), data, _device(device)), folder, jobs)
+    for path in inside.run(given, folder, concepts):
+        typer.echo(str(path))
+
+
+@app.command()
 def experiment(
     name: Annotated[str, typer.Argument(help="foolbench list experiments")],
     suite: Annotated[str | None, typer.Option("--suite", help="A suite's name or TOML file. [its own]")] = None,

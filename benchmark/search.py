@@ -30,6 +30,7 @@ Batches = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]  # dev batches: of t
 class Judge:
     """Measures a fooled model on dev against the clean one."""
 
+    @torch.no_grad()  # or the clean model's maps keep their graphs: 15 GiB of an adversarial explanation's
     def __init__(self, clean: nn.Module, interpreter: Interpreter, fooling: Fooling, dev: Batches, images: int) -> None:
         self.interpreter, self.fooling, self.dev, self.images = interpreter, fooling, dev, images
         self.originals = list(self._maps(clean))

@@ -134,6 +134,19 @@ class Robustness(Part):
     clip: bool = False
 
 
+class Dissection(Part):
+    """What `foolbench dissect` looks at (`benchmark.inside`): so many scored images, attacked in each of these ways,
+    with the options of `attacks`; cells of so many pixels; percentiles of a map that make it evidence; so many dev
+    images with concept masks; shares of units that are set to zero."""
+
+    images: Positive = 64
+    attacks: dict[str, dict[str, Any]] = {}
+    cell: Positive = 8
+    percentiles: list[Annotated[float, Field(gt=0, lt=100)]] = [50.0, 70.0, 90.0]
+    concept_images: Positive = 256
+    shares: list[Annotated[float, Field(ge=0, le=1)]] = [0.0, 0.05, 0.1, 0.25, 0.5]
+
+
 class Gate(Part):
     """What interpreters show on clean models before they are ranked (`benchmark.gate`), on so many dev images."""
 
@@ -156,6 +169,7 @@ class Suite(Part):
     search: Search | None = None
     gate: Gate | None = None
     robustness: Robustness | None = None
+    dissection: Dissection | None = None
     scoring: Scoring = Scoring()
     threads: Positive = 1
 
@@ -194,6 +208,7 @@ PARTS: dict[str, type[Part]] = {
     "search": Search,
     "gate": Gate,
     "robustness": Robustness,
+    "dissection": Dissection,
     "adversary": Adversary,
     "regulariser": Regulariser,
     "scoring": Scoring,

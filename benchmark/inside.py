@@ -1,0 +1,469 @@
+"""What adversarial examples do inside a model, clean and fooled: pixels, evidence and concepts (following Xu et al.
+2019, SPEC C). `foolbench dissect`.
+
+Scored images that the clean model classifies right are attacked on it, each toward another class (the classes in turn).
+The same adversarial images are then looked at on the clean model and on every fooled one of the suite. Tables:
+
+psr               a row a model (clean or fooled) and attack: how often it reaches its target, shares of the types of
+                  cells, how the types go with the class activation maps and with the object, and these maps' means
+interpretability  the same for each kind of evidence and percentile: how much of δ lies on it, and what that part does
+dissection        a row a unit of a layer: its concept and IoU, and how much each attack moves it
+association       a row a layer and attack: do units that detect concepts move more? With noise of equal norm as control
+masking           a row a layer, attack and share of units set to zero: what is left of the accuracy and of the attack
+
+psr and interpretability are over the `n` images, of those `tried`, that the attack led to the target on the clean
+model; `_low` and `_high` are 95 % bootstrap intervals over images. An empty `fooling` and `attacked`: the clean model.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from attacks.adversarial import OnPixels, carlini_wagner, elastic_net, fgsm, pgd, rmse
+from attacks.errors import UserError, unknown
+from attacks.structured import structured
+from benchmark import datasets, dissection, dissection_plots, execution, harness, plots, promotion_plots
+from benchmark.datasets.concepts import Broden, Concepts, Drawn, Folder
+from benchmark.datasets.shapes import Shapes
+from benchmark.experiments import Given, fooled_models, side_by_side, source_digest
+from benchmark.interpreters.class_activation import class_activation_map
+from benchmark.intervals import bootstrap_mean
+from benchmark.leaderboards import csv_text, with_ends
+from benchmark.metrics import promotion
+from benchmark.plan import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec
+from benchmark.results import write_atomic
+from benchmark.scoring import batches
+from benchmark.store import Store, key_of
+from benchmark.suite import Dissection, Suite, load
+
+ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "fgsm": partial(fgsm, targeted=True),
+    "pgd": partial(pgd, targeted=True),
+    "carlini_wagner": partial(carlini_wagner, targeted=True),
+    "elastic_net": partial(elastic_net, targeted=True),
+    "structured": structured,
+}
+"""(model of pixels, images, targets, **options) -> adversarial images in [0, 1]."""
+
+PLACE = ["model", "fooling", "attacked"]
+NOISE = "noise"  # the control: Gaussian noise of the norm of the first attack's δ
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is looked at: a run, one of its models, and a folder of the user's concept masks, if any."""
+
+    run: Run
+    model: str
+    concepts: str | None = None
+
+    @property
+    def settings(self) -> Dissection:
+        assert self.run.suite.dissection is not None
+        return self.run.suite.dissection
+
+
+def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame]:
+    """All tables, by name, rows sorted by their key columns. Fooled models are made where the store lacks them; what
+    one that diverged would have shown is left out. Raises `UserError` for an attack that is not known."""
+    run = given.run
+    tasks = [Task(run, model, concepts) for model in run.suite.models]
+    for attack in tasks[0].settings.attacks:
+        if attack not in ATTACKS:
+            raise unknown("attack", attack, ATTACKS)
+    execution.compute(run, given.jobs)
+    fooled = [cell for cell, _ in fooled_models(run)]
+    pairs = [(task, attack) for task in tasks for attack in task.settings.attacks]
+    side_by_side(given, [(f"attack {task.model} by {attack}", make_attacked, (task, attack)) for task, attack in pairs])
+    victims = [
+        (task, cell) for task in tasks for cell in (None, *fooled) if cell is None or cell["model"] == task.model
+    ]
+    looks = [(task, cell, attack) for task, cell in victims for attack in task.settings.attacks]
+    side_by_side(given, [(f"effects on {_name(*look)}", make_effects, look) for look in looks])
+    parts: dict[str, list[pd.DataFrame]] = {"psr": [], "interpretability": []}
+    for task, cell, attack in looks:
+        place = {**_place(task, cell), "attack": attack}
+        for name, frames in parts.items():
+            path = make_effects(task, cell, attack)
+            receipt = Store(run.store).receipt("effects", path.name) or {}
+            counts = {"tried": receipt["tried"], "n": receipt["reached"]} if name == "psr" else {}
+            if receipt["reached"]:
+                frames.append(summary(pd.read_parquet(path / f"{name}.parquet"), name).assign(**place, **counts))
+            elif counts:
+                frames.append(pd.DataFrame([place | counts]))
+    if concepts is not None or isinstance(dataset(run, run.suite.scoring.split), Shapes):
+        side_by_side(given, [(f"dissect {_name(*victim)}", make_units, victim) for victim in victims])
+        for name in ("dissection", "association", "masking"):
+            parts[name] = [
+                pd.read_parquet(make_units(*victim) / f"{name}.parquet").assign(**_place(*victim)) for victim in victims
+            ]
+    return {name: _sorted(pd.concat(frames, ignore_index=True), name) for name, frames in parts.items()}
+
+
+def narrowed(suite: Suite, model: str | None, data: str | None, attack: str | None) -> Suite:
+    """The suite with one model, on another dataset, under one attack. A suite that says nothing of dissection takes the
+    settings of promotion-suppression. Raises `UserError` for names that are not known."""
+    settings = suite.dissection or load("promotion-suppression").dissection
+    assert settings is not None
+    for what, name, allowed in (
+        ("model of the suite", model, [*suite.models]),
+        ("dataset", data, datasets.names()),
+        ("attack of the suite", attack, [*settings.attacks]),
+    ):
+        if name is not None and name not in allowed:
+            raise unknown(what, name, allowed)
+    if attack is not None:
+        settings = settings.model_copy(update={"attacks": {attack: settings.attacks[attack]}})
+    changes: dict[str, Any] = {"dissection": settings}
+    if model is not None:
+        changes["models"] = {model: suite.models[model]}
+    if data is not None:
+        changes["dataset"] = suite.dataset.model_copy(update={"name": data})
+    return suite.model_copy(update=changes)
+
+
+KEYS = {
+    "psr": ["attack"],
+    "interpretability": ["attack", "evidence", "percentile"],
+    "dissection": ["layer", "unit"],
+    "association": ["layer", "attack"],
+    "masking": ["layer", "attack", "share", "masked", "draw"],
+}
+
+
+def _sorted(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    keys = [*PLACE, *KEYS[name], *(column for column in ("n", "tried") if column in table)]
+    return table[[*keys, *(column for column in table if column not in keys)]].sort_values(
+        [*PLACE, *KEYS[name]], ignore_index=True
+    )
+
+
+def _place(task: Task, cell: Cell | None) -> dict[str, str]:
+    return {"model": task.model, **{key: cell[key] if cell else "" for key in PLACE[1:]}}
+
+
+def _name(task: Task, cell: Cell | None, *rest: str) -> str:
+    return "/".join([task.model, *([cell["fooling"], cell["attacked"]] if cell else ["clean"]), *rest])
+
+
+def _network(task: Task, cell: Cell | None) -> OnPixels:
+    """The clean model, or a fooled one, on pixels."""
+    run, data = task.run, dataset(task.run, task.run.suite.scoring.split)
+    if cell is None:
+        model = harness.clean_model(run, task.model)
+    else:
+        path = Store(run.store).path("manipulations", key_of(manipulation_spec(run, cell)))
+        model = harness.stored_model(run, task.model, path)
+    return OnPixels(model, data.mean, data.std).eval()
+
+
+def make_attacked(task: Task, attack: str) -> Path:
+    """`images.safetensors`: x and x' in [0, 1], labels and targets, of the images that the clean model has right."""
+    run, settings = task.run, task.settings
+
+    def make(folder: Path) -> dict[str, Any]:
+        data, model, parts = dataset(run, run.suite.scoring.split), _network(task, None), []
+        done = 0
+        for images, labels in batches(run, run.suite.scoring.split):
+            images, labels = (part[: settings.images - done] for part in (data.denormalise(images), labels))
+            if not len(images):
+                break
+            places = torch.arange(done, done + len(images), device=labels.device)
+            targets = (labels + 1 + places % (data.num_classes - 1)) % data.num_classes
+            with torch.no_grad():
+                right = model(images).argmax(1) == labels
+            images, labels, targets, places = (part[right] for part in (images, labels, targets, places))
+            changed = ATTACKS[attack](model, images, targets, **settings.attacks[attack]) if len(images) else images
+            parts.append((images, changed, labels, targets, places))
+            done += int(right.numel())
+        names = ("images", "attacked", "labels", "targets", "places")
+        joined = {name: torch.cat(part).cpu() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
+        if not len(joined["images"]):
+            raise UserError(f"{task.model} classifies none of the scored images right: there is nothing to attack")
+        save_file({name: value.contiguous() for name, value in joined.items()}, folder / "images.safetensors")
+        return harness.provenance(run)
+
+    return Store(run.store).get("attacked", _attacked_spec(task, attack), make)
+
+
+def _attacked_spec(task: Task, attack: str) -> dict[str, Any]:
+    run = task.run
+    return {
+        **base_spec(run),
+        "source": source_digest(make_attacked),
+        "model": key_of(model_spec(run, task.model)),
+        "data": data_spec(run, run.suite.scoring.split),
+        "images": task.settings.images,
+        "attack": {"name": attack, **task.settings.attacks[attack]},
+    }
+
+
+def attacked(task: Task, attack: str) -> dict[str, Tensor]:
+    """What `make_attacked` left, on the run's device."""
+    found = load_file(make_attacked(task, attack) / "images.safetensors")
+    return {name: value.to(task.run.device) for name, value in found.items()}
+
+
+def _victim_spec(task: Task, cell: Cell | None) -> dict[str, Any]:
+    spec = manipulation_spec(task.run, cell) if cell else model_spec(task.run, task.model)
+    return {**base_spec(task.run), "victim": key_of(spec)}
+
+
+def make_effects(task: Task, cell: Cell | None, attack: str) -> Path:
+    """Pixels and evidence: `psr.parquet`, a row an image, and `interpretability.parquet`, one an image, evidence and
+    percentile."""
+    run, settings = task.run, task.settings
+
+    def make(folder: Path) -> dict[str, Any]:
+        found, model = attacked(task, attack), _network(task, cell)
+        clean, size = _network(task, None), run.suite.scoring.batch_size
+        reached = promotion.reaches(clean, found["attacked"], found["targets"], batch_size=size)
+        found = {name: value[reached] for name, value in found.items()}
+        if reached.any():
+            for name, rows in zip(("psr", "interpretability"), effects(task, model, found), strict=True):
+                rows.to_parquet(folder / f"{name}.parquet")
+        return {"tried": len(reached), "reached": int(reached.sum()), **harness.provenance(run)}
+
+    spec = {
+        **_victim_spec(task, cell),
+        "source": source_digest(make_effects, effects, _maps, _evidence),
+        "attacked": key_of(_attacked_spec(task, attack)),
+        "settings": settings.model_dump(include={"cell", "percentiles"}),
+    }
+    return Store(run.store).get("effects", spec, make)
+
+
+def effects(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of one model and attack, image by image."""
+    images, labels, targets = found["images"], found["labels"], found["targets"]
+    delta, size, settings = found["attacked"] - images, task.run.suite.scoring.batch_size, task.settings
+    psr = promotion.promotion_suppression(model, images, delta, labels, targets, settings.cell, batch_size=size)
+    maps, sides = _maps(task, model, found), (images.shape[2], images.shape[3])
+    columns: dict[str, Tensor] = {
+        "image": found["places"],
+        "success": promotion.reaches(model, found["attacked"], targets, batch_size=size).double(),
+        "rmse": rmse(delta),
+    }
+    columns |= dict(zip(promotion.TYPES, promotion.shares(psr.type).unbind(1), strict=False))
+    for name, values in maps.items():
+        means = promotion.cell_means(values, settings.cell, sides)
+        related = promotion.evidence_correlation(psr, means)
+        columns |= {f"{kind}_with_{name}": values for kind, values in related.items()}
+        if name != "object":
+            columns[f"mean_{name}"] = values.double().mean((1, 2))
+    pixels = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+    rows = [_evidence(model, found, delta, name, nu, mask, size) for name, nu, mask in _masks(settings, maps, sides)]
+    return pixels, pd.concat(rows, ignore_index=True)
+
+
+def _maps(task: Task, model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Class activation maps of t0 and t on x and on x' (N, h, w), and the object (N, H, W) where it is known."""
+    maps = {}
+    for image, name in (("images", "before"), ("attacked", "after")):
+        for classes, kind in (("labels", "true"), ("targets", "target")):
+            maps[f"{kind}_{name}"] = class_activation_map(model, found[image], found[classes])[0]
+    data = dataset(task.run, task.run.suite.scoring.split)
+    if isinstance(data, Shapes):
+        objects = [np.asarray(data.masks(int(i))["object"]).reshape(-1, *found["images"].shape[2:]).any(0)
+                   for i in found["places"]]  # fmt: skip
+        maps["object"] = torch.from_numpy(np.stack(objects)).to(found["images"])
+    return maps
+
+
+def _masks(
+    settings: Dissection, maps: dict[str, Tensor], size: tuple[int, int]
+) -> Iterator[tuple[str, float | None, Tensor]]:
+    """The kinds of evidence: t0's on x, t's on x', and the object; with their percentile, and where they are."""
+    for name in ("true_before", "target_after"):
+        for nu in settings.percentiles:
+            yield name, nu, promotion.evidence(maps[name], nu, size)
+    if "object" in maps:
+        yield "object", None, maps["object"] > 0
+
+
+def _evidence(
+    model: nn.Module, found: dict[str, Tensor], delta: Tensor, name: str, nu: float | None, mask: Tensor, size: int
+) -> pd.DataFrame:
+    area = mask.double().mean((1, 2))
+    kept = found["images"] + promotion.refine(delta, mask)
+    shown = mask.flatten(1).any(1)
+    columns = {
+        "image": found["places"],
+        "interpretability": promotion.norm_share(delta, mask).masked_fill(~shown, torch.nan),
+        "random": promotion.random_baseline(area),
+        "success_refined": promotion.reaches(model, kept, found["targets"], batch_size=size).double(),
+    }
+    frame = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
+    return frame.assign(evidence=name, percentile=np.nan if nu is None else nu)
+
+
+def summary(rows: pd.DataFrame, table: str) -> pd.DataFrame:
+    """Means over images with their 95 % intervals: one row, or one for each kind of evidence and percentile."""
+    keys = KEYS[table][1:]
+    values = [str(name) for name in rows if name not in ("image", *keys)]
+    groups = rows.groupby(keys, dropna=False, sort=False) if keys else [((), rows)]
+    found = []
+    for key, group in groups:
+        mean = bootstrap_mean(group[values].to_numpy(float), group.image)
+        found.append(dict(zip(keys, key, strict=True)) | {"n": len(group)} | with_ends(values, mean))
+    return pd.DataFrame(found)
+
+
+def concepts_of(task: Task) -> Concepts:
+    """The user's folder of masks, in Broden's format or as `concepts.Folder` says; else what `shapes` draws, of dev."""
+    data, size = dataset(task.run, "dev"), task.settings.concept_images
+    if task.concepts is None:
+        few = {"dev": min(size, len(data))}
+        return Drawn(dataset(_with_data(task.run, few), "dev"))
+    root = Path(task.concepts)
+    options: dict[str, Any] = {"mean": data.mean, "std": data.std}
+    if (root / "index.csv").is_file():
+        return Broden(root, data.input_size, size=size, **options)
+    return Folder(root, data.input_size, **options)
+
+
+def _with_data(run: Run, sizes: dict[str, int]) -> Run:
+    data = run.suite.dataset.model_copy(update=sizes)
+    return Run(run.suite.model_copy(update={"dataset": data}), run.store, run.data, run.device)
+
+
+def make_units(task: Task, cell: Cell | None) -> Path:
+    """`dissection.parquet`, `association.parquet` and `masking.parquet` of one model, over its layers."""
+    run, settings = task.run, task.settings
+
+    def make(folder: Path) -> dict[str, Any]:
+        model, concepts = _network(task, cell), concepts_of(task)
+        data = dataset(run, run.suite.scoring.split)
+        plain, size = model.model, run.suite.scoring.batch_size
+        units, related, masked = [], [], []
+        for layer in dissection.layers(plain):
+            limits = dissection.thresholds(plain, layer, concepts.images(size), total=len(concepts))
+            table = dissection.dissect(plain, layer, concepts, limits, batch_size=size)
+            for attack, x, changed, labels in _inputs(task):
+                before, after = (data.normalise(part) for part in (x, changed))
+                moved = dissection.sensitivity(plain, layer, before, after, batch_size=size)
+                table[f"sensitivity_{attack}"] = moved
+                found = dissection.association(moved, table.iou.to_numpy())
+                related.append({"layer": layer, "attack": attack, "n": len(x), **found})
+                order = np.argsort(-moved, kind="stable")
+                options: dict[str, Any] = {"seed": run.suite.dataset.seed, "batch_size": size}
+                accuracy = dissection.masked_accuracy(
+                    plain, layer, order, settings.shares, before, after, labels, **options
+                )
+                named = {name: f"top1_{name}" for name in ("clean", "attacked")}
+                masked.append(accuracy.rename(columns=named).assign(attack=attack))
+            units.append(table)
+        pd.concat(units, ignore_index=True).to_parquet(folder / "dissection.parquet")
+        pd.DataFrame(related).to_parquet(folder / "association.parquet")
+        pd.concat(masked, ignore_index=True).to_parquet(folder / "masking.parquet")
+        return harness.provenance(run)
+
+    content = None if task.concepts is None else key_of({"images": _digests(Path(task.concepts))})
+    spec = {
+        **_victim_spec(task, cell),
+        "source": source_digest(make_units, _inputs, concepts_of, dissection),
+        "attacked": [key_of(_attacked_spec(task, attack)) for attack in settings.attacks],
+        "settings": settings.model_dump(include={"shares", "concept_images"}),
+        "concepts": content or data_spec(run, "dev"),
+    }
+    return Store(run.store).get("units", spec, make)
+
+
+def _digests(root: Path) -> list[Any]:
+    """The files of a folder: names, sizes, times of change."""
+    if not root.is_dir():
+        raise UserError(f"no folder of concept masks: {root}")
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _inputs(task: Task) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """For each attack x, x' and the labels; then noise of the norm of the first attack's δ."""
+    for index, attack in enumerate(task.settings.attacks):
+        found = attacked(task, attack)
+        yield attack, found["images"], found["attacked"], found["labels"]
+        if index == 0:
+            noisy = dissection.equal_norm_noise(found["images"], found["attacked"], task.run.suite.dataset.seed)
+            control = (NOISE, found["images"], noisy, found["labels"])
+    yield control
+
+
+def run(given: Given, out: Path, concepts: str | None = None) -> list[Path]:
+    """`measure`, and write the tables, a card and the figures under `out`; returns their paths."""
+    suite = given.run.suite
+    assert suite.dissection is not None
+    tables, threads = measure(given, concepts), torch.get_num_threads()
+    about = {"suite": suite.name, "dissection": suite.dissection.model_dump(), **harness.provenance(given.run)}
+    paths = []
+    for name, table in tables.items():
+        paths.append(out / f"{name}.csv")
+        write_atomic(paths[-1], csv_text(table).encode())
+    paths.append(out / "dissect.json")
+    write_atomic(paths[-1], f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
+    if given.run.device == "cpu":
+        torch.set_num_threads(suite.threads)
+    try:
+        figures = draw(given.run, {name: pd.read_csv(out / f"{name}.csv", keep_default_na=False, na_values=[""])
+                                   for name in tables})  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    for name, figure in figures.items():
+        paths.append(out / "figures" / f"{name}.png")
+        plots.save(figure, paths[-1])
+    return paths
+
+
+def draw(run: Run, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Figures by name: shares of the types, the maps of the first images under each attack on the first model, and,
+    where there are concepts, detectors and what masking does, of the clean models."""
+    psr, task = tables["psr"], Task(run, next(iter(run.suite.models)))
+    clean = psr[psr.fooling.isna()]
+    shares = [
+        clean.assign(type=kind, share=clean[kind], low=clean[f"{kind}_low"], high=clean[f"{kind}_high"])
+        for kind in promotion.TYPES[:4]
+    ]
+    figures = {"shares": promotion_plots.shares_figure(pd.concat(shares, ignore_index=True))}
+    for attack in psr[psr.fooling.isna() & (psr.model == task.model) & (psr.n > 0)].attack:
+        figures[f"maps-{attack}"] = promotion_plots.four_maps(drawn(task, attack))
+    if "dissection" in tables:
+        units, masking = (t[t.fooling.isna()] for t in (tables["dissection"], tables["masking"]))
+        figures["detectors"] = dissection_plots.detectors_figure(units)
+        first = masking[(masking.model == task.model) & (masking.attack == next(iter(task.settings.attacks)))]
+        names = {f"top1_{name}": name for name in ("clean", "attacked")}
+        figures["masking"] = dissection_plots.masking_figure(
+            first.drop(columns=names.values(), errors="ignore").rename(columns=names)
+        )
+    return figures
+
+
+def drawn(task: Task, attack: str, count: int = 4) -> promotion_plots.Maps:
+    """The first images that the attack led to their target."""
+    model, found, size = _network(task, None), attacked(task, attack), task.run.suite.scoring.batch_size
+    reached = promotion.reaches(model, found["attacked"], found["targets"], batch_size=size)
+    found = {name: value[reached][:count] for name, value in found.items()}
+    delta, names = found["attacked"] - found["images"], dataset(task.run, task.run.suite.scoring.split).class_names
+    psr = promotion.promotion_suppression(
+        model, found["images"], delta, found["labels"], found["targets"], task.settings.cell, batch_size=size
+    )
+    maps = _maps(task, model, found)
+    cams = [maps[name].cpu().numpy() for name in ("true_before", "target_before", "true_after", "target_after")]
+    return promotion_plots.Maps(
+        images=found["images"].permute(0, 2, 3, 1).cpu().numpy(),
+        delta=delta.permute(0, 2, 3, 1).cpu().numpy(),
+        value=psr.value.cpu().numpy(),
+        type=psr.type.cpu().numpy(),
+        cell=task.settings.cell,
+        cams=np.stack(cams),
+        classes=[(names[int(a)], names[int(b)]) for a, b in zip(found["labels"], found["targets"], strict=True)],
+        title=f"{task.model}, {attack}: first images that reached their target",
+    )

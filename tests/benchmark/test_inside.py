@@ -1,0 +1,194 @@
+"""`foolbench dissect`: the same adversarial images on a clean and a fooled model, at three levels."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from attacks.errors import UserError
+from benchmark import dissection, inside, suite
+from benchmark.experiments import Given
+from benchmark.metrics import promotion
+from benchmark.plan import Run, dataset
+
+TINY = """
+name = "tiny"
+foolings = ["location"]
+attacked = ["grad_cam"]
+evaluated = ["grad_cam"]
+
+[dataset]
+name = "shapes"
+input_size = 32
+train = 256
+dev = 12
+test = 12
+
+[models.compact_resnet]
+epochs = 12
+learning_rate = 5e-3
+
+[dissection]
+images = 10
+cell = 8
+percentiles = [50, 80]
+concept_images = 8
+shares = [0, 0.5]
+
+[dissection.attacks.pgd]
+epsilon = 0.2
+step = 0.04
+steps = 10
+
+[dissection.attacks.fgsm]
+epsilon = 1e-6
+
+[[recipes]]
+learning_rate = 1e-3
+lambda = 1.0
+steps = 3
+batch_size = 8
+
+[scoring]
+batch_size = 5
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Given, Path, dict[str, pd.DataFrame]]:
+    folder = tmp_path_factory.mktemp("inside")
+    (folder / "tiny.toml").write_text(TINY)
+    given = Given(Run(suite.load(folder / "tiny.toml"), str(folder / "store")), folder, jobs=1)
+    paths = inside.run(given, folder / "out")
+    assert all(path.is_file() for path in paths)
+    tables = {path.stem: pd.read_csv(path) for path in paths if path.suffix == ".csv"}
+    return given, folder / "out", tables
+
+
+def task(done) -> inside.Task:
+    return inside.Task(done[0].run, "compact_resnet")
+
+
+def test_tables_and_figures_are_all_there(done):
+    _, out, tables = done
+    assert sorted(tables) == ["association", "dissection", "interpretability", "masking", "psr"]
+    assert sorted(path.stem for path in (out / "figures").iterdir()) == ["detectors", "maps-pgd", "masking", "shares"]
+    psr = tables["psr"]
+    assert list(zip(psr.fooling.fillna("clean"), psr.attack, strict=True)) == [
+        ("clean", "fgsm"), ("clean", "pgd"), ("location", "fgsm"), ("location", "pgd")]  # fmt: skip
+
+
+def test_attacks_start_from_images_that_the_model_has_right_and_aim_elsewhere(done):
+    found, model = inside.attacked(task(done), "pgd"), inside._network(task(done), None)
+    assert 1 <= len(found["images"]) <= 10
+    assert torch.equal(model(found["images"]).argmax(1), found["labels"])
+    assert (found["labels"] != found["targets"]).all()
+    assert (found["attacked"] - found["images"]).abs().max() <= 0.2 + 1e-6
+    assert float(found["attacked"].min()) >= 0
+    assert float(found["attacked"].max()) <= 1
+
+
+def test_an_attack_that_reaches_nothing_is_a_row_that_says_so(done):
+    psr = done[2]["psr"].query("attack == 'fgsm'")
+    assert (psr.n == 0).all()
+    assert (psr.tried > 0).all()
+    assert psr.suppression.isna().all()
+
+
+def test_psr_of_the_same_images_on_both_models(done):
+    given, _, tables = done
+    found, clean = inside.attacked(task(done), "pgd"), inside._network(task(done), None)
+    reached = clean(found["attacked"]).argmax(1) == found["targets"]
+    rows = tables["psr"].query("attack == 'pgd'")
+    assert (rows.n == int(reached.sum())).all()
+    assert rows.success.iloc[0] == 1.0
+    fooled = inside._network(task(done), next(cell for cell, _ in inside.fooled_models(given.run)))
+    for row, model in zip(rows.itertuples(), (clean, fooled), strict=True):
+        images, labels, targets = (found[name][reached] for name in ("images", "labels", "targets"))
+        delta = found["attacked"][reached] - images
+        psr = promotion.promotion_suppression(model, images, delta, labels, targets, 8, batch_size=7)
+        expected = promotion.shares(psr.type).mean(0)
+        np.testing.assert_allclose([row.suppression, row.promotion, row.balanced, row.inactive], expected, atol=1e-8)
+        assert row.rmse == pytest.approx(float(delta.square().mean((1, 2, 3)).sqrt().mean()), rel=1e-6)
+    parts = rows[["suppression", "promotion", "balanced", "inactive"]].sum(axis=1)
+    np.testing.assert_allclose(parts, 1)
+
+
+def test_evidence_is_measured_with_its_baseline_and_its_part_of_the_attack(done):
+    table = done[2]["interpretability"]
+    assert set(zip(table.evidence, table.percentile.fillna(0), strict=True)) == {
+        *((name, nu) for name in ("true_before", "target_after") for nu in (50, 80)), ("object", 0)}  # fmt: skip
+    given_level = table.dropna(subset="percentile")
+    np.testing.assert_allclose(given_level.random, np.sqrt(1 - given_level.percentile / 100), atol=0.02)
+    assert table.interpretability.between(0, 1).all()
+    assert table.success_refined.between(0, 1).all()
+
+
+def test_units_are_dissected_on_both_models_with_every_attack_and_noise(done):
+    tables = done[2]
+    model = inside._network(task(done), None).model
+    layer = dissection.layers(model)[0]
+    concepts = inside.concepts_of(task(done))
+    assert len(concepts) == 8
+    limits = dissection.thresholds(model, layer, concepts.images(3), total=8)
+    expected = dissection.dissect(model, layer, concepts, limits, batch_size=3)
+    found = tables["dissection"].query("fooling.isna() and layer == @layer")
+    np.testing.assert_allclose(found.iou, expected.iou, atol=1e-6)
+    assert {"sensitivity_pgd", "sensitivity_fgsm", "sensitivity_noise"} <= set(found)
+    assert set(tables["association"].attack) == {"pgd", "fgsm", "noise"}
+    assert tables["association"].fooling.fillna("clean").nunique() == 2
+    untouched = tables["masking"].query("share == 0 and fooling.isna()")
+    assert (untouched.top1_clean == 1).all()
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same_bytes(done, tmp_path, monkeypatch):
+    given, out, tables = done
+    monkeypatch.setattr(inside, "_network", None)
+    monkeypatch.setattr(inside, "draw", lambda run, tables: {})
+    inside.run(given, tmp_path)
+    for name in tables:
+        assert (tmp_path / f"{name}.csv").read_bytes() == (out / f"{name}.csv").read_bytes()
+
+
+def test_masks_of_the_users_own(done, tmp_path):
+    size = dataset(done[0].run, "dev").input_size
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks" / "part" / "left").mkdir(parents=True)
+    pixels, mask = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.uint8)
+    pixels[:, : size // 2], mask[:, : size // 2] = 255, 255
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    Image.fromarray(mask).save(tmp_path / "masks" / "part" / "left" / "a.png")
+    concepts = inside.concepts_of(inside.Task(done[0].run, "compact_resnet", str(tmp_path)))
+    assert concepts.names == [("part", "left")]
+    path = inside.make_units(inside.Task(done[0].run, "compact_resnet", str(tmp_path)), None)
+    assert set(pd.read_parquet(path / "dissection.parquet").concept.dropna()) <= {"left"}
+
+
+def test_a_suite_is_narrowed_to_what_is_asked_for():
+    given = suite.load("promotion-suppression")
+    assert given.dissection is not None
+    assert set(given.dissection.attacks) <= set(inside.ATTACKS)
+    chosen = inside.narrowed(given, "compact_vgg", "digits", "pgd")
+    assert [*chosen.models] == ["compact_vgg"]
+    assert chosen.dataset.name == "digits"
+    assert chosen.dissection is not None
+    assert [*chosen.dissection.attacks] == ["pgd"]
+    assert inside.narrowed(suite.load("smoke"), None, None, None).dissection == given.dissection
+    for arguments, message in (
+        (("compact_vg", None, None), "unknown model of the suite 'compact_vg': did you mean 'compact_vgg'"),
+        ((None, "shape", None), "unknown dataset 'shape': did you mean 'shapes'"),
+        ((None, None, "pgb"), "unknown attack of the suite 'pgb': did you mean 'pgd'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            inside.narrowed(given, *arguments)
+
+
+def test_an_unknown_attack_of_a_suite_is_an_error(done):
+    given = done[0]
+    settings = given.run.suite.dissection.model_copy(update={"attacks": {"pgdd": {}}})
+    run = Run(given.run.suite.model_copy(update={"dissection": settings}), given.run.store)
+    with pytest.raises(UserError, match="unknown attack 'pgdd': did you mean 'pgd'"):
+        inside.measure(Given(run, given.board, 1))
