@@ -42,8 +42,8 @@ def structured(
 
     `rho`: ADMM's penalty in the first step. For the compact models at 64² and cells of 8 pixels τ = 2 γ, ρ = γ = 1 and
     c = 30 do in 60 steps. Takes `steps` forward and backward passes, and a forward pass to look at the last point.
-    Deterministic; an image's result is its own. Memory: a forward and backward pass of the batch, and thirteen copies of
-    the images.
+    Deterministic; an image's result is its own. Memory: a forward and backward pass of the batch, and thirteen copies
+    of the images.
     """
     _check(steps=steps, c=c, rho=rho, epsilon=epsilon)
     for name, value in {"gamma": gamma, "tau": tau, "confidence": confidence}.items():

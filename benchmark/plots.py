@@ -168,27 +168,32 @@ def front(folder: Path | str) -> Figure:
 
 
 def resistance(folder: Path | str) -> Figure:
-    """FSR of the attacked interpreter against the model's Accuracy-Robustness Area: a panel for each interpreter."""
+    """FSR of the attacked interpreter against the Accuracy-Robustness Area of the model, the models evenly spaced in
+    its order: a panel for each interpreter."""
     table = _filled(load(folder, "resistance"), "resistance")
     foolings, attacked = _names(table.fooling), _names(table.attacked)
-    models = table.drop_duplicates("model").sort_values("ara_attack")[["model", "ara_attack"]]
-    figure, axes = panels(1, len(attacked), max(1 + 3.2 * len(attacked), 8), 4.8, sharey=True)
+    models = table.drop_duplicates("model").sort_values(["ara_attack", "model"])[["model", "ara_attack"]]
+    order = list(models.model)
+    figure, axes = panels(1, len(attacked), max(1 + (0.6 + 0.75 * len(order)) * len(attacked), 8), 4.8, sharey=True)
     for panel, name in zip(axes[0], attacked, strict=True):
         for index, fooling in enumerate(foolings):
-            rows = table[(table.attacked == name) & (table.fooling == fooling)].sort_values("ara_attack")
+            rows = table[(table.attacked == name) & (table.fooling == fooling)]
+            x = [order.index(model) + 0.14 * (index - (len(foolings) - 1) / 2) for model in rows.model]
             ends = [rows.excess - rows.excess_low, rows.excess_high - rows.excess]
-            style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 2, "linewidth": 1}
-            panel.errorbar(rows.ara_attack, rows.excess, ends, label=fooling, **style)
-        for label, area in models.itertuples(index=False):
-            panel.annotate(label, (area, -0.17), rotation=90, fontsize=7, ha="center", va="bottom", color="0.35")
-        panel.set_ylim(-0.18, 1.05)
-        panel.set_title(name, fontsize=10)
-        panel.set_xlabel("attack ARA (RMSE, pixels in [0, 1])")
-        panel.grid(color="0.9")
+            style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 2, "linestyle": "none"}
+            panel.errorbar(x, rows.excess, ends, label=fooling, **style)
+        labels = [f"{model}\n{area:.4f}" for model, area in models.itertuples(index=False)]
+        panel.set_xticks(range(len(order)), labels, fontsize=8, rotation=35, ha="right", rotation_mode="anchor")
+        panel.set_xlim(-0.5, len(order) - 0.5)
+        panel.set_ylim(-0.05, 1.05)
+        panel.set_title(name.replace(":", ":\n"), fontsize=10)
+        panel.set_xlabel("model, attack ARA", fontsize=9)
+        panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
     axes[0, 0].set_ylabel("fooling success rate,\nabove the unfooled model's")
     counts = f"n = {int(table.n.min())} to {int(table.n.max())} images, {int(table.seeds.max())} seed(s)"
-    figure.suptitle(f"Does a robust model resist manipulation? {counts}, 95 % intervals over images", fontsize=11)
+    note = "ARA: RMSE, pixels in [0, 1]"
+    figure.suptitle(f"Does a robust model resist manipulation? {counts}, 95 % intervals over images; {note}", fontsize=11)
     legend(figure, axes)
     return figure
 

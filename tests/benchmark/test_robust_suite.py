@@ -136,8 +136,11 @@ def test_the_tables_come_from_the_results_alone_and_are_drawn(done, tmp_path):
     assert leaderboards.check(out) == []
     panels = [panel for panel in plots.resistance(out).axes if panel.get_title()]
     assert [panel.get_title() for panel in panels] == ["grad_cam"]
-    drawn = panels[0].lines[0].get_xdata()
-    assert list(drawn) == sorted(leaderboards.load(out, "resistance").ara_attack)
+    table = leaderboards.load(out, "resistance").sort_values(["ara_attack", "model"])
+    labels = [label.get_text() for label in panels[0].get_xticklabels()]
+    assert labels == [f"{row.model}\n{row.ara_attack:.4f}" for row in table.itertuples()]
+    by_place = sorted(zip(panels[0].lines[0].get_xdata(), panels[0].lines[0].get_ydata(), strict=True))
+    assert [y for _, y in by_place] == list(table.excess)
     read = results.read(out / "results")
     frame, card = read.robustness
     results.write(tmp_path, "robustness", frame.sample(frac=1, random_state=0), card)
