@@ -72,12 +72,12 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
             report(name, error)
             if error:
                 errors[name] = error
-    searches = {name: error for name, error in errors.items() if name.startswith("search ")}
-    return {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}} | {
-        name_of(cell): searches[f"search {front_name(cell)}"]
-        for cell in plan(run.suite)
-        if f"search {front_name(cell)}" in searches
-    }
+    failed = {}
+    for cell in plan(run.suite):
+        error = errors.get(f"search {front_name(cell)}") or errors.get(name_of(cell))
+        if error:
+            failed[name_of(cell)] = error
+    return failed
 
 
 def processes(run: Run, jobs: int | None) -> int:

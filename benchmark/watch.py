@@ -60,10 +60,12 @@ def _create(path: Path, text: str) -> bool:
 
 
 def _abandoned(path: Path, run: str) -> bool:
-    """Whether the claim is of nobody who lives; then it is removed. One of the same run is of a process that died."""
+    """Whether the claim is of nobody who lives; then it is removed. One of the same run is of a process that died, and
+    those of a run that is over died with it."""
     claim = read(path)
     if claim is not None and not (
         claim.get("run") == run
+        or (read(path.parent.parent / f"{claim.get('run')}.json") or {}).get("state") in ("stopped", "ended")
         or (claim.get("host") == socket.gethostname() and not _lives(claim["pid"]))
         or now(path.parent) - claim["beat"] > EXPIRES
     ):
