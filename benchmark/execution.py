@@ -37,6 +37,7 @@ from benchmark.plan import (
     originals_spec,
     plan,
     predictions_spec,
+    recipe,
     robustness_spec,
     scores_spec,
     span,
@@ -166,8 +167,8 @@ def _by_size(run: Run, cells: list[Cell]) -> list[Cell]:
     """Those with most images to fine-tune on first: a large cell that starts last is what everybody waits for."""
 
     def size(cell: Cell) -> int:
-        recipe = manipulation_spec(run, cell)["recipe"]
-        return (recipe["steps"] or 0) * (recipe["batch_size"] or 1)
+        found = recipe(run, cell)
+        return (found["steps"] or 0) * (found["batch_size"] or 1)
 
     return sorted(cells, key=size, reverse=True)
 

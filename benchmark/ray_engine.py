@@ -106,7 +106,7 @@ class Cluster:
             try:
                 yield number, self._ray.get(reference)
             except self._ray.exceptions.RayTaskError as error:  # not of the unit: its code is not there, for one
-                yield number, Outcome("stop", f"a node cannot run a task: {line(error.cause or error)}")
+                yield number, Outcome("stop", f"a node cannot run a task: {line(error.cause or error)[:300]}")
             except self._ray.exceptions.RayError as error:
                 claim = watch.read(watch.folder(task.store) / "claims" / task.key) or {}
                 lasted = time.time() - claim.get("started", time.time())

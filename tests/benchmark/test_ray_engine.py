@@ -18,7 +18,9 @@ from attacks.errors import UserError
 from benchmark import execution, ray_engine, watch
 from benchmark.plan import Run
 
+PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 ROOT = Path(ray_engine.__file__).parent.parent
+PATHS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 with_ray = [
     pytest.mark.ray,
@@ -42,7 +44,7 @@ def test_a_run_here_takes_no_option_of_a_cluster_and_a_cluster_no_relative_path(
             ray_engine.start(Run(finished.run.suite, "here"))
 
 
-def ports(names: list[str]) -> dict[str, int]:
+def ports(names: tuple[str, ...]) -> dict[str, int]:
     """A free port for each name. Ray gives its agents 15 s to tell theirs, which a busy machine exceeds."""
     with ExitStack() as stack:
         found = {}
@@ -56,7 +58,7 @@ def ports(names: list[str]) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Two nodes of one CPU each; `more` adds one."""
-    environment = ray_engine.SAFE | ray_engine.ALONE | {"RAY_AUTH_TOKEN": uuid.uuid4().hex, "PYTHONPATH": str(ROOT)}
+    environment = ray_engine.SAFE | ray_engine.ALONE | {"RAY_AUTH_TOKEN": uuid.uuid4().hex, "PYTHONPATH": PATHS}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -65,7 +67,7 @@ def cluster(tmp_path_factory):
         nodes = Cluster()
 
         def more(**options):
-            fixed = ports(["metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port"])
+            fixed = ports(PORTS)
             return nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20, **fixed, **options)
 
         more(include_dashboard=False)
@@ -129,7 +131,7 @@ class TestCluster:
         other = finished.again(tmp_path, without=("scores",))
         command = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs", "2"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment |= {"RAY_AUTH_TOKEN": uuid.uuid4().hex, "PYTHONPATH": str(ROOT)}
+        environment |= {"RAY_AUTH_TOKEN": uuid.uuid4().hex, "PYTHONPATH": PATHS}
         options = ["--engine", "ray", "--store", other.store, "--out", other.out]
         done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr
