@@ -75,9 +75,8 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
                 errors[name] = error
     failed = {}
     for cell in plan(run.suite):
-        error = errors.get(f"search {front_name(cell)}") or errors.get(name_of(cell))
-        if error:
-            failed[name_of(cell)] = error
+        if found := errors.get(f"search {front_name(cell)}") or errors.get(name_of(cell)):
+            failed[name_of(cell)] = found
     return failed
 
 
