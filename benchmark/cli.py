@@ -24,6 +24,11 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class Split(StrEnum):
     test = "test"
     dev = "dev"
@@ -50,6 +55,18 @@ def run(
     ] = None,
     device: DeviceOption = Device.auto,
     split: Annotated[Split | None, typer.Option("--split", help="Score on this split instead of the suite's.")] = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="Processes of this machine, or Ray.")] = Engine.local,
+    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster. [one of its own, here]")] = None,
+    gpus_per_cell: Annotated[
+        float | None, typer.Option("--gpus-per-cell", min=0, help="On Ray. [0.25 on CUDA, else 0]")
+    ] = None,
+    cpus_per_cell: Annotated[
+        float | None, typer.Option("--cpus-per-cell", min=0.01, help="On Ray. [the suite's threads]")
+    ] = None,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option("--cell-timeout", min=0, help="Seconds of one cell, 0 for no limit. [a day on Ray, else 0]"),
+    ] = None,
 ) -> None:
     """Train, fool and score a suite, and write its leaderboards. What the store holds is not computed again."""
     from benchmark import execution
@@ -60,12 +77,34 @@ def run(
     if split is not None:
         chosen = chosen.model_copy(update={"scoring": chosen.scoring.model_copy(update={"split": split.value})})
     folder = out or _default_out(suite, None if split is None else split.value)
-    failed = execution.run_suite(Run(chosen, str(store), data, _device(device)), folder, jobs)
+    if engine is Engine.ray:
+        from functools import partial
+
+        from benchmark import ray_engine
+
+        where = device.value if device is Device.cuda else _device(device)  # other nodes may have one
+        given = Run(chosen, str(store.absolute()), data and str(Path(data).absolute()), where)
+        jobs = execution.processes(given, jobs)
+        start = partial(ray_engine.start, address=address, jobs=jobs, cpus=cpus_per_cell, gpus=gpus_per_cell)
+        limit = ray_engine.LIMIT if cell_timeout is None else cell_timeout
+    elif address or cpus_per_cell or gpus_per_cell:
+        raise UserError("--address, --cpus-per-cell and --gpus-per-cell are options of --engine ray")
+    else:
+        given, start, limit = Run(chosen, str(store), data, _device(device)), None, cell_timeout or 0.0
+    failed = execution.run_suite(given, folder, jobs, start, limit)
     typer.echo(show(folder), nl=False)
     typer.echo(f"leaderboards: {folder}")
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(f"{len(failed)} manipulation(s) failed, first {name}: {error}")
+
+
+@app.command()
+def status(store: StoreOption = STORE) -> None:
+    """What the runs on a store are doing, node by node: cells done, running, failed, and the time left."""
+    from benchmark import watch
+
+    typer.echo(watch.table(store), nl=False)
 
 
 @app.command()

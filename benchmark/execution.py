@@ -1,18 +1,14 @@
-"""Running a suite: units of work on processes, with progress, then the results.
+"""Running a suite: what it needs as units of work with their order, on an engine, with progress; then the results.
 
-`jobs` processes work side by side, each on the suite's `threads`; the numbers do not depend on `jobs`. A unit that
-raises becomes a failed manipulation with its error, retried by the next run; a full disk or Ctrl-C ends the run.
+By default `jobs` processes work side by side, each on the suite's `threads` (`benchmark.engines`); the numbers depend
+neither on `jobs` nor on the engine. A unit that raises, or whose process is lost again and again, becomes a failed
+manipulation with its error, retried by the next run; a full disk or Ctrl-C ends the run.
 """
 
-import errno
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,8 @@ import torch
 from tqdm.auto import tqdm
 
 from attacks import foolings
-from attacks.errors import UserError
-from benchmark import datasets, harness, leaderboards, results
+from benchmark import datasets, harness, leaderboards, results, watch
+from benchmark.engines import Engine, Here, Names, Processes, Task, Unit, drive, key_of_unit
 from benchmark.plan import (
     Cell,
     Run,
@@ -41,52 +37,47 @@ from benchmark.plan import (
     originals_spec,
     plan,
     predictions_spec,
+    recipe,
     robustness_spec,
     scores_spec,
+    span,
 )
-from benchmark.store import Store, key_of
+from benchmark.store import Store, code_version, key_of
 from benchmark.suite import split_attack
 
-Unit = tuple[str, Callable[..., Any], tuple[Any, ...]]  # what it is, the function, its arguments
+Start = Callable[[Run], Engine]
 
 
-def run_suite(run: Run, out: str | Path, jobs: int | None = None) -> dict[str, str]:
+def run_suite(
+    run: Run, out: str | Path, jobs: int | None = None, start: Start | None = None, limit: float = 0
+) -> dict[str, str]:
     """`compute`, then write results and leaderboards under `out`; returns what `compute` does."""
-    failed = compute(run, jobs)
+    failed = compute(run, jobs, start, limit)
     collect(run, Path(out), failed)
     return failed
 
 
-def compute(run: Run, jobs: int | None = None) -> dict[str, str]:
+def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit: float = 0) -> dict[str, str]:
     """Compute what the store lacks. Returns the error of each failed manipulation, by "model/fooling/attacked/seed".
 
-    `jobs` None: as `processes`.
+    `jobs` None: as `processes`. `start` makes another engine than processes of this machine. `limit`: seconds of one
+    unit, 0 for none.
     """
-    jobs = processes(run, jobs)
+    units, needs, after = graph(run)
     errors: dict[str, str] = {}
-    prepared = _preparations(run)
-    attacks = None if prepared[-1] else _manipulations(run)  # known only after the searches, where there are any
-    total = sum(map(len, prepared)) + (len(plan(run.suite)) if attacks is None else sum(map(len, attacks)))
-    for pairs in _pair_forms(run) if total else ():
+    for pairs in _pair_forms(run) if units else ():
         datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
-    with progress(total) as report, executor(run, jobs) as submit:
-
-        def work(units: list[Unit]) -> None:
-            for name, error in submit(units):
-                report(name, error)
-                if error:
-                    errors[name] = error
-
-        for stage in prepared:
-            work(stage)
-        for stage in _manipulations(run) if attacks is None else attacks:
-            work(stage)
-    searches = {name: error for name, error in errors.items() if name.startswith("search ")}
-    return {n: e for n, e in errors.items() if n in {name_of(cell) for cell in plan(run.suite)}} | {
-        name_of(cell): searches[f"search {front_name(cell)}"]
-        for cell in plan(run.suite)
-        if f"search {front_name(cell)}" in searches
-    }
+    live = start is not None and sys.stderr.isatty()  # its table shows the nodes
+    with progress(len(units), live) as report, executor(run, processes(run, jobs), start, limit) as submit:
+        for name, error in submit(units, needs, after):
+            report(name, error)
+            if error:
+                errors[name] = error
+    failed = {}
+    for cell in plan(run.suite):
+        if found := errors.get(f"search {front_name(cell)}") or errors.get(name_of(cell)):
+            failed[name_of(cell)] = found
+    return failed
 
 
 def processes(run: Run, jobs: int | None) -> int:
@@ -111,147 +102,121 @@ def _lacks(run: Run, kind: str, spec: dict[str, Any]) -> bool:
     return Store(run.store).receipt(kind, key_of(spec)) is None
 
 
-def _preparations(run: Run) -> list[list[Unit]]:
-    """What the store lacks: models, then their original heatmaps and gates, then searches of recipes."""
+def graph(run: Run) -> tuple[list[Unit], Names, Names]:
+    """What the store lacks, in the order in which it is to be started, large cells first; what each unit needs, and
+    what it comes after. Original heatmaps come before all that would else make them itself."""
     suite = run.suite
-    first: list[Unit] = [
-        (f"train {name}", harness.make_model, (run, name))
-        for name, option in suite.models.items()
-        if option.weights is None and _lacks(run, "models", model_spec(run, name))
-    ]
-    second: list[Unit] = [
-        (f"originals {model}/{evaluated}", harness.make_originals, (run, model, evaluated, pairs))
-        for model in suite.models
-        for evaluated in suite.evaluated
-        for pairs in sorted({foolings.create(name).pairs for name in suite.foolings})
-        if _lacks(run, "originals", originals_spec(run, model, evaluated, pairs))
-    ]
-    if suite.gate:
-        second += [
-            (f"gate {model}/{evaluated}", harness.make_gate, (run, model, evaluated))
-            for model in suite.models
-            for evaluated in suite.evaluated
-            if _lacks(run, "gates", gate_spec(run, model, evaluated))
-        ]
-    if suite.robustness:
-        second += [
-            (f"robustness {model}", harness.make_robustness, (run, model))
-            for model in suite.models
-            if _lacks(run, "robustness", robustness_spec(run, model))
-        ]
-    third: list[Unit] = [
-        (f"search {front_name(cell)}", harness.make_front, (run, cell))
-        for cell in fronts(run)
-        if _lacks(run, "front_scores", front_scores_spec(run, cell))
-    ]
-    return [first, second, third]
+    units: list[Unit] = []
+    needs: dict[str, Iterable[str]] = {}
+    after: dict[str, Iterable[str]] = {}
+
+    def add(name: str, function: Callable[..., Any], *args: Any, before: Iterable[str] = ()) -> None:
+        units.append((name, function, (run, *args)))
+        after[name] = before
+
+    for name, option in suite.models.items():
+        if option.weights is None and _lacks(run, "models", model_spec(run, name)):
+            add(f"train {name}", harness.make_model, name)
+    originals: dict[tuple[str, bool], tuple[str, ...]] = {}
+    for model in suite.models:
+        for pairs in sorted({foolings.create(name).pairs for name in suite.foolings}):
+            for evaluated in suite.evaluated:
+                if _lacks(run, "originals", originals_spec(run, model, evaluated, pairs)):
+                    name = _originals_name(model, evaluated, pairs)
+                    originals[model, pairs] = (*originals.get((model, pairs), ()), name)
+                    add(name, harness.make_originals, model, evaluated, pairs)
+                    needs[name] = [f"train {model}"]
+    for cell in fronts(run):
+        if _lacks(run, "front_scores", front_scores_spec(run, cell)):
+            name, attacked = f"search {front_name(cell)}", split_attack(cell["attacked"])[0]
+            own = _originals_name(cell["model"], attacked, foolings.create(cell["fooling"]).pairs)
+            add(name, harness.make_front, cell, before=[own])
+            needs[name] = [f"train {cell['model']}"]
+    for cell in _by_size(run, [cell for cell in plan(suite) if _unfinished(run, cell)]):
+        name, before = name_of(cell), originals.get((cell["model"], foolings.create(cell["fooling"]).pairs), ())
+        if split_attack(cell["attacked"])[1] == "subspace":
+            before = (*before, *map(name_of, span(suite, cell)))
+        add(name, harness.make_manipulation, cell, before=before)
+        needs[name] = [f"train {cell['model']}", f"search {front_name(cell)}"]
+    for model in suite.models:
+        if suite.robustness and _lacks(run, "robustness", robustness_spec(run, model)):
+            add(f"robustness {model}", harness.make_robustness, model)
+            needs[f"robustness {model}"] = [f"train {model}"]
+        for evaluated in suite.evaluated if suite.gate else ():
+            if _lacks(run, "gates", gate_spec(run, model, evaluated)):
+                add(f"gate {model}/{evaluated}", harness.make_gate, model, evaluated)
+                needs[f"gate {model}/{evaluated}"] = [f"train {model}"]
+    return units, needs, after
 
 
-def _manipulations(run: Run) -> list[list[Unit]]:
-    """The manipulations that are not in the store with all their scores, and whose recipe is known: those by gradient,
-    then those in the span of what the first ones make."""
-    by_gradient: list[Unit] = []
-    subspace: list[Unit] = []
-    for cell in plan(run.suite):
-        spec = manipulation_spec(run, cell)
-        if spec["recipe"]["steps"] is None:
-            continue  # its search failed
-        receipt = Store(run.store).receipt("manipulations", key_of(spec))
-        scored = receipt and not _lacks(run, "predictions", predictions_spec(run, cell))
-        scored = scored and not any(_lacks(run, "scores", scores_spec(run, cell, e)) for e in run.suite.evaluated)
-        if receipt is None or (receipt["status"] == "done" and not scored):
-            units = subspace if split_attack(cell["attacked"])[1] == "subspace" else by_gradient
-            units.append((name_of(cell), harness.make_manipulation, (run, cell)))
-    return [by_gradient, subspace]
+def _originals_name(model: str, evaluated: str, pairs: bool) -> str:
+    return f"originals {model}/{evaluated}{'/pairs' if pairs else ''}"
+
+
+def _unfinished(run: Run, cell: Cell) -> bool:
+    """Whether the store lacks the manipulation or a score of it; so it does where the recipe is yet to be found."""
+    receipt = Store(run.store).receipt("manipulations", key_of(manipulation_spec(run, cell)))
+    if receipt is None or receipt["status"] != "done":
+        return receipt is None
+    scores = any(_lacks(run, "scores", scores_spec(run, cell, e)) for e in run.suite.evaluated)
+    return scores or _lacks(run, "predictions", predictions_spec(run, cell))
+
+
+def _by_size(run: Run, cells: list[Cell]) -> list[Cell]:
+    """Those with most images to fine-tune on first: a large cell that starts last is what everybody waits for."""
+
+    def size(cell: Cell) -> int:
+        found = recipe(run, cell)
+        return (found["steps"] or 0) * (found["batch_size"] or 1)
+
+    return sorted(cells, key=size, reverse=True)
 
 
 @contextmanager
-def executor(run: Run, jobs: int) -> Iterator[Callable[[list[Unit]], Iterator[tuple[str, str]]]]:
-    """Run units and yield (name, error or "") as they end. One job runs here, more in processes of their own."""
-    if jobs == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(run.suite.threads if run.device == "cpu" else threads)
-        try:
-            yield lambda units: ((name, _guarded(function, args)) for name, function, args in units)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (run.suite.threads,))
+def executor(
+    run: Run, jobs: int, start: Start | None = None, limit: float = 0
+) -> Iterator[Callable[..., Iterator[tuple[str, str]]]]:
+    """Run units, `submit(units[, needs, after])` (`engines.drive`), and yield (name, error or "") as they end. One job
+    runs here, more, or those with a time limit, in processes of their own; `start` makes another engine."""
+    local = Here() if jobs == 1 and not limit else Processes(jobs)
+    engine: Engine = local if start is None else start(run)
+    before, suite = torch.get_num_threads(), run.suite.model_dump_json()
+    threads = 0 if isinstance(engine, Here) and run.device != "cpu" else run.suite.threads
+    prefix = key_of({"code": code_version(), "suite": suite, "device": run.device, "by": repr(run.submission)})
 
-    def submit(units: list[Unit]) -> Iterator[tuple[str, str]]:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers start here, and import for seconds
-        try:
-            waiting = {pool.submit(_guarded, function, args): name for name, function, args in units}
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield waiting.pop(future), future.result()
+    def submit(units: list[Unit], needs: Names = {}, after: Names = {}) -> Iterator[tuple[str, str]]:  # noqa: B006
+        if not units:
+            return
+        with watch.Record(
+            run.store, run.suite.name, engine.name, len(units), live=start is not None and sys.stderr.isatty()
+        ) as record:
+
+            def task(unit: Unit) -> Task:
+                return Task(*unit, run.store, record.id, key_of_unit(prefix, unit), threads, limit)
+
+            yield from drive(units, engine, record, task, needs, after)
 
     try:
         yield submit
-    except BaseException as error:
-        for process in multiprocessing.active_children():  # before the pool takes its queues from one that starts
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenExecutor):
-            raise UserError(
-                "a worker process was killed (out of memory?): the store is whole, run again with fewer --jobs"
-            ) from error
+    except BaseException:
+        engine.close(whole=False)
         raise
-    pool.shutdown()
-
-
-def _start_worker(threads: int) -> None:
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a word; the parent speaks
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker leaks with a warning
-    torch.set_num_threads(threads)
-
-
-def _follow_parent() -> None:
-    """A killed parent takes its workers along, or they would work through what is queued."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _guarded(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
-    """The error of a unit as one line, "" where there was none."""
-    try:
-        function(*args)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left for the store {args[0].store}") from error
-        return _line(error)
-    except UserError as error:
-        if "no space left" in str(error):
-            raise
-        return _line(error)
-    except Exception as error:  # becomes a row with its error: one bad cell does not cost the others
-        if "No space left" in str(error):  # safetensors wraps the system's error
-            raise UserError(f"no space left for the store {args[0].store}") from error
-        return _line(error)
-    return ""
-
-
-def _line(error: Exception) -> str:
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())
+    else:
+        engine.close(whole=True)
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[str, str], None]]:
-    """A bar with the time left on a terminal; a plain line for each unit elsewhere."""
+def progress(total: int, quiet: bool = False) -> Iterator[Callable[[str, str], None]]:
+    """A bar with the time left on a terminal; a plain line for each unit elsewhere. `quiet`: something else tells."""
     terminal, start, count = sys.stderr.isatty(), time.monotonic(), 0
-    with tqdm(total=total, unit="unit", disable=not (terminal and total), smoothing=0.1) as bar:
+    with tqdm(total=total, unit="unit", disable=quiet or not (terminal and total), smoothing=0.1) as bar:
 
         def report(name: str, error: str) -> None:
             nonlocal count
+            if quiet:
+                return
             count += 1
             bar.update()
             left = (time.monotonic() - start) / count * (total - count)
@@ -288,9 +253,8 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
         if status == "done":
             frames.append(pd.read_parquet(predicted).assign(**cell))
     seen = [receipt for receipt in receipts.values() if "versions" in receipt]
-    origin = {
-        name: seen[0][name] if seen else value for name, value in harness.provenance(run).items()
-    }  # of the manipulations themselves, which may be older than this run
+    # of the manipulations themselves, which may be older than this run, or made on a device that is not here
+    origin = {name: seen[0][name] for name in ("versions", "device", "threads")} if seen else harness.provenance(run)
     data = {name: data_spec(run, suite.scoring.split, pairs) for name, pairs in (("images", False), ("pairs", True))
             if pairs in _pair_forms(run)}  # fmt: skip
     card = {"suite": suite.name, "dataset": data, "manipulations": manipulations, **origin}

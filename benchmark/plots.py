@@ -193,7 +193,9 @@ def resistance(folder: Path | str) -> Figure:
     axes[0, 0].set_ylabel("fooling success rate,\nabove the unfooled model's")
     counts = f"n = {int(table.n.min())} to {int(table.n.max())} images, {int(table.seeds.max())} seed(s)"
     note = "ARA: RMSE, pixels in [0, 1]"
-    figure.suptitle(f"Does a robust model resist manipulation? {counts}, 95 % intervals over images; {note}", fontsize=11)
+    figure.suptitle(
+        f"Does a robust model resist manipulation? {counts}, 95 % intervals over images; {note}", fontsize=11
+    )
     legend(figure, axes)
     return figure
 

@@ -8,9 +8,7 @@ models were attacked, `robustness.parquet` and `robustness.json`. One row is one
 
 import io
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attacks.errors import UserError
+from benchmark.store import write_atomic
 
 KEY = ("model", "fooling", "attacked", "seed")
 """The manipulation a row belongs to."""
@@ -110,25 +109,6 @@ class Results:
     models_card: dict[str, Any]
     fronts: Entry | None = None
     robustness: Entry | None = None
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: a reader, or a run after a crash, sees the old file or the whole new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write(folder: Path | str, name: str, frame: pd.DataFrame, card: dict[str, Any]) -> None:

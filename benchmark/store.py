@@ -47,6 +47,25 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step: a reader, or a run after a crash, sees the old file or the whole new one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 class Store:
     """Entries under `root`, which is made where it is missing. Raises `UserError` where it cannot be."""
 

@@ -60,18 +60,13 @@ def test_attacks_imports_nothing_from_benchmark(module):
 @each_module
 def test_sources_import_no_tests_and_only_what_is_installed(module):
     allowed = {"attacks", "benchmark", "torch", "torchvision", "captum", "pandas", "numpy", "matplotlib", "sklearn"}
-    allowed |= {
-        "foolbox",
-        "scipy",
-        "safetensors",
-        "pyarrow",
-        "pydantic",
-        "typer",
-        "tqdm",
-        "PIL",
-        *sys.stdlib_module_names,
-    }
-    assert {name.split(".")[0] for name in imports(module)} <= allowed
+    allowed |= {"foolbox", "scipy", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "ray", "PIL"}
+    assert {name.split(".")[0] for name in imports(module)} <= allowed | sys.stdlib_module_names
+
+
+def test_ray_is_imported_by_its_engine_alone_and_when_it_is_asked_for():
+    assert [name for name in TREES if "ray" in imports(name)] == ["benchmark.ray_engine"]
+    assert "ray" not in imports("benchmark.ray_engine", at_import=True)
 
 
 def test_no_module_imports_itself_through_others():

@@ -38,8 +38,8 @@ class Finished:
         return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in self.out.rglob("*.*")}
 
     def entries(self) -> dict[str, int]:
-        """Every file of the store, with the time at which it was made."""
-        files = [path for path in self.store.rglob("*") if path.is_file()]
+        """Every file of the store's entries, with the time at which it was made."""
+        files = [path for path in self.store.rglob("*") if path.is_file() and self.store / "runs" not in path.parents]
         return {path.relative_to(self.store).as_posix(): path.stat().st_mtime_ns for path in files}
 
     @staticmethod

@@ -150,14 +150,6 @@ def test_an_entry_with_damaged_weights_is_a_failed_row(finished, tmp_path):
     assert rows.error.dropna().str.contains("Safetensor").all()
 
 
-def test_a_worker_that_is_killed_is_one_line(finished):
-    with (
-        pytest.raises(UserError, match=r"a worker process was killed .*: the store is whole, run again"),
-        execution.executor(finished.run, 2) as submit,
-    ):
-        list(submit([("dies", os._exit, (9,))]))
-
-
 def test_one_interpreter_that_raises_costs_its_own_cell_alone(finished, tmp_path, monkeypatch):
     other, original = started(finished, tmp_path, "scores", "predictions"), harness.score
 

@@ -1,0 +1,162 @@
+"""Engines and their order: each unit after what it waits for, lost ones again, and nothing twice by two drivers."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attacks.errors import UserError
+from benchmark import engines, watch
+from benchmark.engines import Here, Outcome, Processes, Task, Unit, drive
+
+
+class Script:
+    """An engine of `slots` that ends units in the order of `pick`, with an outcome made up for each try."""
+
+    name = "script"
+
+    def __init__(self, outcome=lambda name, tries: Outcome("ended"), slots=2, pick=0):
+        self.outcome, self.slots, self.pick, self.tries = outcome, slots, pick, dict[str, int]()
+        self.running, self.started, self.closed = list[tuple[int, Task]](), list[str](), None
+
+    def room(self):
+        return len(self.running) < self.slots
+
+    def start(self, number, task):
+        assert self.room()
+        self.running.append((number, task))
+        self.started.append(task.name)
+
+    def ended(self, seconds):
+        number, task = self.running.pop(self.pick % len(self.running))
+        self.tries[task.name] = self.tries.get(task.name, 0) + 1
+        yield number, self.outcome(task.name, self.tries[task.name])
+
+
+def go(tmp_path: Path, engine, units: list[Unit], needs={}, after={}, limit=0.0):  # noqa: B006
+    with watch.Record(tmp_path, "suite", engine.name, len(units)) as record:
+
+        def task(unit: Unit) -> Task:
+            return Task(*unit, str(tmp_path), record.id, engines.key_of_unit("", unit), 0, limit)
+
+        return list(drive(units, engine, record, task, needs, after))
+
+
+def units(names: str) -> list[Unit]:
+    return [(name, time.sleep, (0,)) for name in names]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(0, 7))
+@settings(max_examples=40, deadline=None)
+def test_every_unit_runs_once_after_all_that_it_waits_for(tmp_path_factory, seed, slots, pick):
+    names = [chr(97 + i) for i in range(10)]
+    edges = {n: [m for j, m in enumerate(names[:i]) if (seed >> (i + j)) & 1] for i, n in enumerate(names)}
+    engine = Script(slots=slots, pick=pick)
+    found = go(
+        tmp_path_factory.mktemp("s"), engine, units("".join(names)), needs=edges, after={"j": ["a"], "a": ["no"]}
+    )
+    assert sorted(found) == [(name, "") for name in names]
+    assert sorted(engine.started) == names
+    ends = [name for name, _ in found]
+    assert all(ends.index(before) < ends.index(name) for name, others in edges.items() for before in others)
+
+
+def test_what_comes_first_in_the_list_starts_first(tmp_path):
+    engine = Script(slots=1)
+    go(tmp_path, engine, units("cabd"), after={"c": ["d"]})
+    assert engine.started == ["a", "b", "d", "c"]
+
+
+def test_an_error_is_also_that_of_what_needs_it_and_not_of_what_comes_after(tmp_path):
+    engine = Script(lambda name, _: Outcome("ended", "no luck" if name == "a" else ""))
+    found = go(tmp_path, engine, units("abcde"), needs={"b": ["a"], "c": ["b"], "e": ["a", "d"]}, after={"d": ["a"]})
+    assert dict(found) == {"a": "no luck", "b": "no luck", "c": "no luck", "d": "", "e": "no luck"}
+    assert sorted(engine.started) == ["a", "d"]
+
+
+def test_units_of_one_name_are_all_run(tmp_path):
+    assert go(tmp_path, Script(), units("aaa")) == [("a", "")] * 3
+
+
+def test_a_lost_unit_is_tried_again_and_then_is_an_error(tmp_path):
+    engine = Script(lambda name, tries: Outcome("lost", "killed") if name == "a" or tries < 3 else Outcome("ended"))
+    assert sorted(go(tmp_path, engine, units("ab"))) == [("a", "killed (3 times)"), ("b", "")]
+    assert engine.tries == {"a": 1 + engines.RETRIES, "b": 3}
+
+
+def test_a_unit_that_another_run_has_is_asked_for_again_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PATIENCE", 0.01)
+    engine = Script(lambda name, tries: Outcome("busy" if name == "a" and tries < 4 else "ended"))
+    assert go(tmp_path, engine, units("abc")) == [("b", ""), ("c", ""), ("a", "")]
+
+
+def test_a_full_disk_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match="no space left for the store"):
+        go(tmp_path, Here(), [("a", full, ())])
+
+
+def full():
+    raise OSError(28, "No space left on device")
+
+
+def test_a_unit_that_raises_is_one_line(tmp_path):
+    assert go(tmp_path, Here(), [("a", int, ("x\ny",))]) == [
+        ("a", "ValueError: invalid literal for int() with base 10: 'x\\ny'")
+    ]
+
+
+def test_two_runs_on_one_store_do_not_do_one_thing_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PATIENCE", 0.05)
+    spans, lock = {}, threading.Lock()
+
+    def note(name):
+        start = time.monotonic()
+        time.sleep(0.02)
+        with lock:
+            spans.setdefault(name, []).append((start, time.monotonic()))
+
+    plan = [(name, note, (name,)) for name in "abcdef"]
+    runs = [threading.Thread(target=go, args=(tmp_path, Here(), plan)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    for first, second in spans.values():
+        assert first[1] <= second[0]
+    assert not list((watch.folder(tmp_path) / "claims").iterdir())
+
+
+def test_a_process_that_dies_or_hangs_costs_its_own_unit_alone(tmp_path):
+    plan = [
+        ("dies", os._exit, (9,)),
+        ("hangs", time.sleep, (600,)),
+        *((f"sleeps {i}", time.sleep, (0.01,)) for i in range(5)),
+    ]
+    engine = Processes(2)
+    found = dict(go(tmp_path, engine, plan, limit=1.0))
+    assert found.pop("dies") == "its process was killed (out of memory?) (3 times)"
+    assert found.pop("hangs") == "ran past its limit of 1 s (3 times)"
+    assert set(found.values()) == {""}
+    engine.close(whole=True)
+
+
+def test_a_process_that_was_killed_from_outside_is_replaced(tmp_path):
+    engine = Processes(1)
+    with watch.Record(tmp_path, "suite", engine.name, 2) as record:
+        plan = [("first", os.getpid, ()), ("second", time.sleep, (0,))]
+        tasks = [Task(*unit, str(tmp_path), record.id, f"key{unit[0]}", 0, 0.0) for unit in plan]
+        engine.start(0, tasks[0])
+        while not (ended := list(engine.ended(1.0))):
+            pass
+        (process,) = engine._processes.values()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found = [error for _, error in drive(plan, engine, record, lambda unit: tasks[plan.index(unit)], {}, {})]
+    assert (ended[0][1].kind, found) == ("ended", ["", ""])
+    engine.close(whole=False)
+    assert not process.is_alive()
