@@ -42,7 +42,7 @@ def structured(
 
     `rho`: ADMM's penalty in the first step. For the compact models at 64² and cells of 8 pixels τ = 2 γ, ρ = γ = 1 and
     c = 30 do in 60 steps. Takes `steps` forward and backward passes, and a forward pass to look at the last point.
-    Deterministic; an image's result is its own. Memory: a forward and backward pass of the batch, and thirteen copies
+    Deterministic; an image's result is its own. Memory: a forward and backward pass of the batch and thirteen copies
     of the images.
     """
     _check(steps=steps, c=c, rho=rho, epsilon=epsilon)
@@ -60,7 +60,8 @@ def structured(
         margin, across, gradient = _tangent(logits_of, images, delta, targets, confidence, t < steps)
         first = margin if t == 0 else first
         aim = torch.where(across, aim / 2, aim - BEYOND * first)
-        cost = gamma * delta.square().sum((1, 2, 3)) + tau * cell_norms(delta, cell).sum(1)
+        norms = cell_norms(delta, cell)
+        cost = gamma * norms.square().sum(1) + tau * norms.sum(1)
         better = across & (cost < least)
         torch.where(_wide(better), delta, best, out=best)
         least = torch.where(better, cost, least)
@@ -68,13 +69,13 @@ def structured(
             penalty = rho * (t + 1)
             u *= t / (t + 1)  # scaled by the penalty
             v *= t / (t + 1)
-            z = (y - u + w - v) * (penalty / (2 * gamma + 2 * penalty))
-            ahead = margin - aim + ((z - delta) * gradient).sum((1, 2, 3))
+            z = (y - u).add_(w).sub_(v).mul_(penalty / (2 * gamma + 2 * penalty))
+            ahead = margin - aim + (z - delta).mul_(gradient).sum((1, 2, 3))
             slope = gradient.square().sum((1, 2, 3)).clamp_min(torch.finfo(images.dtype).tiny)
-            z -= _wide((ahead / slope).clamp(0, c / (2 * gamma + 2 * penalty))) * gradient
-            y, w = shrink(z + u, cell, tau / penalty), (z + v).clamp(low, high)
-            u += z - y
-            v += z - w
+            z.addcmul_(gradient, _wide((ahead / slope).clamp(0, c / (2 * gamma + 2 * penalty))), value=-1)
+            y, w = shrink(z + u, cell, tau / penalty), (z + v).clamp_(low, high)
+            u.add_(z).sub_(y)
+            v.add_(z).sub_(w)
     return images + best
 
 

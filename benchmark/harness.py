@@ -96,8 +96,7 @@ def make_model(run: Run, name: str) -> Path:
             torch.manual_seed(data.seed)
             model = new_model(run, name).to(run.device)
         objective, regulariser = objective_of(run, name)
-        options: dict[str, Any] = option.model_dump(include={"epochs", "learning_rate", "batch_size"})
-        losses = train(model, dataset(run, "train"), **options, seed=data.seed, objective=objective)
+        losses = train(model, dataset(run, "train"), **option.schedule(), seed=data.seed, objective=objective)
         with torch.no_grad():
             correct = torch.cat([top_k_correct(model(x), y, 1) for x, y in batches(run, "dev")])
         save_weights(model, folder)

@@ -80,6 +80,10 @@ class Model(Part):
             raise ValueError("weights are not trained here: leave out adversary and regulariser")
         return self
 
+    def schedule(self) -> dict[str, Any]:
+        """epochs, learning_rate and batch_size of its training."""
+        return self.model_dump(include={"epochs", "learning_rate", "batch_size"})
+
 
 class RecipeRule(Part):
     """Fine-tuning recipe; `model`, `fooling`, `attacked` say where it holds. The last rule that fits wins, per key."""

@@ -19,7 +19,7 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.plots", "benchmark.results", "benchmark.intervals", "attacks.errors"]
-LIGHT += ["benchmark.dissection_plots"]
+LIGHT += ["benchmark.dissection_plots", "benchmark.promotion_plots"]
 each_module = pytest.mark.parametrize("module", TREES)
 
 

@@ -137,7 +137,7 @@ def make_robust(run: Run, name: str, trainer: PGD) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(data.seed)
             model = harness.new_model(run, name).to(run.device)
-        options = option.model_dump(exclude={"weights"})
+        options = option.schedule()
         losses = train(model, dataset(run, "train"), trainer, **options, seed=data.seed)
         harness.save_weights(model, folder)
         return {"losses": losses, **harness.provenance(run)}

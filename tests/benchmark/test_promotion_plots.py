@@ -63,10 +63,10 @@ def test_every_cell_is_drawn_in_its_place_with_its_sign():
         assert [t.get_text() for t in panel.texts] == ["−", "+", "", "0", "", "+"]
         assert [bool(p.get_hatch()) for p in panel.patches] == [False] * 4 + [True, False]
         red, green, blue = np.array([to_rgb(p.get_facecolor()) for p in panel.patches]).T
-        assert (blue > red).tolist() == [True] + [False] * 5, "purple"
+        assert (blue > 1.2 * red).tolist() == [True] + [False] * 5, "purple"
         assert (red > 1.2 * blue).tolist() == [False, True, False, False, False, True], "orange"
-        assert red[2] == pytest.approx(blue[2], abs=0.02), "white"
-        assert green[1] < green[5], "the darker, the larger"
+        assert min(red[2], green[2], blue[2]) > 0.95, "white"
+        assert green[1] < green[5], "darker where larger"
 
 
 def test_maps_of_a_class_share_a_scale_on_both_images():

@@ -24,9 +24,10 @@ def test_psr_of_all_cells_against_forward_passes(record_property: Callable) -> N
         for part in passes:
             model(part)
 
-    measured = ratio(
-        lambda: promotion_suppression(model, images, delta, labels, labels + 1, CELL, batch_size=BATCH), bare
-    )
+    def all_cells() -> None:
+        promotion_suppression(model, images, delta, labels, labels + 1, CELL, batch_size=BATCH)
+
+    measured = ratio(all_cells, bare, repeats=15)
     print(f"\nPSR: {measured:.3f} of {sum(map(len, passes))} bare forward passes (target 1.1)")
     record_property("PSR", measured)
 
@@ -43,5 +44,5 @@ def test_the_structured_attack_against_forward_and_input_gradient(record_propert
             torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)
 
     measured = ratio(lambda: structured(model, images, targets, **options), bare)
-    print(f"\nstructured attack: {measured:.3f} of {STEPS} bare forward and backward passes (target 1.15)")
+    print(f"\nstructured attack: {measured:.3f} of {STEPS} bare forward and backward passes (target 1.2)")
     record_property("structured attack", measured)

@@ -29,7 +29,7 @@ class Known(nn.Module):
         self.conv, self.linear, self.kind = nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 3), head
         with torch.no_grad():
             self.conv.weight.copy_(torch.tensor([[1.0, -1, 0], [0, 0, 2]])[..., None, None])
-            self.linear.weight.copy_(torch.tensor([[1.0, 0], [-1, 3], [0.5, 0.5]]))
+            self.linear.weight.copy_(torch.tensor([[1.0, 0], [-2, 1], [0.5, 0.5]]))
             self.linear.bias.copy_(torch.tensor([10.0, 20, 30]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_a_known_map(head: str):
     images, classes = drawn(3, 3, 4, 6), torch.tensor([0, 1, 2])
     maps, used = class_activation_map(Known(head), images, classes)
     first, second = (images[:, 0] - images[:, 1]).relu(), 2 * images[:, 2]
-    expected = [first[0], 3 * second[1] - first[1], 0.5 * first[2] + 0.5 * second[2]]
+    expected = [first[0], second[1] - 2 * first[1], 0.5 * first[2] + 0.5 * second[2]]
     assert used == "cam"
     torch.testing.assert_close(maps, torch.stack(expected))
     assert maps.min() < 0, "signed"
