@@ -437,7 +437,8 @@ def draw(run: Run, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         figures[f"maps-{attack}"] = promotion_plots.four_maps(drawn(task, attack))
     if "dissection" in tables:
         units, masking = (t[t.fooling.isna()] for t in (tables["dissection"], tables["masking"]))
-        figures["detectors"] = dissection_plots.detectors_figure(units)
+        for model, own in units.groupby("model"):
+            figures[f"detectors-{model}"] = dissection_plots.detectors_figure(own)
         first = masking[(masking.model == task.model) & (masking.attack == next(iter(task.settings.attacks)))]
         names = {f"top1_{name}": name for name in ("clean", "attacked")}
         figures["masking"] = dissection_plots.masking_figure(

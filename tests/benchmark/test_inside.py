@@ -75,7 +75,8 @@ def task(done) -> inside.Task:
 def test_tables_and_figures_are_all_there(done):
     _, out, tables = done
     assert sorted(tables) == ["association", "dissection", "interpretability", "masking", "psr"]
-    assert sorted(path.stem for path in (out / "figures").iterdir()) == ["detectors", "maps-pgd", "masking", "shares"]
+    figures = ["detectors-compact_resnet", "maps-pgd", "masking", "shares"]
+    assert sorted(path.stem for path in (out / "figures").iterdir()) == figures
     psr = tables["psr"]
     assert list(zip(psr.fooling.fillna("clean"), psr.attack, strict=True)) == [
         ("clean", "fgsm"), ("clean", "pgd"), ("location", "fgsm"), ("location", "pgd")]  # fmt: skip
