@@ -93,9 +93,9 @@ def minimum_norm(
     """
     if boundary not in BOUNDARIES:
         raise unknown("boundary", boundary, BOUNDARIES)
-    _check(steps=steps, path=path)
-    _check_pixels(images)
-    logits_of, images = _classifier(model, images, targets), images.detach()
+    check_options(steps=steps, path=path)
+    check_pixels(images)
+    logits_of, images = classifier(model, images, targets), images.detach()
     delta, velocity, best = (torch.zeros_like(images) for _ in range(3))
     radius, first = images.new_zeros(len(images)), torch.full_like(targets, steps + 1, dtype=torch.int64)
     for t in range(steps + 1):
@@ -107,7 +107,7 @@ def minimum_norm(
         with torch.no_grad():
             crossed, size, never = BOUNDARIES[boundary](logits, targets), rmse(delta), first > steps
             better = torch.where(crossed, never | (size < radius), never & (size > radius))
-            torch.where(_wide(better), delta, best, out=best)
+            torch.where(wide(better), delta, best, out=best)
             radius, first = torch.where(better, size, radius), torch.where(crossed & never, t, first)
             if t < steps:
                 _move(delta, velocity, gradient, crossed, _length(t, steps, path), momentum)
@@ -135,8 +135,8 @@ def bounded(
     momentum, RMSE(δ) exceeds ρ by less than one of the last steps, path·2(T−t)/(T(T+1)). `unrolled`: through that many
     last steps (None: all) δ keeps its graph to the model's parameters.
     """
-    _check(rho=rho, steps=steps, path=path)
-    logits_of, images = _classifier(model, images, targets), images.detach()
+    check_options(rho=rho, steps=steps, path=path)
+    logits_of, images = classifier(model, images, targets), images.detach()
     delta, velocity = torch.zeros_like(images), torch.zeros_like(images)
     for t in range(steps):
         graph = unrolled is None or t >= steps - unrolled
@@ -167,9 +167,9 @@ def _move(
 ) -> None:
     """A step, in place: d, −δ where `back` (N,) and ± the gradient elsewhere, divided by 1e-8 + RMSE(d) and averaged
     into m; δ + length · m. Signs go into that quotient, and nothing new is kept: each pass over the images counts."""
-    direction = torch.where(_wide(back), delta, gradient)
+    direction = torch.where(wide(back), delta, gradient)
     scale = (1 - momentum) / (1e-8 + rmse(direction))
-    velocity.mul_(momentum).addcmul_(direction, _wide(torch.where(back | down, -scale, scale)))
+    velocity.mul_(momentum).addcmul_(direction, wide(torch.where(back | down, -scale, scale)))
     delta.add_(velocity, alpha=length)
 
 
@@ -177,7 +177,7 @@ def _length(t: int, steps: int, path: float) -> float:
     return path * (steps - t) / (steps * (steps + 1) / 2)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
@@ -186,9 +186,9 @@ def fgsm(model: Model, images: Tensor, targets: Tensor, epsilon: float, *, targe
 
     `targeted`: `targets` are the classes to reach, here and below.
     """
-    _check(epsilon=epsilon)
-    _check_pixels(images)
-    attack = FGSM(_classifier(model, images, targets), _log_odds, 0, 1)
+    check_options(epsilon=epsilon)
+    check_pixels(images)
+    attack = FGSM(classifier(model, images, targets), _log_odds, 0, 1)
     attack.zero_thresh = 0.0  # its own takes any gradient below 1e-6 for zero
     with _quietly():
         return attack.perturb(images.detach(), epsilon, targets, targeted=targeted)
@@ -229,9 +229,9 @@ def pgd(
     """
     if norm not in ("Linf", "L2"):
         raise unknown("norm", norm, ("Linf", "L2"))
-    _check(epsilon=epsilon, step=step, steps=steps)
-    _check_pixels(images)
-    attack = _SeededPGD(_classifier(model, images, targets), _log_odds, 0, 1)
+    check_options(epsilon=epsilon, step=step, steps=steps)
+    check_pixels(images)
+    attack = _SeededPGD(classifier(model, images, targets), _log_odds, 0, 1)
     attack.seed, attack.fgsm.zero_thresh = seed, 0.0
     with _quietly():
         options: dict[str, Any] = {"targeted": targeted, "random_start": random_start, "norm": norm}
@@ -260,19 +260,19 @@ def elastic_net(
 def _by_foolbox(
     attack: str, options: dict[str, Any], model: Model, images: Tensor, targets: Tensor, targeted: bool
 ) -> Tensor:
-    _check(steps=options["steps"])
-    _check_pixels(images)
+    check_options(steps=options["steps"])
+    check_pixels(images)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # else a machine without git could not import foolbox
     import foolbox
 
-    lent = foolbox.PyTorchModel(_Lent(_classifier(model, images, targets)).eval(), (0, 1), images.device)
+    lent = foolbox.PyTorchModel(_Lent(classifier(model, images, targets)).eval(), (0, 1), images.device)
     aim = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
     # it would stop early by the loss of the whole batch, and an image's result is to depend on itself alone
     run = getattr(foolbox.attacks, attack)(abort_early=False, **options)
     with torch.enable_grad():
         found = run(lent, images.detach(), aim(targets), epsilons=None)[0].detach()
     nothing = (found == 0).flatten(1).all(1)  # foolbox's sign for it
-    return torch.where(_wide(nothing), images.detach(), found)
+    return torch.where(wide(nothing), images.detach(), found)
 
 
 class _Lent(nn.Module):
@@ -302,7 +302,7 @@ class _InputGradient(torch.autograd.Function):
         return torch.autograd.grad(ctx.logits, ctx.images, gradient)[0], None
 
 
-def _check(**values: float) -> None:
+def check_options(**values: float) -> None:
     for name, value in values.items():
         if name == "steps" and value < 1:
             raise UserError(f"steps must be at least 1 (got {value})")
@@ -310,13 +310,13 @@ def _check(**values: float) -> None:
             raise UserError(f"{name} must be greater than 0 (got {value:g})")
 
 
-def _check_pixels(images: Tensor) -> None:
+def check_pixels(images: Tensor) -> None:
     low, high = (images.amin(), images.amax()) if images.numel() else (0, 1)
     if not (low >= 0 and high <= 1):
         raise UserError(f"images must be pixels in [0, 1] (got {float(low):g} to {float(high):g})")
 
 
-def _classifier(model: Model, images: Tensor, targets: Tensor) -> Model:
+def classifier(model: Model, images: Tensor, targets: Tensor) -> Model:
     """`model`, its logits checked against the targets; shapes are checked at once."""
     if images.dim() != 4:
         raise UserError(f"images must be (N, C, H, W) (got {tuple(images.shape)})")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.adversarial import Model, _check, _check_pixels, _classifier, _wide
+from attacks.adversarial import Model, check_options, check_pixels, classifier, wide
 from attacks.errors import UserError
 
 BEYOND = 0.01  # of m's first value: how much further below 0 it aims after each point at which the target does not lead
@@ -45,12 +45,12 @@ def structured(
     Deterministic; an image's result is its own. Memory: a forward and backward pass of the batch and thirteen copies
     of the images.
     """
-    _check(steps=steps, c=c, rho=rho, epsilon=epsilon)
+    check_options(steps=steps, c=c, rho=rho, epsilon=epsilon)
     for name, value in {"gamma": gamma, "tau": tau, "confidence": confidence}.items():
         if not value >= 0:
             raise UserError(f"{name} must be at least 0 (got {value:g})")
-    _check_pixels(images)
-    logits_of, images = _classifier(model, images, targets), images.detach()
+    check_pixels(images)
+    logits_of, images = classifier(model, images, targets), images.detach()
     check_cell(cell, *images.shape[2:])
     low, high = (-images).clamp(min=-epsilon), (1 - images).clamp(max=epsilon)
     y, w, u, v, best = (torch.zeros_like(images) for _ in range(5))
@@ -63,7 +63,7 @@ def structured(
         norms = cell_norms(delta, cell)
         cost = gamma * norms.square().sum(1) + tau * norms.sum(1)
         better = across & (cost < least)
-        torch.where(_wide(better), delta, best, out=best)
+        torch.where(wide(better), delta, best, out=best)
         least = torch.where(better, cost, least)
         if t < steps:
             penalty = rho * (t + 1)
@@ -72,7 +72,7 @@ def structured(
             z = (y - u).add_(w).sub_(v).mul_(penalty / (2 * gamma + 2 * penalty))
             ahead = margin - aim + (z - delta).mul_(gradient).sum((1, 2, 3))
             slope = gradient.square().sum((1, 2, 3)).clamp_min(torch.finfo(images.dtype).tiny)
-            z.addcmul_(gradient, _wide((ahead / slope).clamp(0, c / (2 * gamma + 2 * penalty))), value=-1)
+            z.addcmul_(gradient, wide((ahead / slope).clamp(0, c / (2 * gamma + 2 * penalty))), value=-1)
             y, w = shrink(z + u, cell, tau / penalty), (z + v).clamp_(low, high)
             u.add_(z).sub_(y)
             v.add_(z).sub_(w)

@@ -56,7 +56,7 @@ from benchmark.plan import (
     untrained,
 )
 from benchmark.plots import Samples
-from benchmark.scoring import Curves, Maps, batches, heatmaps, predictions, score, target_grid
+from benchmark.scoring import Curves, Maps, batches, first_images, heatmaps, predictions, score, target_grid
 from benchmark.search import Judge, State, ahead, grid, search
 from benchmark.store import Store, code_version, key_of
 from benchmark.suite import split_attack
@@ -128,18 +128,13 @@ def make_robustness(run: Run, name: str) -> None:
     options = settings.model_dump(exclude={"images"})
 
     def make(folder: Path) -> dict[str, Any]:
-        data, frames, done = dataset(run, split), [], 0
+        data, frames = dataset(run, split), []
         model = OnPixels(clean_model(run, name), data.mean, data.std).eval()
-        for images, targets in batches(run, split):
-            images, targets = (part[: settings.images - done] for part in (images, targets))
-            if not len(images):
-                break
+        for places, images, targets in first_images(batches(run, split), settings.images):
             for boundary in BOUNDARIES:
                 found = minimum_norm(model, data.denormalise(images), targets, boundary=boundary, **options)
                 columns = {"radius": found.radius.cpu().numpy(), "first": found.first.cpu().numpy()}
-                places = np.arange(done, done + len(images))
                 frames.append(pd.DataFrame({"boundary": boundary, "image": places, **columns}))
-            done += len(images)
         pd.concat(frames, ignore_index=True).to_parquet(folder / "radii.parquet")
         return {"num_classes": data.num_classes, **provenance(run)}
 
@@ -194,8 +189,8 @@ def make_gate(run: Run, model_name: str, evaluated: str) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(run.suite.dataset.seed)
             random_model = new_model(run, model_name).to(run.device).eval()
-        parts, size = zip(*batches(run, "dev", has_pairs(run)), strict=True), run.suite.scoring.batch_size
-        images, targets = (torch.cat(part)[: settings.images] for part in parts)
+        asked, size = first_images(batches(run, "dev", has_pairs(run)), settings.images), run.suite.scoring.batch_size
+        images, targets = map(torch.cat, zip(*((x, y) for _, x, y in asked), strict=True))
         classes = dataset(run, "dev").num_classes
         targets, others = targets.unbind(1) if targets.dim() == 2 else (targets, (targets + 1) % classes)
         first = images[:size], targets[:size]

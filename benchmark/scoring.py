@@ -28,6 +28,17 @@ def batches(run: Run, split: str, pairs: bool = False) -> Iterator[tuple[Tensor,
         yield images.to(run.device), targets.to(run.device)
 
 
+def first_images(parts: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """The first `count` images of batches, batch by batch: their places in the split, images, targets."""
+    done = 0
+    for images, targets in parts:
+        if done >= count:
+            return
+        images, targets = images[: count - done], targets[: count - done]
+        yield range(done, done + len(images)), images, targets
+        done += len(images)
+
+
 def heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """(N, h, w), or (N, 2, h, w) where the targets are pairs of classes."""
     if targets.dim() == 2:
@@ -106,24 +117,19 @@ class Curves:
     def drops(self, maps: Maps | None) -> np.ndarray:
         """(n, K) logit drops, cells in the order of the heatmaps; None: in a random order."""
         scoring, seed = self.run.suite.scoring, self.run.suite.dataset.seed
-        parts, done = [], 0
-        for images, targets in batches(self.run, scoring.split, self.pairs):
-            images = images[: scoring.aopc_images - done]
-            if not len(images):
-                break
-            targets = (targets[:, 0] if self.pairs else targets)[: len(images)]
+        parts = []
+        for ids, images, targets in first_images(batches(self.run, scoring.split, self.pairs), scoring.aopc_images):
+            targets = targets[:, 0] if self.pairs else targets
             if self.grid is None:
                 self.grid = target_grid(self.model, images[:1])
                 self.model = folded(self.model, images[:1])
-            ids = range(done, done + len(images))
             if maps is None:
                 order = random_order(ids, self.grid[0] * self.grid[1], seed)
             else:
-                order = cell_order(maps(done, done + len(images)), self.grid)
+                order = cell_order(maps(ids.start, ids.stop), self.grid)
             channels, height, width = images.shape[1:]
             fill = noise(ids, (channels, height, width), seed, device=images.device, dtype=images.dtype)
             parts.append(drops(self.model, images, targets, order, self.grid, fill, scoring.aopc_cells))
-            done += len(images)
         return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, 0), np.float32)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attacks.foolings import Fooling
 from attacks.manipulation import Manipulated, Recipe
 from benchmark.interpreters import Interpreter
-from benchmark.scoring import heatmaps
+from benchmark.scoring import first_images, heatmaps
 from benchmark.suite import Search
 
 Point = dict[str, Any]  # learning_rate, lambda, steps, fsr, drop (points), loss
@@ -37,12 +37,8 @@ class Judge:
         self.top1 = self._top1(clean)
 
     def _maps(self, model: nn.Module) -> Iterator[Tensor]:
-        left = self.images
-        for images, targets in self.dev(self.fooling.pairs):
-            if left <= 0:
-                return
-            yield heatmaps(self.interpreter, model, images[:left], targets[:left])
-            left -= len(images)
+        for _, images, targets in first_images(self.dev(self.fooling.pairs), self.images):
+            yield heatmaps(self.interpreter, model, images, targets)
 
     def _top1(self, model: nn.Module) -> float:
         right = [(model(images).argmax(1) == targets).float() for images, targets in self.dev(False)]
