@@ -199,8 +199,8 @@ def masked_accuracy(
 
     `order` (units,): the units, the most sensitive first. For each of `shares` in [0, 1] the first ⌈share · units⌉ are
     masked, and as the control as many of each of `draws` random orders. A row: layer, share, units (masked), masked
-    ("sensitive" or "random"), draw, top-1 of the images as `clean` and of the attacked ones as `attacked`, the share
-    that is back at the true label, and n. Costs 2 · shares · (1 + draws) passes over the images.
+    ("sensitive" or "random"), draw, top1_clean of the images and top1_attacked of the attacked ones, the share that
+    is back at the true label, and n. Costs 2 · shares · (1 + draws) passes over the images.
     """
     _check(images, attacked)
     if targets.shape != images.shape[:1]:
@@ -220,7 +220,7 @@ def masked_accuracy(
             off[chosen[:units].copy()] = True
             correct = [_correct(model, layer, off, x, targets, batch_size) for x in (images, attacked)]
             rows.append((layer, float(share), units, masked, draw, *correct, len(images)))
-    columns = ["layer", "share", "units", "masked", "draw", "clean", "attacked", "n"]
+    columns = ["layer", "share", "units", "masked", "draw", "top1_clean", "top1_attacked", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -1,9 +1,12 @@
 """What dissection found, as figures. Each function takes the tables of `benchmark.dissection` and returns a Figure."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy import stats
 
 from attacks.errors import UserError
 from benchmark.plots import MARKERS, PALETTE, legend, panels
@@ -54,7 +57,7 @@ def masking_figure(table: pd.DataFrame) -> Figure:
         for index, (images, of) in enumerate((("clean", "clean images"), ("attacked", "attacked images"))):
             for masked, line in (("sensitive", "-"), ("random", "--")):
                 rows = table[(table.layer == layer) & (table.masked == masked)]
-                draws = rows.groupby("share")[images].agg(["mean", "min", "max"])
+                draws = rows.groupby("share")[f"top1_{images}"].agg(["mean", "min", "max"])
                 style = {"color": PALETTE[index], "linestyle": line, "marker": MARKERS[index], "markersize": 5}
                 fill = PALETTE[index] if masked == "sensitive" else "white"
                 label = f"{of}, {'most sensitive' if masked == 'sensitive' else 'random'} units"
@@ -71,6 +74,46 @@ def masking_figure(table: pd.DataFrame) -> Figure:
     counts = f"n = {table.n.max():.0f} images, {draws} random order{'s' * (draws != 1)} (line: mean, band: range)"
     figure.suptitle(f"Masking the units that an attack moves most: {counts}", fontsize=11)
     legend(figure, axes, columns=2)
+    return figure
+
+
+def changed_figure(table: pd.DataFrame) -> Figure:
+    """The share of detectors whose concept is another after fine-tuning, with the counts; a panel for each `model`, a
+    colour for each `fooling` and `attacked`, white where nothing was attacked. 95 % Wilson intervals, for which units
+    count as independent."""
+    table = _filled(table).assign(attacked=lambda t: t.attacked.fillna(""))
+    table["after"] = table.fooling.where(table.attacked == "", table.fooling + ", " + table.attacked)
+    models, kinds = list(table.model.unique()), sorted(table.after.unique(), key=lambda kind: (", " not in kind, kind))
+    figure, axes = panels(1, len(models), max(1.2 + 3.4 * len(models), 6), 4.4, sharey=True)
+    width = 0.8 / len(kinds)
+    for panel, model in zip(axes[0], models, strict=True):
+        own = table[table.model == model]
+        layers = list(own.layer.unique())
+        for index, kind in enumerate(kinds):
+            rows = own[own.after == kind]
+            groups = rows.groupby("layer").changed.agg(["sum", "size"]).reindex(layers, fill_value=0)
+            changed, of = groups["sum"].to_numpy(int), groups["size"].to_numpy(int)
+            share = changed / np.maximum(of, 1)
+            ends = [stats.binomtest(k, n).proportion_ci(method="wilson") if n else (0, 0)
+                    for k, n in zip(changed, of, strict=True)]  # fmt: skip
+            error = np.abs(np.transpose(ends) - share)
+            places = np.arange(len(layers)) + (index - (len(kinds) - 1) / 2) * width
+            style: dict[str, Any] = {"color": "white", "edgecolor": "black", "linewidth": 1}
+            if ", " in kind:
+                style = {"color": PALETTE[index % 7], "edgecolor": "white", "hatch": HATCHES[index % 7], "linewidth": 0}
+            panel.bar(places, share, 0.9 * width, yerr=error, label=kind, error_kw={"lw": 1, "ecolor": "0.3"}, **style)
+            for place, top, k, n in zip(places, share + error[1], changed, of, strict=True):
+                panel.annotate(f"{k}/{n}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=7,
+                               rotation=90)  # fmt: skip
+        panel.set_xticks(range(len(layers)), layers, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
+        panel.set_title(model, fontsize=10)
+        panel.set_ylim(0, 1.15)
+        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.grid(axis="y", color="0.9")
+        panel.set_axisbelow(True)
+    axes[0, 0].set_ylabel("detectors with another concept")
+    figure.suptitle("Units that detect a concept before or after fine-tuning: is it another one now?", fontsize=11)
+    legend(figure, axes)
     return figure
 
 

@@ -8,16 +8,18 @@ psr               a row a model (clean or fooled) and attack: how often it reach
                   cells, how the types go with the class activation maps and with the object, and these maps' means
 interpretability  the same for each kind of evidence and percentile: how much of δ lies on it, and what that part does
 dissection        a row a unit of a layer: its concept and IoU, and how much each attack moves it
+changed           a row a unit that detects a concept on the clean model, or on the other: is it another concept now?
 association       a row a layer and attack: do units that detect concepts move more? With noise of equal norm as control
 masking           a row a layer, attack and share of units set to zero: what is left of the accuracy and of the attack
 
 psr and interpretability are over the `n` images, of those `tried`, that the attack led to the target on the clean
-model; `_low` and `_high` are 95 % bootstrap intervals over images. An empty `fooling` and `attacked`: the clean model.
+model; `_low` and `_high` are 95 % bootstrap intervals over images. An empty `fooling` and `attacked`: the clean model;
+`fooling` "fine-tuning": the control, fine-tuned as long by the same recipe without a fooling loss (λ = 0).
 """
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,11 @@ from benchmark.interpreters.class_activation import class_activation_map
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import csv_text, with_ends
 from benchmark.metrics import promotion
-from benchmark.plan import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec
+from benchmark.plan import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec, recipe
 from benchmark.results import write_atomic
-from benchmark.scoring import batches
+from benchmark.scoring import batches, first_images
 from benchmark.store import Store, key_of
-from benchmark.suite import Dissection, Suite, load
+from benchmark.suite import Dissection, RecipeRule, Suite, load
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": partial(fgsm, targeted=True),
@@ -56,7 +58,8 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
 """(model of pixels, images, targets, **options) -> adversarial images in [0, 1]."""
 
 PLACE = ["model", "fooling", "attacked"]
-NOISE = "noise"  # the control: Gaussian noise of the norm of the first attack's δ
+NOISE = "noise"  # the control of the attacks: Gaussian noise of the norm of the first attack's δ
+FINE_TUNING = "fine-tuning"  # the control of the foolings
 
 
 @dataclass(frozen=True)
@@ -82,37 +85,61 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
         if attack not in ATTACKS:
             raise unknown("attack", attack, ATTACKS)
     execution.compute(run, given.jobs)
-    fooled = [cell for cell, _ in fooled_models(run)]
-    pairs = [(task, attack) for task in tasks for attack in task.settings.attacks]
+    control = _fine_tuned(run)
+    execution.compute(control, given.jobs)
+    victims: list[tuple[dict[str, str], Task, Cell | None]] = [(_place(task.model), task, None) for task in tasks]
+    for cell, _ in fooled_models(run):
+        place = _place(cell["model"], cell["fooling"], cell["attacked"])
+        victims.append((place, Task(run, cell["model"], concepts), cell))
+    for cell, _ in fooled_models(control):
+        victims.append((_place(cell["model"], FINE_TUNING), Task(control, cell["model"], concepts), cell))
+    attacks = [*tasks[0].settings.attacks]
+    pairs = [(task, attack) for task in tasks for attack in attacks]
     side_by_side(given, [(f"attack {task.model} by {attack}", make_attacked, (task, attack)) for task, attack in pairs])
-    victims = [
-        (task, cell) for task in tasks for cell in (None, *fooled) if cell is None or cell["model"] == task.model
-    ]
-    looks = [(task, cell, attack) for task, cell in victims for attack in task.settings.attacks]
-    side_by_side(given, [(f"effects on {_name(*look)}", make_effects, look) for look in looks])
+    looks = [(place | {"attack": attack}, (task, cell, attack)) for place, task, cell in victims for attack in attacks]
+    side_by_side(given, [(f"effects on {_name(place)}", make_effects, look) for place, look in looks])
     parts: dict[str, list[pd.DataFrame]] = {"psr": [], "interpretability": []}
-    for task, cell, attack in looks:
-        place = {**_place(task, cell), "attack": attack}
+    for place, look in looks:
+        path = make_effects(*look)
+        receipt = Store(run.store).receipt("effects", path.name) or {}
+        counts = {"tried": receipt["tried"], "n": receipt["reached"]}
         for name, frames in parts.items():
-            path = make_effects(task, cell, attack)
-            receipt = Store(run.store).receipt("effects", path.name) or {}
-            counts = {"tried": receipt["tried"], "n": receipt["reached"]} if name == "psr" else {}
+            more = counts if name == "psr" else {}
             if receipt["reached"]:
-                frames.append(summary(pd.read_parquet(path / f"{name}.parquet"), name).assign(**place, **counts))
-            elif counts:
-                frames.append(pd.DataFrame([place | counts]))
+                frames.append(summary(pd.read_parquet(path / f"{name}.parquet"), name).assign(**place, **more))
+            elif more:
+                frames.append(pd.DataFrame([place | more]))
     if concepts is not None or isinstance(dataset(run, run.suite.scoring.split), Shapes):
-        side_by_side(given, [(f"dissect {_name(*victim)}", make_units, victim) for victim in victims])
+        side_by_side(given, [(f"dissect {_name(place)}", make_units, (task, cell)) for place, task, cell in victims])
         for name in ("dissection", "association", "masking"):
             parts[name] = [
-                pd.read_parquet(make_units(*victim) / f"{name}.parquet").assign(**_place(*victim)) for victim in victims
+                pd.read_parquet(make_units(task, cell) / f"{name}.parquet").assign(**place)
+                for place, task, cell in victims
             ]
-    return {name: _sorted(pd.concat(frames, ignore_index=True), name) for name, frames in parts.items()}
+        clean = {
+            task.model: units for (_, task, cell), units in zip(victims, parts["dissection"], strict=True) if not cell
+        }
+        parts["changed"] = [
+            dissection.changed_concepts(clean[task.model], units).assign(**place)
+            for (place, task, cell), units in zip(victims, parts["dissection"], strict=True)
+            if cell
+        ]
+    return {name: _sorted(pd.concat(frames, ignore_index=True), name) for name, frames in parts.items() if frames}
+
+
+def _fine_tuned(run: Run) -> Run:
+    """The control: the suite with one manipulation a model, by the recipe of its first one, with λ = 0."""
+    suite = run.suite
+    cells = [{"model": model, "fooling": suite.foolings[0], "attacked": suite.attacked[0], "seed": suite.seeds[0]}
+             for model in suite.models]  # fmt: skip
+    rules = [RecipeRule.model_validate({"model": c["model"], **recipe(run, c), "lambda": 0.0}) for c in cells]
+    changes = {"foolings": suite.foolings[:1], "attacked": suite.attacked[:1], "evaluated": suite.attacked[:1]}
+    return replace(run, suite=suite.model_copy(update={**changes, "recipes": rules, "search": None}))
 
 
 def narrowed(suite: Suite, model: str | None, data: str | None, attack: str | None) -> Suite:
-    """The suite with one model, on another dataset, under one attack. A suite that says nothing of dissection takes the
-    settings of promotion-suppression. Raises `UserError` for names that are not known."""
+    """The suite with its first seed alone; with one model, on another dataset, under one attack. A suite that says
+    nothing of dissection takes the settings of promotion-suppression. Raises `UserError` for an unknown name."""
     settings = suite.dissection or load("promotion-suppression").dissection
     assert settings is not None
     for what, name, allowed in (
@@ -124,7 +151,7 @@ def narrowed(suite: Suite, model: str | None, data: str | None, attack: str | No
             raise unknown(what, name, allowed)
     if attack is not None:
         settings = settings.model_copy(update={"attacks": {attack: settings.attacks[attack]}})
-    changes: dict[str, Any] = {"dissection": settings}
+    changes: dict[str, Any] = {"dissection": settings, "seeds": suite.seeds[:1]}
     if model is not None:
         changes["models"] = {model: suite.models[model]}
     if data is not None:
@@ -136,24 +163,28 @@ KEYS = {
     "psr": ["attack"],
     "interpretability": ["attack", "evidence", "percentile"],
     "dissection": ["layer", "unit"],
+    "changed": ["layer", "unit"],
     "association": ["layer", "attack"],
     "masking": ["layer", "attack", "share", "masked", "draw"],
 }
 
 
 def _sorted(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """By the key columns, layers by depth."""
     keys = [*PLACE, *KEYS[name], *(column for column in ("n", "tried") if column in table)]
-    return table[[*keys, *(column for column in table if column not in keys)]].sort_values(
-        [*PLACE, *KEYS[name]], ignore_index=True
-    )
+    table = table[[*keys, *(column for column in table if column not in keys)]]
+    # the tables of a model's layers come in order of depth
+    depth = pd.factorize(table.model + table.layer)[0] if "layer" in table else 0
+    by = ["depth" if key == "layer" else key for key in (*PLACE, *KEYS[name])]
+    return table.assign(depth=depth).sort_values(by, ignore_index=True).drop(columns="depth")
 
 
-def _place(task: Task, cell: Cell | None) -> dict[str, str]:
-    return {"model": task.model, **{key: cell[key] if cell else "" for key in PLACE[1:]}}
+def _place(model: str, fooling: str = "", attacked: str = "") -> dict[str, str]:
+    return dict(zip(PLACE, (model, fooling, attacked), strict=True))
 
 
-def _name(task: Task, cell: Cell | None, *rest: str) -> str:
-    return "/".join([task.model, *([cell["fooling"], cell["attacked"]] if cell else ["clean"]), *rest])
+def _name(place: dict[str, str]) -> str:
+    return "/".join(part for part in place.values() if part)
 
 
 def _network(task: Task, cell: Cell | None) -> OnPixels:
@@ -173,19 +204,14 @@ def make_attacked(task: Task, attack: str) -> Path:
 
     def make(folder: Path) -> dict[str, Any]:
         data, model, parts = dataset(run, run.suite.scoring.split), _network(task, None), []
-        done = 0
-        for images, labels in batches(run, run.suite.scoring.split):
-            images, labels = (part[: settings.images - done] for part in (data.denormalise(images), labels))
-            if not len(images):
-                break
-            places = torch.arange(done, done + len(images), device=labels.device)
+        for ids, images, labels in first_images(batches(run, run.suite.scoring.split), settings.images):
+            images, places = data.denormalise(images), torch.tensor(ids, device=labels.device)
             targets = (labels + 1 + places % (data.num_classes - 1)) % data.num_classes
             with torch.no_grad():
                 right = model(images).argmax(1) == labels
             images, labels, targets, places = (part[right] for part in (images, labels, targets, places))
             changed = ATTACKS[attack](model, images, targets, **settings.attacks[attack]) if len(images) else images
             parts.append((images, changed, labels, targets, places))
-            done += int(right.numel())
         names = ("images", "attacked", "labels", "targets", "places")
         joined = {name: torch.cat(part).cpu() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
         if not len(joined["images"]):
@@ -323,18 +349,14 @@ def concepts_of(task: Task) -> Concepts:
     """The user's folder of masks, in Broden's format or as `concepts.Folder` says; else what `shapes` draws, of dev."""
     data, size = dataset(task.run, "dev"), task.settings.concept_images
     if task.concepts is None:
-        few = {"dev": min(size, len(data))}
-        return Drawn(dataset(_with_data(task.run, few), "dev"))
+        suite = task.run.suite
+        few = suite.dataset.model_copy(update={"dev": min(size, len(data))})
+        return Drawn(dataset(replace(task.run, suite=suite.model_copy(update={"dataset": few})), "dev"))
     root = Path(task.concepts)
     options: dict[str, Any] = {"mean": data.mean, "std": data.std}
     if (root / "index.csv").is_file():
         return Broden(root, data.input_size, size=size, **options)
     return Folder(root, data.input_size, **options)
-
-
-def _with_data(run: Run, sizes: dict[str, int]) -> Run:
-    data = run.suite.dataset.model_copy(update=sizes)
-    return Run(run.suite.model_copy(update={"dataset": data}), run.store, run.data, run.device)
 
 
 def make_units(task: Task, cell: Cell | None) -> Path:
@@ -360,8 +382,7 @@ def make_units(task: Task, cell: Cell | None) -> Path:
                 accuracy = dissection.masked_accuracy(
                     plain, layer, order, settings.shares, before, after, labels, **options
                 )
-                named = {name: f"top1_{name}" for name in ("clean", "attacked")}
-                masked.append(accuracy.rename(columns=named).assign(attack=attack))
+                masked.append(accuracy.assign(attack=attack))
             units.append(table)
         pd.concat(units, ignore_index=True).to_parquet(folder / "dissection.parquet")
         pd.DataFrame(related).to_parquet(folder / "association.parquet")
@@ -440,10 +461,9 @@ def draw(run: Run, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         for model, own in units.groupby("model"):
             figures[f"detectors-{model}"] = dissection_plots.detectors_figure(own)
         first = masking[(masking.model == task.model) & (masking.attack == next(iter(task.settings.attacks)))]
-        names = {f"top1_{name}": name for name in ("clean", "attacked")}
-        figures["masking"] = dissection_plots.masking_figure(
-            first.drop(columns=names.values(), errors="ignore").rename(columns=names)
-        )
+        figures["masking"] = dissection_plots.masking_figure(first)
+        if len(tables["changed"]):
+            figures["changed"] = dissection_plots.changed_figure(tables["changed"])
     return figures
 
 

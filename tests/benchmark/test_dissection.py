@@ -283,17 +283,17 @@ def test_masking_by_hand():
     attacked[:, 2] = 2
     given_order = (classifier(), LAYER, np.array([2, 1, 0]), [0, 1 / 3, 0.5, 1], images, attacked, targets)
     table = dissection.masked_accuracy(*given_order, draws=2, batch_size=3)
-    assert list(table.columns) == ["layer", "share", "units", "masked", "draw", "clean", "attacked", "n"]
+    assert list(table.columns) == ["layer", "share", "units", "masked", "draw", "top1_clean", "top1_attacked", "n"]
     assert (table.n == 4).all()
     ranked = table[table.masked == "sensitive"]
     assert ranked.units.tolist() == [0, 1, 2, 3]
-    assert ranked.clean.tolist() == [1, 0.75, 0.5, 0.5]
-    assert ranked.attacked.tolist() == [0.25, 0.75, 0.5, 0.5]
+    assert ranked.top1_clean.tolist() == [1, 0.75, 0.5, 0.5]
+    assert ranked.top1_attacked.tolist() == [0.25, 0.75, 0.5, 0.5]
     drawn = table[table.masked == "random"]
     assert drawn.draw.tolist() == [0, 1] * 4
-    assert drawn[drawn.units == 3].attacked.tolist() == [0.5, 0.5]
+    assert drawn[drawn.units == 3].top1_attacked.tolist() == [0.5, 0.5]
     possible = {(1, 0.25), (0.75, 0.25), (0.75, 0.75)}  # without unit 0, 1 or 2
-    assert set(drawn[drawn.units == 1][["clean", "attacked"]].itertuples(index=False, name=None)) <= possible
+    assert set(drawn[drawn.units == 1][["top1_clean", "top1_attacked"]].itertuples(index=False, name=None)) <= possible
 
 
 def test_random_masks_grow_and_follow_the_seed():
@@ -302,7 +302,7 @@ def test_random_masks_grow_and_follow_the_seed():
     first = run(draws=20)
     pd.testing.assert_frame_equal(first, run(draws=20, batch_size=1))
     assert not first.equals(run(draws=20, seed=1))
-    drawn = first[first.masked == "random"].pivot(index="draw", columns="units", values="clean")
+    drawn = first[first.masked == "random"].pivot(index="draw", columns="units", values="top1_clean")
     assert (drawn[2] <= drawn[1]).all()
     pd.testing.assert_frame_equal(first[first.draw < 3].reset_index(drop=True), run(draws=3))
 

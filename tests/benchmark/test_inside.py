@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from attacks.errors import UserError
-from benchmark import dissection, inside, suite
+from benchmark import dissection, inside, plan, suite
 from benchmark.experiments import Given
 from benchmark.metrics import promotion
 from benchmark.plan import Run, dataset
@@ -74,12 +75,13 @@ def task(done) -> inside.Task:
 
 def test_tables_and_figures_are_all_there(done):
     _, out, tables = done
-    assert sorted(tables) == ["association", "dissection", "interpretability", "masking", "psr"]
-    figures = ["detectors-compact_resnet", "maps-pgd", "masking", "shares"]
+    assert sorted(tables) == ["association", "changed", "dissection", "interpretability", "masking", "psr"]
+    figures = ["changed", "detectors-compact_resnet", "maps-pgd", "masking", "shares"]
     assert sorted(path.stem for path in (out / "figures").iterdir()) == figures
     psr = tables["psr"]
     assert list(zip(psr.fooling.fillna("clean"), psr.attack, strict=True)) == [
-        ("clean", "fgsm"), ("clean", "pgd"), ("location", "fgsm"), ("location", "pgd")]  # fmt: skip
+        ("clean", "fgsm"), ("clean", "pgd"), ("fine-tuning", "fgsm"), ("fine-tuning", "pgd"), ("location", "fgsm"),
+        ("location", "pgd")]  # fmt: skip
 
 
 def test_attacks_start_from_images_that_the_model_has_right_and_aim_elsewhere(done):
@@ -106,8 +108,11 @@ def test_psr_of_the_same_images_on_both_models(done):
     rows = tables["psr"].query("attack == 'pgd'")
     assert (rows.n == int(reached.sum())).all()
     assert rows.success.iloc[0] == 1.0
-    fooled = inside._network(task(done), next(cell for cell, _ in inside.fooled_models(given.run)))
-    for row, model in zip(rows.itertuples(), (clean, fooled), strict=True):
+    tuned, fooled = (
+        inside._network(inside.Task(run, "compact_resnet"), next(cell for cell, _ in inside.fooled_models(run)))
+        for run in (inside._fine_tuned(given.run), given.run)
+    )
+    for row, model in zip(rows.itertuples(), (clean, tuned, fooled), strict=True):
         images, labels, targets = (found[name][reached] for name in ("images", "labels", "targets"))
         delta = found["attacked"][reached] - images
         psr = promotion.promotion_suppression(model, images, delta, labels, targets, 8, batch_size=7)
@@ -140,9 +145,39 @@ def test_units_are_dissected_on_both_models_with_every_attack_and_noise(done):
     np.testing.assert_allclose(found.iou, expected.iou, atol=1e-6)
     assert {"sensitivity_pgd", "sensitivity_fgsm", "sensitivity_noise"} <= set(found)
     assert set(tables["association"].attack) == {"pgd", "fgsm", "noise"}
-    assert tables["association"].fooling.fillna("clean").nunique() == 2
+    assert tables["association"].fooling.fillna("clean").nunique() == 3
     untouched = tables["masking"].query("share == 0 and fooling.isna()")
     assert (untouched.top1_clean == 1).all()
+
+
+def test_the_control_is_fine_tuned_without_fooling(done):
+    run = inside._fine_tuned(done[0].run)
+    (cell, path), = inside.fooled_models(run)  # fmt: skip
+    assert plan.recipe(run, cell) == plan.recipe(done[0].run, cell) | {"lambda": 0.0}
+    assert len(pd.read_parquet(path / "history.parquet")) == 3
+    weights = [load_file(p / "weights.safetensors")["fc.weight"] for _, p in inside.fooled_models(done[0].run)]
+    assert not torch.equal(load_file(path / "weights.safetensors")["fc.weight"], weights[0])
+
+
+def test_changed_concepts_are_those_of_the_dissections(done):
+    tables, found = done[2], {}
+    units = dict(iter(tables["dissection"].groupby("fooling", dropna=False)))
+    for place, rows in tables["changed"].groupby("fooling"):
+        before, after = (table.set_index(["layer", "unit"]) for table in (units[np.nan], units[place]))
+        expected = before.index[before.detector | after.detector]
+        assert sorted(zip(rows.layer, rows.unit, strict=True)) == sorted(expected)
+        other = (before.concept.fillna("") != after.concept.fillna(""))[expected]
+        found[place] = rows.set_index(["layer", "unit"]).changed
+        pd.testing.assert_series_equal(found[place].sort_index(), other.sort_index(), check_names=False)
+    assert set(found) == {"location", "fine-tuning"}
+
+
+def test_layers_stand_by_depth(done):
+    model = inside._network(task(done), None).model
+    for name in ("dissection", "association", "masking", "changed"):
+        for _, rows in done[2][name].groupby("fooling", dropna=False):
+            layers = [layer for layer in dissection.layers(model) if layer in set(rows.layer)]
+            assert list(rows.layer.unique()) == layers
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(done, tmp_path, monkeypatch):
