@@ -384,6 +384,7 @@ def _default_out(suite: str, split: str | None = None) -> Path:
 def _device(device: Device) -> str:
     import torch
 
+    torch.backends.cudnn.allow_tf32 = False  # as in `engines.work`
     if device is Device.auto:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device is Device.cuda and not torch.cuda.is_available():

@@ -75,6 +75,7 @@ def work(task: Task, node: str = "") -> Outcome:
     node = node or socket.gethostname()
     if torch := sys.modules.get("torch"):  # a unit that computes has imported it with its function
         torch.set_num_threads(task.threads or torch.get_num_threads())
+        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds what a GPU convolves; scores are of float32
     try:
         with watch.claimed(task.store, task.key, {"run": task.run, "name": task.name, "node": node}) as mine:
             if not mine:

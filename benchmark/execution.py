@@ -180,7 +180,7 @@ def executor(
     runs here, more, or those with a time limit, in processes of their own; `start` makes another engine."""
     local = Here() if jobs == 1 and not limit else Processes(jobs)
     engine: Engine = local if start is None else start(run)
-    before, suite = torch.get_num_threads(), run.suite.model_dump_json()
+    before, tf32, suite = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, run.suite.model_dump_json()
     threads = 0 if isinstance(engine, Here) and run.device != "cpu" else run.suite.threads
     prefix = key_of({"code": code_version(), "suite": suite, "device": run.device, "by": repr(run.submission)})
 
@@ -205,6 +205,7 @@ def executor(
         engine.close(whole=True)
     finally:
         torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -271,7 +271,9 @@ def _cell_colours(rate: float) -> tuple[Any, str]:
     return colour, "black" if luminance > 0.179 else "white"
 
 
-def panels(rows: int, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int, columns: int, width: float, height: float, sharey: bool | Literal["row"] = False
+) -> tuple[Figure, np.ndarray]:
     """A figure, inches, and its panels (rows, columns)."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03))
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)

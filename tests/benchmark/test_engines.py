@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,15 @@ def test_a_unit_that_raises_is_one_line(tmp_path):
     assert go(tmp_path, Here(), [("a", int, ("x\ny",))]) == [
         ("a", "ValueError: invalid literal for int() with base 10: 'x\\ny'")
     ]
+
+
+def exact() -> None:
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_is_not_to_round_convolutions(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert go(tmp_path, Here(), [("a", exact, ())]) == [("a", "")]
 
 
 def test_two_runs_on_one_store_do_not_do_one_thing_at_the_same_time(tmp_path, monkeypatch):

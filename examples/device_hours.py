@@ -1,0 +1,178 @@
+"""What a suite would take on this device: images per second of its parts, and from these its device-hours.
+
+python examples/device_hours.py --data ROOT                       # suite imagenet on the device at hand, as CSV
+python examples/device_hours.py --data ROOT --device cuda --batch-size 32
+
+plain: an Adam step on the cross-entropy; ATTACKED, FOOLING: a fooling step against that interpreter; score NAME: maps
+of a fooled model by that interpreter and all their metrics, without reading the images; forward: a pass without
+gradients; loading: what the data loader gives when nothing else runs. `waiting` is the share of a step's time in which
+the loader kept it waiting; where steps are fast, time more of them than the two batches that each worker fetches ahead.
+Passive foolings cost what Location costs. The weights are random unless --weights: no step depends on what they are,
+but a CPU is slow on denormals, to which relevance fades in an untrained network; they are flushed.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from attacks import Recipe, foolings
+from attacks.manipulation import fine_tune
+from benchmark import datasets, models, scoring
+from benchmark.plan import Run, create_interpreter, dataset, plan, recipe
+from benchmark.suite import load
+
+
+class Waited:
+    """A loader, and the seconds that it kept its user waiting."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader, self.seconds = loader, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        given = iter(self.loader)
+        while True:
+            start = time.perf_counter()
+            batch = next(given, None)
+            self.seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def now(run: Run) -> float:
+    if run.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--suite", default="imagenet")
+    parser.add_argument("--data")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, help="of a step [that of the suite's recipes]")
+    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--images", type=int, default=8, help="scored")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--weights", action="store_true", help="the suite's own, from torchvision")
+    given = parser.parse_args()
+    torch.set_flush_denormal(True)
+    suite = load(given.suite)
+    sizes = {"test": given.images, "pairs_train": 64, "workers": 0}
+    small = suite.model_copy(update={"dataset": suite.dataset.model_copy(update=sizes)})
+    with tempfile.TemporaryDirectory() as store:
+        run = Run(small, store, given.data, given.device)
+        found = pd.DataFrame([row for name in suite.models for row in measure(run, name, given)])
+    about = (
+        f"{torch.get_num_threads()} threads, {platform.machine()}"
+        if run.device == "cpu"
+        else torch.cuda.get_device_name()
+    )
+    print(f"# suite {suite.name}, {about}, torch {torch.__version__}, {given.workers} workers")
+    print(found.to_csv(index=False, float_format="%.3g"), end="")
+    full = Run(suite, "", given.data, given.device)
+    for model, hours in projected(full, found.set_index(["model", "what"]).images_per_s).items():
+        print(f"# {model}: {hours['steps']:.0f} device-hours of steps, {hours['scores']:.0f} of scoring")
+
+
+def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each part of the suite that this model takes part in."""
+    weights = run.suite.models[name].weights if given.weights else None
+    model = models.create(run.suite.architecture(name), num_classes=dataset(run, "train").num_classes, weights=weights,
+                          input_size=None if weights else dataset(run, "train").input_size)  # fmt: skip
+    model = model.to(run.device, memory_format=torch.channels_last).eval()
+
+    def row(what: str, images: int, seconds: float, waiting: float = float("nan")) -> dict[str, Any]:
+        print(f"{name} {what}: {images / seconds:.3g} images/s", file=sys.stderr)
+        return {"model": name, "what": what, "images_per_s": images / seconds, "waiting": waiting}
+
+    def loader(cell: dict[str, Any], pairs: bool) -> Waited:
+        size, data = given.batch_size or recipe(run, cell)["batch_size"], dataset(run, "train", pairs)
+        return Waited(datasets.loader(data, size, shuffle=True, workers=given.workers))
+
+    def timed(what: str, steps: Iterator[Any], waited: list[Waited], size: int) -> dict[str, Any]:
+        next(steps)
+        start, before = now(run), sum(w.seconds for w in waited)
+        for _ in itertools.islice(steps, given.steps):
+            pass
+        seconds = now(run) - start
+        return row(what, given.steps * size, seconds, (sum(w.seconds for w in waited) - before) / seconds)
+
+    cell = next(cell for cell in plan(run.suite) if cell["model"] == name)
+    plain = loader(cell, False)
+    size = plain.loader.batch_size
+    yield timed("plain", plain_steps(model, plain, run), [plain], size)
+    for fooling, attacked in itertools.product(("location", "active"), ("lrp", *run.suite.attacked)):
+        if fooling not in run.suite.foolings:
+            continue
+        cell = {"model": name, "fooling": fooling, "attacked": attacked, "seed": 0}
+        pairs = foolings.create(fooling).pairs
+        loaders = [loader(cell, False), *([loader(cell, True)] if pairs else [])]
+        steps = fine_tune(model, create_interpreter(run, attacked), foolings.create(fooling), loaders[0],
+                          Recipe(1e-7, 1.0, given.steps + 1), fooling_loader=loaders[-1])  # fmt: skip
+        next(steps)  # the state before the first step
+        yield timed(f"{attacked}, {fooling}", steps, loaders, loaders[0].loader.batch_size * len(loaders))
+    start = time.perf_counter()
+    images = torch.cat([images for images, _ in scoring.batches(run, "test")])
+    read = time.perf_counter() - start
+    with torch.no_grad():
+        model(images)
+        start = now(run)
+        for _ in range(given.steps):
+            model(images)
+        yield row("forward", given.steps * len(images), now(run) - start)
+        for evaluated in run.suite.evaluated:
+            interpreter = create_interpreter(run, evaluated)
+            labels = torch.zeros(len(images), dtype=torch.int64, device=run.device)
+            maps = interpreter(model, images, labels).cpu().numpy()
+            start = now(run)
+            scoring.score(run, foolings.create("location"), interpreter, model, maps, 0)
+            yield row(f"score {evaluated}", given.images, now(run) - start - read)
+    full = loader(cell, False)
+    start, seen = time.perf_counter(), 0
+    for batch, _ in itertools.islice(full, 40):
+        seen += len(batch)
+    yield row("loading", seen, time.perf_counter() - start)
+
+
+def plain_steps(model: torch.nn.Module, loader: Iterable[Any], run: Run) -> Iterator[None]:
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-9)
+    for images, targets in loader:
+        optimiser.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images.to(run.device)), targets.to(run.device)).backward()
+        optimiser.step()
+        yield
+
+
+def projected(run: Run, speed: "pd.Series[float]") -> dict[str, dict[str, float]]:
+    """Device-hours of the whole suite, a model at a time: steps, and scores with their AOPC curves."""
+    scored, hours = run.suite.scoring, {name: {"steps": 0.0, "scores": 0.0} for name in run.suite.models}
+
+    @cache
+    def images(pairs: bool) -> int:
+        return len(dataset(run, scored.split, pairs))
+
+    for cell in plan(run.suite):
+        name, pairs, own = cell["model"], foolings.create(cell["fooling"]).pairs, recipe(run, cell)
+        step = speed[name, f"{cell['attacked']}, {'active' if pairs else 'location'}"]
+        hours[name]["steps"] += own["steps"] * own["batch_size"] * (1 + pairs) / step / 3600
+        for evaluated in run.suite.evaluated:
+            maps = images(pairs) * (1 + pairs) / speed[name, f"score {evaluated}"]
+            curves = min(scored.aopc_images, images(pairs)) * (scored.aopc_cells + 1) / speed[name, "forward"]
+            hours[name]["scores"] += (maps + curves) / 3600
+    return hours
+
+
+if __name__ == "__main__":
+    main()
