@@ -291,7 +291,8 @@ def dissect(
     from benchmark.plan import Run
 
     chosen = inside.narrowed(_load_suite(suite), model, dataset, attack)
-    folder = out or _default_out(suite)
+    parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
+    folder = out or _default_out(suite) / "-".join(parts)  # not over the tables of the whole suite
     given = Given(Run(chosen, str(store), data, _device(device)), folder, jobs)
     for path in inside.run(given, folder, concepts):
         typer.echo(str(path))

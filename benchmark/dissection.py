@@ -16,7 +16,7 @@ digit; nothing else does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
@@ -187,24 +187,25 @@ def masked_accuracy(
     layer: str,
     order: np.ndarray,
     shares: Sequence[float],
-    images: Tensor,
-    attacked: Tensor,
+    images: Mapping[str, Tensor],
     targets: Tensor,
     *,
     draws: int = 5,
     seed: int = 0,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """What is left of the accuracy, and of the attack, when units are set to zero.
+    """What is left of the accuracy, and of an attack, when units are set to zero.
 
     `order` (units,): the units, the most sensitive first. For each of `shares` in [0, 1] the first ⌈share · units⌉ are
     masked, and as the control as many of each of `draws` random orders. A row: layer, share, units (masked), masked
-    ("sensitive" or "random"), draw, top1_clean of the images and top1_attacked of the attacked ones, the share that
-    is back at the true label, and n. Costs 2 · shares · (1 + draws) passes over the images.
+    ("sensitive" or "random"), draw, top1_NAME, the share at the true label, for each of `images`, name -> (N, C, H, W)
+    (clean and attacked ones, say), and n. Costs (1 + draws) passes over all the images for each share above 0.
     """
-    _check(images, attacked)
-    if targets.shape != images.shape[:1]:
-        raise UserError(f"targets must be ({len(images)},), one an image (got {tuple(targets.shape)})")
+    for given in images.values():
+        _check(next(iter(images.values())), given)
+    n = len(next(iter(images.values())))
+    if targets.shape != (n,):
+        raise UserError(f"targets must be ({n},), one an image (got {tuple(targets.shape)})")
     order = np.asarray(order)
     if order.ndim != 1 or not np.array_equal(np.sort(order), np.arange(len(order))):
         raise UserError(f"order must hold each unit from 0 to {order.size - 1} once (got {order.tolist()[:8]} ...)")
@@ -218,9 +219,10 @@ def masked_accuracy(
         for masked, draw, chosen in orders:
             off = torch.zeros(len(order), dtype=torch.bool)
             off[chosen[:units].copy()] = True
-            correct = [_correct(model, layer, off, x, targets, batch_size) for x in (images, attacked)]
-            rows.append((layer, float(share), units, masked, draw, *correct, len(images)))
-    columns = ["layer", "share", "units", "masked", "draw", "top1_clean", "top1_attacked", "n"]
+            if units or masked == "sensitive":  # with no unit masked, all orders are one
+                correct = [_correct(model, layer, off, x, targets, batch_size) for x in images.values()]
+            rows.append((layer, float(share), units, masked, draw, *correct, n))
+    columns = ["layer", "share", "units", "masked", "draw", *(f"top1_{name}" for name in images), "n"]
     return pd.DataFrame(rows, columns=columns)
 
 

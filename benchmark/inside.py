@@ -9,12 +9,13 @@ psr               a row a model (clean or fooled) and attack: how often it reach
 interpretability  the same for each kind of evidence and percentile: how much of δ lies on it, and what that part does
 dissection        a row a unit of a layer: its concept and IoU, and how much each attack moves it
 changed           a row a unit that detects a concept on the clean model, or on the other: is it another concept now?
-association       a row a layer and attack: do units that detect concepts move more? With noise of equal norm as control
+association       a row a layer and attack: do units that detect concepts move more? And under noise of equal norm?
 masking           a row a layer, attack and share of units set to zero: what is left of the accuracy and of the attack
 
-psr and interpretability are over the `n` images, of those `tried`, that the attack led to the target on the clean
-model; `_low` and `_high` are 95 % bootstrap intervals over images. An empty `fooling` and `attacked`: the clean model;
-`fooling` "fine-tuning": the control, fine-tuned as long by the same recipe without a fooling loss (λ = 0).
+All but `tried` is of the `n` images that the attack led to the target on the clean model; `_low` and `_high` are 95 %
+bootstrap intervals over images. A correlation is defined where an image has cells of both kinds, on so many as its
+`_n` says. `success_random`: of δ on random pixels, as many as the evidence has. An empty `fooling` and `attacked`: the
+clean model; `fooling` "fine-tuning": the control, fine-tuned as long by the same recipe without a fooling loss (λ = 0).
 """
 
 import json
@@ -42,11 +43,11 @@ from benchmark.interpreters.class_activation import class_activation_map
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import csv_text, with_ends
 from benchmark.metrics import promotion
-from benchmark.plan import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec, recipe
+from benchmark.plan import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec, plan, recipe
 from benchmark.results import write_atomic
 from benchmark.scoring import batches, first_images
 from benchmark.store import Store, key_of
-from benchmark.suite import Dissection, RecipeRule, Suite, load
+from benchmark.suite import Dissection, RecipeRule, Suite, load, split_attack
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": partial(fgsm, targeted=True),
@@ -58,7 +59,6 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
 """(model of pixels, images, targets, **options) -> adversarial images in [0, 1]."""
 
 PLACE = ["model", "fooling", "attacked"]
-NOISE = "noise"  # the control of the attacks: Gaussian noise of the norm of the first attack's δ
 FINE_TUNING = "fine-tuning"  # the control of the foolings
 
 
@@ -81,9 +81,15 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
     one that diverged would have shown is left out. Raises `UserError` for an attack that is not known."""
     run = given.run
     tasks = [Task(run, model, concepts) for model in run.suite.models]
-    for attack in tasks[0].settings.attacks:
+    attacks, data = [*tasks[0].settings.attacks], dataset(run, run.suite.scoring.split)
+    for attack in attacks:
         if attack not in ATTACKS:
             raise unknown("attack", attack, ATTACKS)
+    if data.num_classes < 2:
+        raise UserError(f"dataset {data.name!r} must have two classes at least to attack toward another (got one)")
+    dissected = concepts is not None or isinstance(data, Shapes)
+    if dissected:
+        concepts_of(tasks[0])  # raises where its files are wrong, before hours of work
     execution.compute(run, given.jobs)
     control = _fine_tuned(run)
     execution.compute(control, given.jobs)
@@ -93,7 +99,6 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
         victims.append((place, Task(run, cell["model"], concepts), cell))
     for cell, _ in fooled_models(control):
         victims.append((_place(cell["model"], FINE_TUNING), Task(control, cell["model"], concepts), cell))
-    attacks = [*tasks[0].settings.attacks]
     pairs = [(task, attack) for task in tasks for attack in attacks]
     side_by_side(given, [(f"attack {task.model} by {attack}", make_attacked, (task, attack)) for task, attack in pairs])
     looks = [(place | {"attack": attack}, (task, cell, attack)) for place, task, cell in victims for attack in attacks]
@@ -102,14 +107,14 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
     for place, look in looks:
         path = make_effects(*look)
         receipt = Store(run.store).receipt("effects", path.name) or {}
-        counts = {"tried": receipt["tried"], "n": receipt["reached"]}
+        counts = {"n": receipt["reached"], "tried": receipt["tried"], "map": receipt["map"]}
         for name, frames in parts.items():
-            more = counts if name == "psr" else {}
             if receipt["reached"]:
+                more = counts if name == "psr" else {"map": receipt["map"]}
                 frames.append(summary(pd.read_parquet(path / f"{name}.parquet"), name).assign(**place, **more))
-            elif more:
-                frames.append(pd.DataFrame([place | more]))
-    if concepts is not None or isinstance(dataset(run, run.suite.scoring.split), Shapes):
+            elif name == "psr":
+                frames.append(pd.DataFrame([place | counts]))
+    if dissected:
         side_by_side(given, [(f"dissect {_name(place)}", make_units, (task, cell)) for place, task, cell in victims])
         for name in ("dissection", "association", "masking"):
             parts[name] = [
@@ -124,17 +129,22 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
             for (place, task, cell), units in zip(victims, parts["dissection"], strict=True)
             if cell
         ]
-    return {name: _sorted(pd.concat(frames, ignore_index=True), name) for name, frames in parts.items() if frames}
+    joined = {name: pd.concat([pd.DataFrame(), *frames], ignore_index=True) for name, frames in parts.items()}
+    return {name: _sorted(table, name) for name, table in joined.items() if len(table)}
 
 
 def _fine_tuned(run: Run) -> Run:
-    """The control: the suite with one manipulation a model, by the recipe of its first one, with λ = 0."""
-    suite = run.suite
-    cells = [{"model": model, "fooling": suite.foolings[0], "attacked": suite.attacked[0], "seed": suite.seeds[0]}
-             for model in suite.models]  # fmt: skip
-    rules = [RecipeRule.model_validate({"model": c["model"], **recipe(run, c), "lambda": 0.0}) for c in cells]
-    changes = {"foolings": suite.foolings[:1], "attacked": suite.attacked[:1], "evaluated": suite.attacked[:1]}
-    return replace(run, suite=suite.model_copy(update={**changes, "recipes": rules, "search": None}))
+    """The control: the suite with one manipulation a model, by the recipe of its first one that has steps by gradient,
+    with λ = 0."""
+    suite, rules = run.suite, {}
+    for cell in plan(suite):
+        own, (_, strategy) = recipe(run, cell), split_attack(cell["attacked"])
+        if cell["model"] not in rules and strategy != "subspace" and own["steps"]:  # a search may find no attack
+            rules[cell["model"]] = RecipeRule.model_validate({"model": cell["model"], **own, "lambda": 0.0})
+    attacked = [split_attack(suite.attacked[0])[0]]
+    changes: dict[str, Any] = {"foolings": suite.foolings[:1], "attacked": attacked, "evaluated": attacked}
+    changes |= {"models": {name: suite.models[name] for name in rules}, "recipes": [*rules.values()], "search": None}
+    return replace(run, suite=suite.model_copy(update=changes))
 
 
 def narrowed(suite: Suite, model: str | None, data: str | None, attack: str | None) -> Suite:
@@ -254,27 +264,28 @@ def make_effects(task: Task, cell: Cell | None, attack: str) -> Path:
         found, model = attacked(task, attack), _network(task, cell)
         clean, size = _network(task, None), run.suite.scoring.batch_size
         reached = promotion.reaches(clean, found["attacked"], found["targets"], batch_size=size)
-        found = {name: value[reached] for name, value in found.items()}
+        found, kind = {name: value[reached] for name, value in found.items()}, None
         if reached.any():
-            for name, rows in zip(("psr", "interpretability"), effects(task, model, found), strict=True):
-                rows.to_parquet(folder / f"{name}.parquet")
-        return {"tried": len(reached), "reached": int(reached.sum()), **harness.provenance(run)}
+            psr, evidence, kind = effects(task, model, found)
+            psr.to_parquet(folder / "psr.parquet")
+            evidence.to_parquet(folder / "interpretability.parquet")
+        return {"tried": len(reached), "reached": int(reached.sum()), "map": kind, **harness.provenance(run)}
 
     spec = {
         **_victim_spec(task, cell),
-        "source": source_digest(make_effects, effects, _maps, _evidence),
+        "source": source_digest(make_effects, effects, _maps, _masks, _evidence),
         "attacked": key_of(_attacked_spec(task, attack)),
         "settings": settings.model_dump(include={"cell", "percentiles"}),
     }
     return Store(run.store).get("effects", spec, make)
 
 
-def effects(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of one model and attack, image by image."""
+def effects(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """The rows of one model and attack, image by image, and the kind of its maps, "cam" or "grad_cam"."""
     images, labels, targets = found["images"], found["labels"], found["targets"]
     delta, size, settings = found["attacked"] - images, task.run.suite.scoring.batch_size, task.settings
     psr = promotion.promotion_suppression(model, images, delta, labels, targets, settings.cell, batch_size=size)
-    maps, sides = _maps(task, model, found), (images.shape[2], images.shape[3])
+    (maps, kind), sides = _maps(task, model, found), (images.shape[2], images.shape[3])
     columns: dict[str, Tensor] = {
         "image": found["places"],
         "success": promotion.reaches(model, found["attacked"], targets, batch_size=size).double(),
@@ -288,22 +299,29 @@ def effects(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[pd.
         if name != "object":
             columns[f"mean_{name}"] = values.double().mean((1, 2))
     pixels = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
-    rows = [_evidence(model, found, delta, name, nu, mask, size) for name, nu, mask in _masks(settings, maps, sides)]
-    return pixels, pd.concat(rows, ignore_index=True)
+    order = np.random.default_rng(task.run.suite.dataset.seed).permutation(sides[0] * sides[1])
+    places = torch.from_numpy(order).to(images.device).view(sides)
+    rows = [
+        _evidence(model, found, delta, name, nu, mask, places, size) for name, nu, mask in _masks(settings, maps, sides)
+    ]
+    return pixels, pd.concat(rows, ignore_index=True), kind
 
 
-def _maps(task: Task, model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Class activation maps of t0 and t on x and on x' (N, h, w), and the object (N, H, W) where it is known."""
-    maps = {}
+def _maps(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Class activation maps of t0 and t on x and on x' (N, h, w), and the object (N, H, W) where it is known; and the
+    maps' kind."""
+    maps, size = {}, task.run.suite.scoring.batch_size
     for image, name in (("images", "before"), ("attacked", "after")):
-        for classes, kind in (("labels", "true"), ("targets", "target")):
-            maps[f"{kind}_{name}"] = class_activation_map(model, found[image], found[classes])[0]
+        for classes, of in (("labels", "true"), ("targets", "target")):
+            batched = zip(found[image].split(size), found[classes].split(size), strict=True)
+            parts, kinds = zip(*(class_activation_map(model, x, c) for x, c in batched), strict=True)
+            maps[f"{of}_{name}"] = torch.cat(parts)
     data = dataset(task.run, task.run.suite.scoring.split)
     if isinstance(data, Shapes):
         objects = [np.asarray(data.masks(int(i))["object"]).reshape(-1, *found["images"].shape[2:]).any(0)
                    for i in found["places"]]  # fmt: skip
         maps["object"] = torch.from_numpy(np.stack(objects)).to(found["images"])
-    return maps
+    return maps, kinds[0]
 
 
 def _masks(
@@ -318,16 +336,27 @@ def _masks(
 
 
 def _evidence(
-    model: nn.Module, found: dict[str, Tensor], delta: Tensor, name: str, nu: float | None, mask: Tensor, size: int
+    model: nn.Module,
+    found: dict[str, Tensor],
+    delta: Tensor,
+    name: str,
+    nu: float | None,
+    mask: Tensor,
+    order: Tensor,
+    size: int,
 ) -> pd.DataFrame:
-    area = mask.double().mean((1, 2))
-    kept = found["images"] + promotion.refine(delta, mask)
-    shown = mask.flatten(1).any(1)
+    """`order` (H, W): a random order of the pixels, of which the first are the random mask of the evidence's area."""
+    shown, drawn = mask.flatten(1).any(1), order < mask.sum((1, 2)).view(-1, 1, 1)
+    refined, random = (
+        promotion.reaches(model, found["images"] + promotion.refine(delta, m), found["targets"], batch_size=size)
+        for m in (mask, drawn)
+    )
     columns = {
         "image": found["places"],
         "interpretability": promotion.norm_share(delta, mask).masked_fill(~shown, torch.nan),
-        "random": promotion.random_baseline(area),
-        "success_refined": promotion.reaches(model, kept, found["targets"], batch_size=size).double(),
+        "random": promotion.random_baseline(mask.double().mean((1, 2))),
+        "success_refined": refined.double(),
+        "success_random": random.double(),
     }
     frame = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
     return frame.assign(evidence=name, percentile=np.nan if nu is None else nu)
@@ -341,7 +370,8 @@ def summary(rows: pd.DataFrame, table: str) -> pd.DataFrame:
     found = []
     for key, group in groups:
         mean = bootstrap_mean(group[values].to_numpy(float), group.image)
-        found.append(dict(zip(keys, key, strict=True)) | {"n": len(group)} | with_ends(values, mean))
+        defined = {f"{name}_n": int(group[name].notna().sum()) for name in values if "_with_" in name}
+        found.append(dict(zip(keys, key, strict=True)) | {"n": len(group)} | with_ends(values, mean) | defined)
     return pd.DataFrame(found)
 
 
@@ -366,27 +396,28 @@ def make_units(task: Task, cell: Cell | None) -> Path:
     def make(folder: Path) -> dict[str, Any]:
         model, concepts = _network(task, cell), concepts_of(task)
         data = dataset(run, run.suite.scoring.split)
-        plain, size = model.model, run.suite.scoring.batch_size
-        units, related, masked = [], [], []
+        plain, size, seed = model.model, run.suite.scoring.batch_size, run.suite.dataset.seed
+        units, related, masked, inputs = [], [], [], list(_inputs(task))
         for layer in dissection.layers(plain):
             limits = dissection.thresholds(plain, layer, concepts.images(size), total=len(concepts))
             table = dissection.dissect(plain, layer, concepts, limits, batch_size=size)
-            for attack, x, changed, labels in _inputs(task):
-                before, after = (data.normalise(part) for part in (x, changed))
-                moved = dissection.sensitivity(plain, layer, before, after, batch_size=size)
-                table[f"sensitivity_{attack}"] = moved
-                found = dissection.association(moved, table.iou.to_numpy())
-                related.append({"layer": layer, "attack": attack, "n": len(x), **found})
-                order = np.argsort(-moved, kind="stable")
-                options: dict[str, Any] = {"seed": run.suite.dataset.seed, "batch_size": size}
-                accuracy = dissection.masked_accuracy(
-                    plain, layer, order, settings.shares, before, after, labels, **options
-                )
+            for attack, labels, images in inputs:
+                images = {name: data.normalise(x) for name, x in images.items()}
+                row: dict[str, Any] = {"layer": layer, "attack": attack, "n": len(labels)}
+                for name, suffix in (("attacked", ""), ("noise", "_noise")):
+                    moved = dissection.sensitivity(plain, layer, images["clean"], images[name], batch_size=size)
+                    table[f"sensitivity_{attack}{suffix}"] = moved
+                    found = dissection.association(moved, table.iou.to_numpy())
+                    row |= {key + (suffix if key not in ("detectors", "others") else ""): v for key, v in found.items()}
+                related.append(row)
+                order = np.argsort(-table[f"sensitivity_{attack}"].to_numpy(), kind="stable")
+                options: dict[str, Any] = {"seed": seed, "batch_size": size}
+                accuracy = dissection.masked_accuracy(plain, layer, order, settings.shares, images, labels, **options)
                 masked.append(accuracy.assign(attack=attack))
             units.append(table)
         pd.concat(units, ignore_index=True).to_parquet(folder / "dissection.parquet")
         pd.DataFrame(related).to_parquet(folder / "association.parquet")
-        pd.concat(masked, ignore_index=True).to_parquet(folder / "masking.parquet")
+        pd.concat([pd.DataFrame(), *masked], ignore_index=True).to_parquet(folder / "masking.parquet")
         return harness.provenance(run)
 
     content = None if task.concepts is None else key_of({"images": _digests(Path(task.concepts))})
@@ -408,15 +439,16 @@ def _digests(root: Path) -> list[Any]:
     return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def _inputs(task: Task) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """For each attack x, x' and the labels; then noise of the norm of the first attack's δ."""
-    for index, attack in enumerate(task.settings.attacks):
+def _inputs(task: Task) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+    """For each attack that reached its target: the labels, and x, x' and x + noise of the norm of x' − x."""
+    clean, size = _network(task, None), task.run.suite.scoring.batch_size
+    for attack in task.settings.attacks:
         found = attacked(task, attack)
-        yield attack, found["images"], found["attacked"], found["labels"]
-        if index == 0:
-            noisy = dissection.equal_norm_noise(found["images"], found["attacked"], task.run.suite.dataset.seed)
-            control = (NOISE, found["images"], noisy, found["labels"])
-    yield control
+        reached = promotion.reaches(clean, found["attacked"], found["targets"], batch_size=size)
+        x, changed, labels = (found[name][reached] for name in ("images", "attacked", "labels"))
+        if len(x):
+            noisy = dissection.equal_norm_noise(x, changed, task.run.suite.dataset.seed)
+            yield attack, labels, {"clean": x, "attacked": changed, "noise": noisy}
 
 
 def run(given: Given, out: Path, concepts: str | None = None) -> list[Path]:
@@ -424,7 +456,13 @@ def run(given: Given, out: Path, concepts: str | None = None) -> list[Path]:
     suite = given.run.suite
     assert suite.dissection is not None
     tables, threads = measure(given, concepts), torch.get_num_threads()
-    about = {"suite": suite.name, "dissection": suite.dissection.model_dump(), **harness.provenance(given.run)}
+    about: dict[str, Any] = {
+        "suite": suite.name,
+        "dataset": suite.dataset.name,
+        "models": [*suite.models],
+        "concepts": concepts,
+    }
+    about |= {"dissection": suite.dissection.model_dump(), **harness.provenance(given.run)}
     paths = []
     for name, table in tables.items():
         paths.append(out / f"{name}.csv")
@@ -448,22 +486,25 @@ def draw(run: Run, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
     """Figures by name: shares of the types, the maps of the first images under each attack on the first model, and,
     where there are concepts, detectors and what masking does, of the clean models."""
     psr, task = tables["psr"], Task(run, next(iter(run.suite.models)))
-    clean = psr[psr.fooling.isna()]
-    shares = [
-        clean.assign(type=kind, share=clean[kind], low=clean[f"{kind}_low"], high=clean[f"{kind}_high"])
-        for kind in promotion.TYPES[:4]
-    ]
-    figures = {"shares": promotion_plots.shares_figure(pd.concat(shares, ignore_index=True))}
-    for attack in psr[psr.fooling.isna() & (psr.model == task.model) & (psr.n > 0)].attack:
+    clean, figures = psr[psr.fooling.isna() & (psr.n > 0)], {}
+    if len(clean):
+        shares = [
+            clean.assign(type=kind, share=clean[kind], low=clean[f"{kind}_low"], high=clean[f"{kind}_high"])
+            for kind in promotion.TYPES[:4]
+        ]
+        figures["shares"] = promotion_plots.shares_figure(pd.concat(shares, ignore_index=True))
+    for attack in clean[clean.model == task.model].attack:
         figures[f"maps-{attack}"] = promotion_plots.four_maps(drawn(task, attack))
     if "dissection" in tables:
-        units, masking = (t[t.fooling.isna()] for t in (tables["dissection"], tables["masking"]))
-        for model, own in units.groupby("model"):
+        units = tables["dissection"]
+        for model, own in units[units.fooling.isna()].groupby("model"):
             figures[f"detectors-{model}"] = dissection_plots.detectors_figure(own)
-        first = masking[(masking.model == task.model) & (masking.attack == next(iter(task.settings.attacks)))]
-        figures["masking"] = dissection_plots.masking_figure(first)
-        if len(tables["changed"]):
-            figures["changed"] = dissection_plots.changed_figure(tables["changed"])
+    if "masking" in tables and len(clean):
+        masking = tables["masking"]
+        place = (masking.model == clean.model.iloc[0]) & (masking.attack == clean.attack.iloc[0])
+        figures["masking"] = dissection_plots.masking_figure(masking[masking.fooling.isna() & place])
+    if "changed" in tables:
+        figures["changed"] = dissection_plots.changed_figure(tables["changed"])
     return figures
 
 
@@ -476,7 +517,7 @@ def drawn(task: Task, attack: str, count: int = 4) -> promotion_plots.Maps:
     psr = promotion.promotion_suppression(
         model, found["images"], delta, found["labels"], found["targets"], task.settings.cell, batch_size=size
     )
-    maps = _maps(task, model, found)
+    maps, _ = _maps(task, model, found)
     cams = [maps[name].cpu().numpy() for name in ("true_before", "target_before", "true_after", "target_after")]
     return promotion_plots.Maps(
         images=found["images"].permute(0, 2, 3, 1).cpu().numpy(),

@@ -144,7 +144,7 @@ class Dissection(Part):
     images with concept masks; shares of units that are set to zero."""
 
     images: Positive = 64
-    attacks: dict[str, dict[str, Any]] = {}
+    attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     cell: Positive = 8
     percentiles: list[Annotated[float, Field(gt=0, lt=100)]] = [50.0, 70.0, 90.0]
     concept_images: Positive = 256

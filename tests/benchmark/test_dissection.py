@@ -275,13 +275,17 @@ def one_hot(classes):
     return nn.functional.one_hot(torch.tensor(classes), 3).double().view(-1, 3, 1, 1).expand(-1, -1, 2, 2).clone()
 
 
+def pair(clean, attacked):
+    return {"clean": clean, "attacked": attacked}
+
+
 def test_masking_by_hand():
     """Attacked: unit 2 is raised above all. Without it all but the image of class 2 are back, which is lost clean too.
     An image without evidence goes to the first class."""
     images, targets = one_hot([2, 1, 0, 0]), torch.tensor([2, 1, 0, 0])
     attacked = images.clone()
     attacked[:, 2] = 2
-    given_order = (classifier(), LAYER, np.array([2, 1, 0]), [0, 1 / 3, 0.5, 1], images, attacked, targets)
+    given_order = (classifier(), LAYER, np.array([2, 1, 0]), [0, 1 / 3, 0.5, 1], pair(images, attacked), targets)
     table = dissection.masked_accuracy(*given_order, draws=2, batch_size=3)
     assert list(table.columns) == ["layer", "share", "units", "masked", "draw", "top1_clean", "top1_attacked", "n"]
     assert (table.n == 4).all()
@@ -298,7 +302,9 @@ def test_masking_by_hand():
 
 def test_random_masks_grow_and_follow_the_seed():
     images, targets = one_hot([0, 1, 2]), torch.tensor([0, 1, 2])
-    run = partial(dissection.masked_accuracy, classifier(), LAYER, np.arange(3), [0.3, 0.6], images, images, targets)
+    run = partial(
+        dissection.masked_accuracy, classifier(), LAYER, np.arange(3), [0.3, 0.6], pair(images, images), targets
+    )
     first = run(draws=20)
     pd.testing.assert_frame_equal(first, run(draws=20, batch_size=1))
     assert not first.equals(run(draws=20, seed=1))
@@ -424,7 +430,7 @@ def calls(model, layer, images):
         lambda: dissection.thresholds(model, layer, [images], total=len(images)),
         lambda: dissection.dissect(model, layer, concepts, np.zeros(3)),
         lambda: dissection.sensitivity(model, layer, images, images),
-        lambda: dissection.masked_accuracy(model, layer, np.arange(3), [0.5], images, images, targets),
+        lambda: dissection.masked_accuracy(model, layer, np.arange(3), [0.5], pair(images, images), targets),
     ]
 
 
@@ -492,10 +498,10 @@ def test_wrong_arguments_are_named():
     with pytest.raises(UserError, match=r"must be \(units,\) both \(got \(3,\) and \(2,\)\)"):
         dissection.association(np.zeros(3), np.zeros(2))
     with pytest.raises(UserError, match=r"order must hold each unit from 0 to 1 once \(got \[1, 1\]"):
-        masks(np.array([1, 1]), [0.5], images, images, targets)
+        masks(np.array([1, 1]), [0.5], pair(images, images), targets)
     with pytest.raises(UserError, match=r"order must hold the 2 units of layer '0' \(got 3\)"):
-        masks(np.arange(3), [0.5], images, images, targets)
+        masks(np.arange(3), [0.5], pair(images, images), targets)
     with pytest.raises(UserError, match=r"shares must lie in \[0, 1\] \(got 5\)"):
-        masks(np.arange(2), [0.5, 5], images, images, targets)
+        masks(np.arange(2), [0.5, 5], pair(images, images), targets)
     with pytest.raises(UserError, match=r"targets must be \(3,\), one an image \(got \(2,\)\)"):
-        masks(np.arange(2), [0.5], images, images, targets[:2])
+        masks(np.arange(2), [0.5], pair(images, images), targets[:2])

@@ -1,5 +1,6 @@
 """`foolbench dissect`: the same adversarial images on a clean and a fooled model, at three levels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from attacks.errors import UserError
 from benchmark import dissection, inside, plan, suite
 from benchmark.experiments import Given
+from benchmark.interpreters.class_activation import class_activation_map
 from benchmark.metrics import promotion
 from benchmark.plan import Run, dataset
 
@@ -101,6 +103,41 @@ def test_an_attack_that_reaches_nothing_is_a_row_that_says_so(done):
     assert psr.suppression.isna().all()
 
 
+def reached(done) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What PGD led to its target on the clean model: all of it, δ, the labels, and noise of equal norm."""
+    found, clean = inside.attacked(task(done), "pgd"), inside._network(task(done), None)
+    found = {name: value[clean(found["attacked"]).argmax(1) == found["targets"]] for name, value in found.items()}
+    noisy = dissection.equal_norm_noise(found["images"], found["attacked"], 0)
+    return found, found["attacked"] - found["images"], found["labels"], noisy
+
+
+def test_maps_evidence_and_refinement_by_hand(done):
+    (images, delta, labels, _), clean = reached(done), inside._network(task(done), None)
+    true, kind = class_activation_map(clean, images["images"], labels)
+    target, _ = class_activation_map(clean, images["attacked"], images["targets"])
+    psr = done[2]["psr"].query("attack == 'pgd' and fooling.isna()").iloc[0]
+    assert psr["map"] == kind == "cam"
+    assert psr.mean_true_before == pytest.approx(float(true.mean()), rel=1e-5)
+    assert psr.mean_target_after == pytest.approx(float(target.mean()), rel=1e-5)
+    assert psr.mean_true_before != pytest.approx(psr.mean_target_before, rel=1e-3)
+    cells = promotion.promotion_suppression(clean, images["images"], delta, labels, images["targets"], 8, batch_size=7)
+    means = promotion.cell_means(true, 8, (32, 32))
+    for name, values in promotion.evidence_correlation(cells, means).items():
+        assert psr[f"{name}_with_true_before"] == pytest.approx(values.nanmean().item(), nan_ok=True)
+        assert psr[f"{name}_with_true_before_n"] == values.isfinite().sum().item()
+    table = done[2]["interpretability"].query("attack == 'pgd' and fooling.isna() and percentile == 80")
+    for name, cam in (("true_before", true), ("target_after", target)):
+        row, mask = table[table.evidence == name].iloc[0], promotion.evidence(cam, 80, (32, 32))
+        assert row.interpretability == pytest.approx(promotion.interpretability_score(delta, cam, 80).mean().item())
+        kept = clean(images["images"] + promotion.refine(delta, mask)).argmax(1) == images["targets"]
+        assert row.success_refined == pytest.approx(kept.double().mean().item())
+        order = torch.from_numpy(np.random.default_rng(0).permutation(32 * 32)).view(32, 32)
+        drawn = torch.stack([order < m.sum() for m in mask])
+        assert torch.equal(drawn.sum((1, 2)), mask.sum((1, 2)))
+        kept = clean(images["images"] + promotion.refine(delta, drawn)).argmax(1) == images["targets"]
+        assert row.success_random == pytest.approx(kept.double().mean().item())
+
+
 def test_psr_of_the_same_images_on_both_models(done):
     given, _, tables = done
     found, clean = inside.attacked(task(done), "pgd"), inside._network(task(done), None)
@@ -143,11 +180,24 @@ def test_units_are_dissected_on_both_models_with_every_attack_and_noise(done):
     expected = dissection.dissect(model, layer, concepts, limits, batch_size=3)
     found = tables["dissection"].query("fooling.isna() and layer == @layer")
     np.testing.assert_allclose(found.iou, expected.iou, atol=1e-6)
-    assert {"sensitivity_pgd", "sensitivity_fgsm", "sensitivity_noise"} <= set(found)
-    assert set(tables["association"].attack) == {"pgd", "fgsm", "noise"}
+    assert set(tables["association"].attack) == {"pgd"}, "FGSM reached no target"
     assert tables["association"].fooling.fillna("clean").nunique() == 3
+    images, _, labels, noisy = reached(done)
+    data = dataset(done[0].run, "test")
+    for name, other in (("sensitivity_pgd", images["attacked"]), ("sensitivity_pgd_noise", noisy)):
+        pair = data.normalise(images["images"]), data.normalise(other)
+        np.testing.assert_allclose(found[name], dissection.sensitivity(model, layer, *pair), rtol=1e-4)
+    row = tables["association"].query("fooling.isna() and layer == @layer").iloc[0]
+    for suffix in ("", "_noise"):
+        expected = dissection.association(found[f"sensitivity_pgd{suffix}"].to_numpy(), found.iou.to_numpy())
+        assert row[f"spearman{suffix}"] == pytest.approx(expected["spearman"], nan_ok=True)
+        assert row[f"effect{suffix}"] == pytest.approx(expected["effect"], nan_ok=True)
     untouched = tables["masking"].query("share == 0 and fooling.isna()")
     assert (untouched.top1_clean == 1).all()
+    assert (untouched.top1_attacked == 0).all()
+    with torch.no_grad():
+        right = (model(data.normalise(noisy)).argmax(1) == labels).double().mean().item()
+    assert untouched.top1_noise.tolist() == pytest.approx([right] * len(untouched))
 
 
 def test_the_control_is_fine_tuned_without_fooling(done):
@@ -200,7 +250,24 @@ def test_masks_of_the_users_own(done, tmp_path):
     concepts = inside.concepts_of(inside.Task(done[0].run, "compact_resnet", str(tmp_path)))
     assert concepts.names == [("part", "left")]
     path = inside.make_units(inside.Task(done[0].run, "compact_resnet", str(tmp_path)), None)
-    assert set(pd.read_parquet(path / "dissection.parquet").concept.dropna()) <= {"left"}
+    assert set(pd.read_parquet(path / "dissection.parquet").concept.dropna()) == {"left"}
+    with pytest.raises(UserError, match="concepts need images"):
+        inside.measure(done[0], str(tmp_path / "nowhere"))
+
+
+def test_nothing_reached_is_tables_without_it_and_no_figure_of_it(done, tmp_path):
+    given = Given(replace(done[0].run, suite=inside.narrowed(done[0].run.suite, None, None, "fgsm")), tmp_path, jobs=1)
+    found = {path.stem for path in inside.run(given, tmp_path)}
+    assert found - {"changed"} == {"psr", "dissection", "dissect", "detectors-compact_resnet"}
+
+
+def test_the_control_takes_recipes_that_a_search_found(done):
+    run = done[0].run
+    settings = suite.load("board").search
+    searched = run.suite.model_copy(update={"search": settings, "attacked": ["grad_cam:subspace", "lrp_t"]})
+    control = inside._fine_tuned(replace(run, suite=searched))
+    assert control.suite.models == {}, "no search was run"
+    assert control.suite.attacked == ["grad_cam"]
 
 
 def test_a_suite_is_narrowed_to_what_is_asked_for():
