@@ -96,7 +96,7 @@ def run(
     typer.echo(f"leaderboards: {folder}")
     if failed:
         name, error = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} manipulation(s) failed, first {name}: {error}")
+        raise UserError(f"{len(failed)} cell(s) failed, first {name}: {error}")
 
 
 @app.command()
@@ -159,7 +159,7 @@ def submit(
     typer.echo(f"results: {folder}")
     if failed:
         name, error = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} manipulation(s) failed, first {name}: {error}")
+        raise UserError(f"{len(failed)} cell(s) failed, first {name}: {error}")
 
 
 @app.command()

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
@@ -30,7 +30,8 @@ from benchmark import watch
 Unit = tuple[str, Callable[..., Any], tuple[Any, ...]]  # what it is, the function, its arguments
 Names = Mapping[str, Iterable[str]]  # the units that each one waits for
 RETRIES = 2
-PATIENCE = 1.0  # seconds for which a unit that another run is at is left alone
+PATIENCE = 1.0  # seconds for which a unit that another run is at is left alone; twice as long each time,
+LONGEST = 64  # up to so many times that
 
 
 class Task(NamedTuple):
@@ -80,30 +81,40 @@ def work(task: Task, node: str = "") -> Outcome:
         with watch.claimed(task.store, task.key, {"run": task.run, "name": task.name, "node": node}) as mine:
             if not mine:
                 return Outcome("busy", "", node)
-            if task.limit:  # from C, so that code which never hands back the interpreter is ended too
-                with open(os.devnull, "w") as nowhere:
-                    faulthandler.dump_traceback_later(task.limit, exit=True, file=nowhere)
-                    try:
-                        return Outcome("ended", guarded(task.function, task.args, task.store), node)
-                    finally:
-                        faulthandler.cancel_dump_traceback_later()
-            return Outcome("ended", guarded(task.function, task.args, task.store), node)
+            with _limited(task.limit):
+                return Outcome(*guarded(task.function, task.args, task.store), node)
     except OSError as error:  # of the claim
         return Outcome("stop", f"the store {task.store} cannot be written: {error.strerror or error}", node)
     except UserError as error:
         return Outcome("stop", str(error), node)
 
 
-def guarded(function: Callable[..., Any], args: tuple[Any, ...], store: str) -> str:
-    """The error of a unit as one line, "" where there was none. A full disk is no error of a unit: `UserError`."""
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    if not seconds:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere:
+        # from C, so that code which never hands back the interpreter is ended too
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def guarded(function: Callable[..., Any], args: tuple[Any, ...], store: str) -> tuple[str, str]:
+    """The kind of outcome, and the error of a unit as one line, "" where there was none. A full disk is no error of a
+    unit: `UserError`. One that is out of memory is lost, for others may have had the memory."""
     try:
         function(*args)
     except Exception as error:  # becomes a row with its error: one bad cell does not cost the others
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "no space left" in str(error).lower():  # safetensors wraps the system's error
             raise UserError(f"no space left for the store {store}") from error
-        return line(error)
-    return ""
+        no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+        return ("lost", f"out of memory: {line(error)}") if no_memory else ("ended", line(error))
+    return "ended", ""
 
 
 def line(error: BaseException) -> str:
@@ -127,6 +138,7 @@ def drive(
             followers[place[other]].append(i)
     ready = [i for i in range(len(units)) if not left[i]]  # in order, so a heap
     lost: Counter[int] = Counter()
+    busy: Counter[int] = Counter()
     inherited: dict[int, str] = {}
     later: dict[int, float] = {}
     running, unfinished = 0, len(units)
@@ -145,12 +157,15 @@ def drive(
             if outcome.kind == "stop":
                 raise UserError(outcome.text)
             if outcome.kind == "busy":
-                later[i] = time.monotonic() + PATIENCE
+                later[i] = time.monotonic() + PATIENCE * min(2 ** busy[i], LONGEST)
+                busy[i] += 1
                 continue
-            lost[i] += outcome.kind == "lost"
-            if outcome.kind == "lost" and lost[i] <= RETRIES:
-                heapq.heappush(ready, i)
-                continue
+            if outcome.kind == "lost":
+                watch.forget(record.store, task(units[i]).key, record.id)
+                lost[i] += 1
+                if lost[i] <= RETRIES:
+                    heapq.heappush(ready, i)
+                    continue
             ends = [(i, outcome.text + (f" ({lost[i]} times)" if outcome.kind == "lost" else ""))]
             while ends:
                 i, error = ends.pop()
@@ -229,10 +244,15 @@ class Processes:
         return pipe
 
     def ended(self, seconds: float) -> Iterator[tuple[int, Outcome]]:
-        for pipe in wait(list(self._busy), seconds):
+        heard = wait(list(self._busy), seconds)
+        # what a dead process has forked, a data loader's worker say, may hold its end of the pipe open
+        dead = [p for p in self._busy if p not in heard and self._processes[p].exitcode is not None and not p.poll()]
+        for pipe in [*heard, *dead]:
             assert isinstance(pipe, Connection)
             number, task, started = self._busy.pop(pipe)
             try:
+                if pipe in dead:
+                    raise EOFError
                 outcome = pipe.recv()
                 self._idle.append(pipe)
             except (EOFError, OSError):

@@ -58,11 +58,13 @@ def run_suite(
 
 
 def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit: float = 0) -> dict[str, str]:
-    """Compute what the store lacks. Returns the error of each failed manipulation, by "model/fooling/attacked/seed".
+    """Compute what the store lacks. Returns the error of each failed manipulation, by "model/fooling/attacked/seed",
+    and of each gate and robustness, by the unit's name.
 
     `jobs` None: as `processes`. `start` makes another engine than processes of this machine. `limit`: seconds of one
     unit, 0 for none.
     """
+    Store(run.store).sweep()
     units, needs, after = graph(run)
     errors: dict[str, str] = {}
     for pairs in _pair_forms(run) if units else ():
@@ -73,7 +75,7 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
             report(name, error)
             if error:
                 errors[name] = error
-    failed = {}
+    failed = {name: error for name, error in errors.items() if name.startswith(("gate ", "robustness "))}
     for cell in plan(run.suite):
         if found := errors.get(f"search {front_name(cell)}") or errors.get(name_of(cell)):
             failed[name_of(cell)] = found

@@ -227,7 +227,7 @@ def _loaders(run: Run, fooling: foolings.Fooling, batch_size: int, seed: int) ->
 
     def loader(pairs: bool) -> Any:
         data, workers = dataset(run, "train", pairs), run.suite.dataset.workers
-        return datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=workers)
+        return datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=workers, device=run.device)
 
     return loader(False), loader(True) if fooling.pairs else None
 
@@ -381,7 +381,7 @@ def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
         try:
             scored = _unless_refused(partial(make, evaluated=evaluated))
             store.get("scores", scores_spec(run, cell, evaluated), scored)
-        except OSError:  # a full disk is nobody's cell
+        except (OSError, MemoryError, torch.OutOfMemoryError):  # a full disk or memory is nobody's cell
             raise
         except Exception as error:
             errors.append(f"{evaluated}: {type(error).__name__}: {error}")
@@ -392,7 +392,7 @@ def _score(run: Run, cell: Cell, path: Path, missing: list[str]) -> None:
 def provenance(run: Run) -> dict[str, Any]:
     """Versions and device, for receipts and cards."""
     packages = {name: version(name) for name in ("foolbench", "torch", "torchvision", "captum", "numpy")}
-    cuda = torch.device(run.device).type == "cuda"
+    cuda = torch.device(run.device).type == "cuda" and torch.cuda.is_available()  # a driver may have none
     device = torch.cuda.get_device_name(run.device) if cuda else f"cpu ({platform.machine()})"
     versions = {"python": platform.python_version(), "code": code_version(), **packages}
     return {"versions": versions, "device": device, "threads": run.suite.threads}

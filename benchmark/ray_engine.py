@@ -7,6 +7,7 @@ are made safe: token authentication unless RAY_AUTH_MODE says otherwise, no dash
 loopback interface where no address is given.
 """
 
+import math
 import os
 import socket
 import time
@@ -24,9 +25,7 @@ from benchmark.store import code_version
 
 SAFE = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's name for: this node is 127.0.0.1 and listens there only
-AHEAD = 32  # tasks at least that Ray has at a time; it is given twice as many as can run
 LIMIT = 24 * 3600.0  # seconds of one unit, where nothing else is said
-RECOUNT = 10.0  # seconds between two looks at what the cluster has
 
 
 def start(
@@ -49,8 +48,11 @@ def start(
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "error"}
     if address is None:
         own = {"address": "local", "include_dashboard": False, "object_store_memory": 80 * 2**20}
-        options |= {**own, "num_cpus": max(1, round(jobs * max(1.0, needed["CPU"])))}
+        options |= {**own, "num_cpus": max(1, math.ceil(jobs * needed["CPU"]))}
     try:
+        if address and "://" not in address and ":" in address:  # Ray itself would ask for a quarter of an hour
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(**options)
     except Exception as error:  # of many kinds
         where = f"the cluster at {address} cannot be joined" if address else "Ray does not start"
@@ -60,7 +62,7 @@ def start(
         have = ", ".join(f"{node.get('CPU', 0):g} CPU {node.get('GPU', 0):g} GPU" for node in nodes)
         ray.shutdown()
         raise UserError(f"a cell takes {needed['CPU']:g} CPU and {needed['GPU']:g} GPU; no node has them (got {have})")
-    return Cluster(ray, needed)
+    return Cluster(ray, needed, None if address else jobs)
 
 
 def run_task(task: Task, expected: tuple[str, str]) -> Outcome:
@@ -72,22 +74,31 @@ def run_task(task: Task, expected: tuple[str, str]) -> Outcome:
         return Outcome("stop", f"node {node} has code and torch {found}, the driver {expected}: install the same", node)
     if not (watch.folder(task.store) / f"{task.run}.json").is_file():
         return Outcome("stop", f"node {node} does not see the store {task.store}: all must share one disk", node)
+    data = getattr(task.args[0], "data", None) if task.args else None  # else it would fail cell after cell, and fast
+    if data is not None and not Path(data).exists():
+        return Outcome("stop", f"node {node} does not see the data {data}", node)
     return work(task, node)
 
 
 class Cluster:
-    """The engine on a cluster that this process has joined."""
+    """The engine on a cluster that this process has joined. Ray is given twice as many tasks as can run, or `most`: a
+    task that it has is not overtaken by one that should come first."""
 
     name = "Ray"
 
-    def __init__(self, ray: Any, needed: dict[str, float]) -> None:
-        self._ray, self._needed = ray, needed
+    def __init__(self, ray: Any, needed: dict[str, float], most: int | None = None) -> None:
+        self._ray, self._needed, self._most = ray, needed, most
         self._running: dict[Any, tuple[int, Task]] = {}
         cpus, gpus = needed["CPU"], needed["GPU"]
         once = {"max_calls": 1} if gpus else {}
         self._remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, **once)(run_task)
         self._expected = code_version(), torch.__version__
-        self._ahead, self._counted = AHEAD, 0.0
+        self._recount()
+
+    def _recount(self) -> None:
+        have = self._ray.cluster_resources()
+        fit = min(have.get(kind, 0) / n for kind, n in self._needed.items() if n)
+        self._ahead = self._most or max(2, 2 * int(fit))
 
     def room(self) -> bool:
         return len(self._running) < self._ahead
@@ -96,9 +107,7 @@ class Cluster:
         self._running[self._remote.remote(task, self._expected)] = number, task
 
     def ended(self, seconds: float) -> Iterator[tuple[int, Outcome]]:
-        if time.monotonic() - self._counted > RECOUNT:  # nodes come and go
-            have, self._counted = self._ray.cluster_resources(), time.monotonic()
-            self._ahead = max(AHEAD, *(2 * round(have.get(kind, 0) / n) for kind, n in self._needed.items() if n))
+        self._recount()  # nodes come and go
         if not self._ray.wait(list(self._running), timeout=seconds)[0]:
             return
         for reference in self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)[0]:

@@ -24,8 +24,8 @@ Maps = Callable[[int, int], Tensor]  # heatmaps (N, h, w) of the images first..l
 def batches(run: Run, split: str, pairs: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """The split in order, on the run's device."""
     size, workers = run.suite.scoring.batch_size, run.suite.dataset.workers
-    for images, targets in datasets.loader(dataset(run, split, pairs), size, workers=workers):
-        yield images.to(run.device), targets.to(run.device)
+    for images, targets in datasets.loader(dataset(run, split, pairs), size, workers=workers, device=run.device):
+        yield images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
 
 
 def first_images(parts: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[range, Tensor, Tensor]]:

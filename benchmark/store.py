@@ -19,6 +19,8 @@ from typing import Any
 
 from attacks.errors import UserError
 
+LEFTOVER = 7 * 24 * 3600  # seconds after which a half-made entry is nobody's: it is made within one unit of work
+
 
 def key_of(spec: dict[str, Any]) -> str:
     """sha256 of the canonical JSON (sorted keys, no spaces) of a specification."""
@@ -75,9 +77,12 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the store {self.root} cannot be made: {error.strerror}") from error
-        for leftover in self.root.glob("tmp-*"):  # of runs that were killed; younger ones may still be written
+
+    def sweep(self) -> None:
+        """Remove what runs that were killed left half done. Younger folders may still be written."""
+        for leftover in self.root.glob("tmp-*"):
             with suppress(FileNotFoundError):  # published or removed by another process in between
-                if time.time() - leftover.stat().st_mtime > 24 * 3600:
+                if time.time() - leftover.stat().st_mtime > LEFTOVER:
                     shutil.rmtree(leftover, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
@@ -89,6 +94,8 @@ class Store:
             return json.loads((self.path(kind, key) / "receipt.json").read_text())
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise UserError(f"store entry {self.path(kind, key)} must be readable ({error.strerror})") from error
         except (OSError, ValueError) as error:
             raise UserError(
                 f"store entry {self.path(kind, key)} is unreadable ({error}): delete it and run again"
@@ -120,8 +127,11 @@ class Store:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         target.parent.mkdir(exist_ok=True)
+        folder.chmod(0o755)  # a temporary folder is its owner's alone
         try:
             folder.rename(target)
-        except OSError:
-            if not target.is_dir():  # another process was first with the same content
+        except OSError as error:
+            if not target.is_dir():
                 raise
+            if not (target / "receipt.json").is_file():  # else another process was first with the same content
+                raise UserError(f"store entry {target} has no receipt: delete it and run again") from error

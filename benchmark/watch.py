@@ -37,7 +37,7 @@ def claimed(store: str | Path, key: str, about: dict[str, Any]) -> Iterator[bool
     """Whether the unit `key` is ours; it is until the end, and is shown with `about` (run, name, node)."""
     path = folder(store) / "claims" / key
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = json.dumps({**about, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()})
+    mine = json.dumps({**about, "host": _host(), "pid": os.getpid(), "started": time.time()})
     if not _create(path, mine) and not (_abandoned(path, about["run"]) and _create(path, mine)):
         yield False
         return
@@ -48,6 +48,21 @@ def claimed(store: str | Path, key: str, about: dict[str, Any]) -> Iterator[bool
             with suppress(OSError):
                 if path.read_text() == mine:
                     path.unlink()
+
+
+def forget(store: str | Path, key: str, run: str) -> None:
+    """Remove the claim that a process of this run has left."""
+    path = folder(store) / "claims" / key
+    if (read(path) or {}).get("run") == run:
+        path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """Where process numbers mean the same: containers may share a host's name, but not its processes."""
+    spaces = [socket.gethostname()]
+    with suppress(OSError):  # Linux has both
+        spaces += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(spaces)
 
 
 def _create(path: Path, text: str) -> bool:
@@ -63,10 +78,12 @@ def _abandoned(path: Path, run: str) -> bool:
     """Whether the claim is of nobody who lives; then it is removed. One of the same run is of a process that died, and
     those of a run that is over died with it."""
     claim = read(path)
-    if claim is not None and not (
+    if claim is None:  # its owner has just ended
+        return True
+    if not (
         claim.get("run") == run
         or (read(path.parent.parent / f"{claim.get('run')}.json") or {}).get("state") in ("stopped", "ended")
-        or (claim.get("host") == socket.gethostname() and not _lives(claim["pid"]))
+        or (claim.get("host") == _host() and not _lives(claim["pid"]))
         or now(path.parent) - claim["beat"] > EXPIRES
     ):
         return False
@@ -140,7 +157,8 @@ class Record:
         self._about |= {"pid": os.getpid(), "started": time.time()}
 
     def __enter__(self) -> "Record":
-        for path in folder(self.store).glob("*.json"):
+        runs = folder(self.store)
+        for path in (*runs.glob("*.json"), *runs.glob("claims/*")):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > KEPT:
                     path.unlink()

@@ -99,7 +99,7 @@ def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str
 
     def loader(cell: dict[str, Any], pairs: bool) -> Waited:
         size, data = given.batch_size or recipe(run, cell)["batch_size"], dataset(run, "train", pairs)
-        return Waited(datasets.loader(data, size, shuffle=True, workers=given.workers))
+        return Waited(datasets.loader(data, size, shuffle=True, workers=given.workers, device=run.device))
 
     def timed(what: str, steps: Iterator[Any], waited: list[Waited], size: int) -> dict[str, Any]:
         next(steps)

@@ -136,14 +136,15 @@ def check_disjoint(*datasets: Dataset) -> None:
 
 
 def loader(
-    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
+    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0, device: str = "cpu"
 ) -> DataLoader[Item]:
     """Batches ((N, 3, H, W), (N,) or (N, 2)) from a generator of their own: `seed` fixes the order of every epoch.
 
     It also seeds the workers' torch generators, from which augmentation draws; without workers augmentation draws from
-    the global torch generator, which is the caller's to seed.
+    the global torch generator, which is the caller's to seed. For a CUDA `device` batches lie in pinned memory.
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1 (got {batch_size})")
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
+    pinned = torch.device(device).type == "cuda"
+    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, generator=generator, pin_memory=pinned)

@@ -1,9 +1,12 @@
 """Engines and their order: each unit after what it waits for, lost ones again, and nothing twice by two drivers."""
 
+import json
 import os
 import signal
 import threading
 import time
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,6 +114,26 @@ def test_a_unit_that_raises_is_one_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_unit_out_of_memory_is_tried_again(tmp_path, error):
+    tries = []
+
+    def hungry():
+        tries.append(1)
+        if len(tries) < 3:
+            raise error
+
+    assert go(tmp_path, Here(), [("a", hungry, ())]) == [("a", "")]
+    assert len(tries) == 3
+    ((_, found),) = go(tmp_path, Here(), [("a", always, (error,))])
+    assert found.startswith("out of memory: ")
+    assert found.endswith(" (3 times)")
+
+
+def always(error):
+    raise error
+
+
 def exact() -> None:
     assert not torch.backends.cudnn.allow_tf32
 
@@ -138,6 +161,54 @@ def test_two_runs_on_one_store_do_not_do_one_thing_at_the_same_time(tmp_path, mo
         run.join()
     for first, second in spans.values():
         assert first[1] <= second[0]
+    assert not list((watch.folder(tmp_path) / "claims").iterdir())
+
+
+def test_a_dead_process_whose_child_holds_its_pipe_is_noticed(tmp_path):
+    started, engine = time.monotonic(), Processes(1)
+    try:
+        ((_, error),) = go(tmp_path, engine, [("a", leave_a_child, (str(tmp_path / "pid"),))])
+    finally:
+        engine.close(whole=False)
+        for pid in (tmp_path / "pid").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    assert "killed" in error
+    assert time.monotonic() - started < 60
+
+
+def leave_a_child(note: str) -> None:
+    if child := os.fork():
+        with open(note, "a") as file:
+            file.write(f"{child} ")
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(100)
+
+
+def test_units_of_another_run_are_asked_for_ever_more_rarely(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PATIENCE", 0.02)
+    asked: list[float] = []
+
+    def outcome(name, tries):
+        asked.append(time.monotonic())
+        return Outcome("busy" if tries < 6 else "ended")
+
+    assert go(tmp_path, Script(outcome), units("a")) == [("a", "")]
+    gaps = [b - a for a, b in pairwise(asked)]
+    assert all(gap >= 0.02 * 2**i for i, gap in enumerate(gaps))
+
+
+def test_the_claim_of_a_lost_unit_does_not_stay(tmp_path):
+    engine = Script(lambda name, tries: Outcome("lost", "killed"))
+    with watch.Record(tmp_path, "suite", "script", 1) as record:
+
+        def task(unit: Unit) -> Task:
+            path = watch.folder(tmp_path) / "claims" / "key"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"run": record.id}))
+            return Task(*unit, str(tmp_path), record.id, "key", 0, 0.0)
+
+        assert list(drive(units("a"), engine, record, task, {}, {})) == [("a", "killed (3 times)")]
     assert not list((watch.folder(tmp_path) / "claims").iterdir())
 
 

@@ -112,12 +112,17 @@ class TestCluster:
         third = cluster.more()
         other = finished.again(tmp_path, without=("manipulations", "scores", "predictions"))
         units, needs, after = execution.graph(other.run)
-        waits = [(f"wait {i}", time.sleep, (1.0,)) for i in range(9)]
+        begun, claims = tmp_path / "begun", watch.folder(other.run.store) / "claims"
+        wait = (["sh", "-c", f"echo >> {begun}; sleep 1"],)
+        waits = [(f"wait {i}", subprocess.check_call, wait) for i in range(12)]
+        errors: dict[str, str] = {}
         with execution.executor(other.run, 1, starting(cluster)) as submit:
             found = submit(waits + units, needs, after)
-            errors = dict([next(found)])
+            while not any(third.node_id[:6] in path.read_text() for path in claims.glob("[!.]*")):
+                errors |= dict([next(found)])
             cluster.remove(third, allow_graceful=False)
             errors |= dict(found)
+        assert len(begun.read_text()) > len(waits), "the third node had a unit, which was run again"
         assert set(errors.values()) == {""}
         assert len(errors) == len(waits + units)
         execution.collect(other.run, other.out, {})
@@ -126,6 +131,16 @@ class TestCluster:
     def test_nodes_that_lack_what_a_cell_takes_or_do_not_answer_are_one_line(self, finished, cluster):
         with pytest.raises(UserError, match=r"a cell takes 1 CPU and 9 GPU; no node has them \(got 1 CPU 0 GPU, 1 "):
             ray_engine.start(finished.run, cluster.address, gpus=9)
+        with pytest.raises(UserError, match=r"the cluster at 127.0.0.1:1 cannot be joined: ConnectionRefusedError"):
+            ray_engine.start(finished.run, "127.0.0.1:1")
+
+    def test_a_node_without_the_data_stops_the_run(self, finished, cluster, tmp_path):
+        run = replace(finished.run, store=str(tmp_path / "store"), data=str(tmp_path / "nowhere"))
+        with (
+            pytest.raises(UserError, match=r"node .* does not see the data .*nowhere"),
+            execution.executor(run, 1, starting(cluster)) as submit,
+        ):
+            list(submit([("a", execution.name_of, (run,))]))
 
     def test_the_command_runs_a_suite_on_nodes_of_its_own_on_the_loopback_interface(self, finished, tmp_path):
         other = finished.again(tmp_path, without=("scores",))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -118,15 +119,29 @@ def test_processes_that_write_at_once_leave_one_whole_entry_each(tmp_path):
 
 def test_a_folder_that_vanishes_while_leftovers_are_sought_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([self / "tmp-gone"]))
-    Store(tmp_path)
+    Store(tmp_path).sweep()
 
 
 def test_only_old_leftovers_of_killed_runs_are_removed(tmp_path):
     for name in ("tmp-old", "tmp-new"):
         (tmp_path / name).mkdir()
-    os.utime(tmp_path / "tmp-old", (time.time() - 25 * 3600,) * 2)
-    Store(tmp_path)
+    os.utime(tmp_path / "tmp-old", (time.time() - 8 * 24 * 3600,) * 2)
+    os.utime(tmp_path / "tmp-new", (time.time() - 6 * 24 * 3600,) * 2)  # a cell may take days
+    Store(tmp_path).sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["tmp-new"]
+
+
+def test_others_may_read_an_entry(tmp_path):
+    assert Store(tmp_path).get("kind", SPEC, write("content")).stat().st_mode & 0o777 == 0o755
+
+
+def test_an_entry_without_receipt_is_named(tmp_path):
+    path = Store(tmp_path).get("kind", SPEC, write("content"))
+    (path / "receipt.json").unlink()
+    with pytest.raises(UserError, match=r"has no receipt: delete it and run again"):
+        Store(tmp_path).get("kind", SPEC, write("content"))
+    shutil.rmtree(path)
+    assert Store(tmp_path).get("kind", SPEC, write("content")) == path
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])

@@ -47,7 +47,11 @@ def test_a_claim_of_one_who_lives_is_left_alone(tmp_path):
     before = path.read_text()
     assert not taken(tmp_path)
     assert path.read_text() == before
-    claim(tmp_path, host=socket.gethostname(), pid=os.getpid())
+    claim(tmp_path, host=watch._host(), pid=os.getpid())
+    assert not taken(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    claim(tmp_path, host=f"{socket.gethostname()} another boot and container", pid=process.pid)
     assert not taken(tmp_path)
 
 
@@ -59,7 +63,7 @@ def test_a_claim_that_is_being_written_is_left_alone(tmp_path):
 def test_a_claim_of_nobody_is_taken_over(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    claim(tmp_path, host=socket.gethostname(), pid=process.pid)
+    claim(tmp_path, host=watch._host(), pid=process.pid)
     assert taken(tmp_path)
     claim(tmp_path, run="mine")  # of an earlier try of this run
     assert taken(tmp_path)
