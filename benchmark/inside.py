@@ -92,12 +92,13 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
         concepts_of(tasks[0])  # raises where its files are wrong, before hours of work
     execution.compute(run, given.jobs)
     control = _fine_tuned(run)
-    execution.compute(control, given.jobs)
     victims: list[tuple[dict[str, str], Task, Cell | None]] = [(_place(task.model), task, None) for task in tasks]
     for cell, _ in fooled_models(run):
         place = _place(cell["model"], cell["fooling"], cell["attacked"])
         victims.append((place, Task(run, cell["model"], concepts), cell))
-    for cell, _ in fooled_models(control):
+    if control.suite.models:
+        execution.compute(control, given.jobs)
+    for cell, _ in fooled_models(control) if control.suite.models else ():
         victims.append((_place(cell["model"], FINE_TUNING), Task(control, cell["model"], concepts), cell))
     pairs = [(task, attack) for task in tasks for attack in attacks]
     side_by_side(given, [(f"attack {task.model} by {attack}", make_attacked, (task, attack)) for task, attack in pairs])
@@ -130,7 +131,9 @@ def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame
             if cell
         ]
     joined = {name: pd.concat([pd.DataFrame(), *frames], ignore_index=True) for name, frames in parts.items()}
-    return {name: _sorted(table, name) for name, table in joined.items() if len(table)}
+    # the tables of a model's layers come in order of depth
+    layers: Any = pd.unique(joined["dissection"].model + joined["dissection"].layer) if dissected else []
+    return {name: _sorted(table, name, [*layers]) for name, table in joined.items() if len(table)}
 
 
 def _fine_tuned(run: Run) -> Run:
@@ -179,12 +182,11 @@ KEYS = {
 }
 
 
-def _sorted(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """By the key columns, layers by depth."""
+def _sorted(table: pd.DataFrame, name: str, layers: list[str]) -> pd.DataFrame:
+    """By the key columns, layers in the order of `layers`, each with its model's name before its own."""
     keys = [*PLACE, *KEYS[name], *(column for column in ("n", "tried") if column in table)]
     table = table[[*keys, *(column for column in table if column not in keys)]]
-    # the tables of a model's layers come in order of depth
-    depth = pd.factorize(table.model + table.layer)[0] if "layer" in table else 0
+    depth = pd.Categorical(table.model + table.layer, layers).codes if "layer" in table else 0
     by = ["depth" if key == "layer" else key for key in (*PLACE, *KEYS[name])]
     return table.assign(depth=depth).sort_values(by, ignore_index=True).drop(columns="depth")
 
