@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -65,11 +64,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     parser.add_argument("--images", type=int, default=8, help="scored")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--scored", type=int, default=50_000, help="images that a cell is scored on, for the projection"
+    )
     parser.add_argument("--weights", action="store_true", help="the suite's own, from torchvision")
     given = parser.parse_args()
     torch.set_flush_denormal(True)
     suite = load(given.suite)
-    sizes = {"test": given.images, "pairs_train": 64, "workers": 0}
+    sizes = {"test": given.images, "pairs_train": 64, "workers": 0, "class_pair": None}
     small = suite.model_copy(update={"dataset": suite.dataset.model_copy(update=sizes)})
     with tempfile.TemporaryDirectory() as store:
         run = Run(small, store, given.data, given.device)
@@ -81,8 +83,8 @@ def main() -> None:
     )
     print(f"# suite {suite.name}, {about}, torch {torch.__version__}, {given.workers} workers")
     print(found.to_csv(index=False, float_format="%.3g"), end="")
-    full = Run(suite, "", given.data, given.device)
-    for model, hours in projected(full, found.set_index(["model", "what"]).images_per_s).items():
+    speed = found.set_index(["model", "what"]).images_per_s
+    for model, hours in projected(Run(suite, ""), speed, given.scored).items():
         print(f"# {model}: {hours['steps']:.0f} device-hours of steps, {hours['scores']:.0f} of scoring")
 
 
@@ -155,21 +157,17 @@ def plain_steps(model: torch.nn.Module, loader: Iterable[Any], run: Run) -> Iter
         yield
 
 
-def projected(run: Run, speed: "pd.Series[float]") -> dict[str, dict[str, float]]:
+def projected(run: Run, speed: "pd.Series[float]", images: int) -> dict[str, dict[str, float]]:
     """Device-hours of the whole suite, a model at a time: steps, and scores with their AOPC curves."""
     scored, hours = run.suite.scoring, {name: {"steps": 0.0, "scores": 0.0} for name in run.suite.models}
-
-    @cache
-    def images(pairs: bool) -> int:
-        return len(dataset(run, scored.split, pairs))
-
     for cell in plan(run.suite):
         name, pairs, own = cell["model"], foolings.create(cell["fooling"]).pairs, recipe(run, cell)
         step = speed[name, f"{cell['attacked']}, {'active' if pairs else 'location'}"]
         hours[name]["steps"] += own["steps"] * own["batch_size"] * (1 + pairs) / step / 3600
+        n = (run.suite.dataset.pairs_test or images) if pairs else images
         for evaluated in run.suite.evaluated:
-            maps = images(pairs) * (1 + pairs) / speed[name, f"score {evaluated}"]
-            curves = min(scored.aopc_images, images(pairs)) * (scored.aopc_cells + 1) / speed[name, "forward"]
+            maps = n * (1 + pairs) / speed[name, f"score {evaluated}"]
+            curves = 3 * min(scored.aopc_images, n) * (scored.aopc_cells + 1) / speed[name, "forward"]
             hours[name]["scores"] += (maps + curves) / 3600
     return hours
 
