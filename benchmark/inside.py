@@ -10,7 +10,8 @@ interpretability  the same for each kind of evidence and percentile: how much of
 dissection        a row a unit of a layer: its concept and IoU, and how much each attack moves it
 changed           a row a unit that detects a concept on the clean model, or on the other: is it another concept now?
 association       a row a layer and attack: do units that detect concepts move more? And under noise of equal norm?
-masking           a row a layer, attack and share of units set to zero: what is left of the accuracy and of the attack
+masking           a row a layer, attack and share of units set to zero, of clean models: what is left of the accuracy
+                  and of the attack
 
 All but `tried` is of the `n` images that the attack led to the target on the clean model; `_low` and `_high` are 95 %
 bootstrap intervals over images. A correlation is defined where an image has cells of both kinds, on so many as its
@@ -412,6 +413,8 @@ def make_units(task: Task, cell: Cell | None) -> Path:
                     found = dissection.association(moved, table.iou.to_numpy())
                     row |= {key + (suffix if key not in ("detectors", "others") else ""): v for key, v in found.items()}
                 related.append(row)
+                if cell:  # the images were made for the clean model
+                    continue
                 order = np.argsort(-table[f"sensitivity_{attack}"].to_numpy(), kind="stable")
                 options: dict[str, Any] = {"seed": seed, "batch_size": size}
                 accuracy = dissection.masked_accuracy(plain, layer, order, settings.shares, images, labels, **options)

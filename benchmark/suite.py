@@ -148,7 +148,7 @@ class Dissection(Part):
     cell: Positive = 8
     percentiles: list[Annotated[float, Field(gt=0, lt=100)]] = [50.0, 70.0, 90.0]
     concept_images: Positive = 256
-    shares: list[Annotated[float, Field(ge=0, le=1)]] = [0.0, 0.05, 0.1, 0.25, 0.5]
+    shares: list[Annotated[float, Field(ge=0, le=1)]] = [0.0, 0.1, 0.25, 0.5]
 
 
 class Gate(Part):
