@@ -257,8 +257,10 @@ class Processes:
                 self._idle.append(pipe)
             except (EOFError, OSError):
                 pipe.close()
-                self._processes.pop(pipe).join()
-                outcome = Outcome("lost", why_lost(task, time.monotonic() - started), socket.gethostname())
+                process = self._processes.pop(pipe)
+                process.join()
+                lasted = time.monotonic() - started if process.exitcode == 1 else 0.0  # as `_limited` ends one
+                outcome = Outcome("lost", why_lost(task, lasted), socket.gethostname())
             yield number, outcome
 
     def close(self, whole: bool) -> None:
