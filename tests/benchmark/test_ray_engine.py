@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from contextlib import ExitStack
@@ -113,15 +114,22 @@ class TestCluster:
         other = finished.again(tmp_path, without=("manipulations", "scores", "predictions"))
         units, needs, after = execution.graph(other.run)
         begun, claims = tmp_path / "begun", watch.folder(other.run.store) / "claims"
-        wait = (["sh", "-c", f"echo >> {begun}; sleep 1"],)
-        waits = [(f"wait {i}", subprocess.check_call, wait) for i in range(12)]
+        wait = (["sh", "-c", f"echo >> {begun}; sleep 3"],)
+        waits = [(f"wait {i}", subprocess.check_call, wait) for i in range(9)]
         errors: dict[str, str] = {}
+
+        def ages() -> list[float]:
+            """Of the units on the third node."""
+            found = [watch.read(path) or {} for path in claims.glob("[!.]*")]
+            return [time.time() - c["started"] for c in found if third.node_id[:6] in c.get("node", "")]
+
         with execution.executor(other.run, 1, starting(cluster)) as submit:
-            found = submit(waits + units, needs, after)
-            while not any(third.node_id[:6] in path.read_text() for path in claims.glob("[!.]*")):
-                errors |= dict([next(found)])
+            driver = threading.Thread(target=lambda: errors.update(submit(waits + units, needs, after)))
+            driver.start()
+            while driver.is_alive() and not any(0.5 < age < 2 for age in ages()):
+                time.sleep(0.1)
             cluster.remove(third, allow_graceful=False)
-            errors |= dict(found)
+            driver.join()
         assert len(begun.read_text()) > len(waits), "the third node had a unit, which was run again"
         assert set(errors.values()) == {""}
         assert len(errors) == len(waits + units)
