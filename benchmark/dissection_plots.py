@@ -112,7 +112,8 @@ def changed_figure(table: pd.DataFrame) -> Figure:
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
     axes[0, 0].set_ylabel("detectors with another concept")
-    figure.suptitle("Units that detect a concept before or after fine-tuning: is it another one now?", fontsize=11)
+    title = "Units that detect a concept before or after fine-tuning: is it another one now? (95 % Wilson intervals)"
+    figure.suptitle(title, fontsize=11)
     legend(figure, axes)
     return figure
 
