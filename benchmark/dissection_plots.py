@@ -48,11 +48,11 @@ def detectors_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def masking_figure(table: pd.DataFrame) -> Figure:
+def masking_figure(table: pd.DataFrame, title: str = "an attack") -> Figure:
     """Top-1 against the share of units at zero, of clean and attacked images, for the most sensitive units and for
     random ones (mean of the draws, and their range); a panel for each layer."""
     layers = list(_filled(table).layer.unique())
-    figure, axes = panels(1, len(layers), max(1 + 3 * len(layers), 6), 4.2, sharey=True)
+    figure, axes = panels(1, len(layers), max(1 + 3 * len(layers), 8), 4.4, sharey=True)
     for panel, layer in zip(axes[0], layers, strict=True):
         for index, (images, of) in enumerate((("clean", "clean images"), ("attacked", "attacked images"))):
             for masked, line in (("sensitive", "-"), ("random", "--")):
@@ -72,7 +72,7 @@ def masking_figure(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("top-1 at the true label")
     draws = table[table.masked == "random"].draw.nunique()
     counts = f"n = {table.n.max():.0f} images, {draws} random order{'s' * (draws != 1)} (line: mean, band: range)"
-    figure.suptitle(f"Masking the units that an attack moves most: {counts}", fontsize=11)
+    figure.suptitle(f"Masking the units that are moved most: {title}\n{counts}", fontsize=11)
     legend(figure, axes, columns=2)
     return figure
 

@@ -505,9 +505,11 @@ def draw(run: Run, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
         for model, own in units[units.fooling.isna()].groupby("model"):
             figures[f"detectors-{model}"] = dissection_plots.detectors_figure(own)
     if "masking" in tables and len(clean):
-        masking = tables["masking"]
-        place = (masking.model == clean.model.iloc[0]) & (masking.attack == clean.attack.iloc[0])
-        figures["masking"] = dissection_plots.masking_figure(masking[masking.fooling.isna() & place])
+        masking, own = tables["masking"], clean[clean.model == task.model]
+        most = (own if len(own) else clean).sort_values("n", kind="stable").iloc[-1]  # the most images
+        place = (masking.model == most.model) & (masking.attack == most.attack)
+        title = f"{most.model}, {most.attack}"
+        figures["masking"] = dissection_plots.masking_figure(masking[place], title)
     if "changed" in tables:
         figures["changed"] = dissection_plots.changed_figure(tables["changed"])
     return figures
