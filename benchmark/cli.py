@@ -69,9 +69,9 @@ def run(
     ] = None,
 ) -> None:
     """Train, fool and score a suite, and write its leaderboards. What the store holds is not computed again."""
-    from benchmark import execution
+    from benchmark.execution import compute
     from benchmark.leaderboards import show
-    from benchmark.plan import Run
+    from benchmark.run import Run
 
     chosen = _load_suite(suite)
     if split is not None:
@@ -80,18 +80,18 @@ def run(
     if engine is Engine.ray:
         from functools import partial
 
-        from benchmark import ray_engine
+        from benchmark.execution import ray_engine
 
         where = device.value if device is Device.cuda else _device(device)  # other nodes may have one
         given = Run(chosen, str(store.absolute()), data and str(Path(data).absolute()), where)
-        jobs = execution.processes(given, jobs)
+        jobs = compute.processes(given, jobs)
         start = partial(ray_engine.start, address=address, jobs=jobs, cpus=cpus_per_cell, gpus=gpus_per_cell)
         limit = ray_engine.LIMIT if cell_timeout is None else cell_timeout
     elif address or cpus_per_cell or gpus_per_cell:
         raise UserError("--address, --cpus-per-cell and --gpus-per-cell are options of --engine ray")
     else:
         given, start, limit = Run(chosen, str(store), data, _device(device)), None, cell_timeout or 0.0
-    failed = execution.run_suite(given, folder, jobs, start, limit)
+    failed = compute.run_suite(given, folder, jobs, start, limit)
     typer.echo(show(folder), nl=False)
     typer.echo(f"leaderboards: {folder}")
     if failed:
@@ -102,7 +102,7 @@ def run(
 @app.command()
 def status(store: StoreOption = STORE) -> None:
     """What the runs on a store are doing, node by node: cells done, running, failed, and the time left."""
-    from benchmark import watch
+    from benchmark.execution import watch
 
     typer.echo(watch.table(store), nl=False)
 
@@ -142,9 +142,9 @@ def submit(
 ) -> None:
     """Check a new interpretation method, score it on a suite's fooled models, and attack it. It runs in a process of
     its own; only submit code that you would also run by hand."""
-    from benchmark import submission as submissions
-    from benchmark import submit
-    from benchmark.plan import Run
+    from benchmark.run import Run
+    from benchmark.submissions import submission as submissions
+    from benchmark.submissions import submit
 
     chosen, where = _load_suite(suite), _device(device)
     parsed = submissions.parse(submission)
@@ -172,7 +172,7 @@ def verify(
 ) -> None:
     """Recompute one committed cell from nothing, training included, and compare it with the results."""
     from benchmark import verify
-    from benchmark.plan import Run, plan
+    from benchmark.run import Run, plan
 
     chosen = _load_suite(suite)
     place, evaluated = verify.parse(cell, plan(chosen), chosen.evaluated)
@@ -191,11 +191,11 @@ FileOption = Annotated[Path | None, typer.Option("--file", help="The PNG to writ
 
 
 def _plot(name: str, suite: str, out: Path | None, file: Path | None) -> None:
-    from benchmark import plots
+    from benchmark import figures
 
     folder = out or _default_out(suite)
     target = file or folder / "figures" / f"{name}.png"
-    plots.save(getattr(plots, name)(folder), target)
+    figures.save(getattr(figures, name)(folder), target)
     typer.echo(str(target))
 
 
@@ -245,8 +245,9 @@ def heatmaps(
 ) -> None:
     """Original and fooled heatmap of every interpreter but the controls, for the first scored images. Needs the store
     of the run."""
-    from benchmark import harness, interpreters, plots
-    from benchmark.plan import Run
+    from benchmark import figures, interpreters
+    from benchmark.entries import harness
+    from benchmark.run import Run
 
     chosen = _load_suite(suite)
     evaluated = [name for name in chosen.evaluated if not interpreters.kind(name).control]
@@ -265,7 +266,7 @@ def heatmaps(
     folder = out or _default_out(suite)
     name = "heatmaps-{model}-{fooling}-{attacked}.png".format(**cell)
     target = file or folder / "figures" / name
-    plots.save(plots.heatmaps(samples), target)
+    figures.save(figures.heatmaps(samples), target)
     typer.echo(str(target))
 
 
@@ -286,15 +287,15 @@ def dissect(
 ) -> None:
     """Look inside a suite's models, clean and fooled, at adversarial examples: promotion and suppression, evidence,
     concepts."""
-    from benchmark import inside
+    from benchmark.dissection import study
     from benchmark.experiments import Given
-    from benchmark.plan import Run
+    from benchmark.run import Run
 
-    chosen = inside.narrowed(_load_suite(suite), model, dataset, attack)
+    chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
     parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
     folder = out or _default_out(suite) / "-".join(parts)  # not over the tables of the whole suite
     given = Given(Run(chosen, str(store), data, _device(device)), folder, jobs)
-    for path in inside.run(given, folder, concepts):
+    for path in study.run(given, folder, concepts):
         typer.echo(str(path))
 
 
@@ -310,7 +311,7 @@ def experiment(
 ) -> None:
     """Run one of the papers' experiments; write its table and its figure."""
     from benchmark import experiments
-    from benchmark.plan import Run
+    from benchmark.run import Run
 
     found = experiments.load(name)
     chosen = experiments.load_suite(found, suite)
@@ -352,10 +353,11 @@ def explain(
     file: Annotated[Path, typer.Option("--file", help="The PNG to write.")] = Path("explanation.png"),
 ) -> None:
     """Draw the heatmap of one image."""
-    from benchmark import harness, plots
+    from benchmark import figures
+    from benchmark.entries import harness
 
     samples = harness.explain(image, model, weights, interpreter, target)
-    plots.save(plots.heatmaps(samples), file)
+    figures.save(figures.heatmaps(samples), file)
     typer.echo(f"{samples.title}\n{file}")
 
 
@@ -365,7 +367,7 @@ def new_interpreter(
     folder: Annotated[Path, typer.Option("--folder", help="Where NAME.py and test_NAME.py are written.")] = Path(),
 ) -> None:
     """Write an interpreter that works, to be changed into your own, and its test."""
-    from benchmark import template
+    from benchmark.submissions import template
 
     for path in template.write(name, folder):
         typer.echo(str(path))

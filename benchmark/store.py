@@ -34,10 +34,7 @@ def code_version() -> str:
     names = [
         "models.py",
         "training.py",
-        "scoring.py",
-        "harness.py",
-        "search.py",
-        "gate.py",
+        "entries/*.py",
         "interpreters/*.py",
         "datasets/*.py",
         "metrics/*.py",

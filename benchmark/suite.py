@@ -98,7 +98,8 @@ class RecipeRule(Part):
 
 
 class Search(Part):
-    """Recipes searched on dev instead of given (`benchmark.search`): every learning rate with every λ, in rungs.
+    """Recipes searched on dev instead of given (`benchmark.entries.search`): every learning rate with every λ, in
+    rungs.
 
     `budgets`: top-1 drops in points, ascending; a manipulation takes the recipe of the last. `images`: dev images (of
     two-object ones as many as there are) that the FSR is measured on.
@@ -141,9 +142,9 @@ class Robustness(Part):
 
 
 class Dissection(Part):
-    """What `foolbench dissect` looks at (`benchmark.inside`): so many scored images, attacked in each of these ways,
-    with the options of `attacks`; cells of so many pixels; percentiles of a map that make it evidence; so many dev
-    images with concept masks; shares of units that are set to zero."""
+    """What `foolbench dissect` looks at (`benchmark.dissection.study`): so many scored images, attacked in each of
+    these ways, with the options of `attacks`; cells of so many pixels; percentiles of a map that make it evidence; so
+    many dev images with concept masks; shares of units that are set to zero."""
 
     images: Positive = 64
     attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
@@ -154,7 +155,8 @@ class Dissection(Part):
 
 
 class Gate(Part):
-    """What interpreters show on clean models before they are ranked (`benchmark.gate`), on so many dev images."""
+    """What interpreters show on clean models before they are ranked (`benchmark.entries.gate`), on so many dev
+    images."""
 
     images: Positive = 48
     cells: Annotated[int, Field(ge=1, le=100)] = 16

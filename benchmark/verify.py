@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from attacks.errors import UserError, unknown
-from benchmark import harness, results
-from benchmark.execution import name_of
-from benchmark.plan import Cell, Run, scores_spec, span
+from benchmark import results
+from benchmark.entries import harness
+from benchmark.execution.compute import name_of
 from benchmark.results import KEY
+from benchmark.run import Cell, Run, scores_spec, span
 from benchmark.store import Store, key_of
 from benchmark.suite import RecipeRule, split_attack
 

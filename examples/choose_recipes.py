@@ -8,9 +8,10 @@ import sys
 import torch
 
 from attacks import Recipe, foolings, manipulate
-from benchmark import datasets, harness, suite
-from benchmark.plan import Run, create_interpreter, dataset
-from benchmark.scoring import heatmaps
+from benchmark import datasets, suite
+from benchmark.entries import harness
+from benchmark.entries.scoring import heatmaps
+from benchmark.run import Run, create_interpreter, dataset
 
 
 @torch.no_grad()

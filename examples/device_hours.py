@@ -30,8 +30,9 @@ import torch.nn.functional as F
 
 from attacks import Recipe, foolings
 from attacks.manipulation import fine_tune
-from benchmark import datasets, models, scoring
-from benchmark.plan import Run, Told, create_interpreter, data_key, dataset, plan, recipe
+from benchmark import datasets, models
+from benchmark.entries import scoring
+from benchmark.run import Run, Told, create_interpreter, data_key, dataset, plan, recipe
 from benchmark.suite import Suite, load
 
 READ = 1024  # images

@@ -18,8 +18,8 @@ SOURCES = {
     for path in sorted(Path(package.__file__).parent.rglob("*.py"))
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
-LIGHT = ["benchmark.leaderboards", "benchmark.plots", "benchmark.results", "benchmark.intervals", "attacks.errors"]
-LIGHT += ["benchmark.dissection_plots", "benchmark.promotion_plots"]
+LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "benchmark.intervals", "attacks.errors"]
+LIGHT += ["benchmark.dissection.detection_figures", "benchmark.dissection.promotion_figures"]
 each_module = pytest.mark.parametrize("module", TREES)
 
 
@@ -49,7 +49,7 @@ def imports(module: str, at_import: bool = False) -> set[str]:
 def test_every_source_is_looked_at():
     assert {"attacks.foolings", "benchmark.cli", "benchmark.interpreters.lrp", "benchmark"} <= set(TREES)
     assert "attacks.heatmaps" in imports("attacks.foolings")
-    assert "benchmark.execution" in imports("benchmark.cli") - imports("benchmark.cli", at_import=True)
+    assert "benchmark.execution.compute" in imports("benchmark.cli") - imports("benchmark.cli", at_import=True)
 
 
 @pytest.mark.parametrize("module", [name for name in TREES if name.startswith("attacks")])
@@ -65,8 +65,8 @@ def test_sources_import_no_tests_and_only_what_is_installed(module):
 
 
 def test_ray_is_imported_by_its_engine_alone_and_when_it_is_asked_for():
-    assert [name for name in TREES if "ray" in imports(name)] == ["benchmark.ray_engine"]
-    assert "ray" not in imports("benchmark.ray_engine", at_import=True)
+    assert [name for name in TREES if "ray" in imports(name)] == ["benchmark.execution.ray_engine"]
+    assert "ray" not in imports("benchmark.execution.ray_engine", at_import=True)
 
 
 def test_no_module_imports_itself_through_others():
@@ -103,12 +103,12 @@ def reachable(module: str) -> set[str]:
 def test_what_draws_and_tabulates_reaches_no_torch(module):
     heavy = ("torch", "torchvision", "captum", "safetensors")
     assert not [name for name in reachable(module) if name.split(".")[0] in heavy]
-    assert [name for name in reachable("benchmark.scoring") if name == "torch"]
+    assert [name for name in reachable("benchmark.entries.scoring") if name == "torch"]
 
 
 def test_in_fact_the_command_and_the_plots_start_without_torch():
     heavy = ("torch", "torchvision", "captum", "scipy", "sklearn")
-    code = "import sys, benchmark.cli, benchmark.plots, benchmark.leaderboards, attacks, benchmark.datasets\n"
+    code = "import sys, benchmark.cli, benchmark.figures, benchmark.leaderboards, attacks, benchmark.datasets\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
-from benchmark import execution, harness, plots, suite
+from benchmark import figures, suite
+from benchmark.entries import harness
+from benchmark.entries.scoring import batches, heatmaps
+from benchmark.execution import compute
 from benchmark.interpreters import Interpreter
 from benchmark.leaderboards import csv_text
-from benchmark.plan import Cell, Run, manipulation_spec, plan, told
 from benchmark.results import write_atomic
-from benchmark.scoring import batches, heatmaps
+from benchmark.run import Cell, Run, manipulation_spec, plan, told
 from benchmark.store import Store, key_of
 
 HERE = Path(__file__).parent
@@ -102,14 +104,14 @@ def explained(
         done += len(images)
 
 
-def side_by_side(given: Given, units: list[execution.Unit]) -> None:
+def side_by_side(given: Given, units: list[compute.Unit]) -> None:
     """Run units on `given.jobs` processes, on the suite's threads each, with progress. The first error is raised."""
     run = told(given.run) if units else given.run
     units = [
         (name, function, tuple(run if arg is given.run else arg for arg in args)) for name, function, args in units
     ]
-    jobs = min(execution.processes(run, given.jobs), len(units))
-    with execution.progress(len(units)) as report, execution.executor(run, jobs) as submit:
+    jobs = min(compute.processes(run, given.jobs), len(units))
+    with compute.progress(len(units)) as report, compute.executor(run, jobs) as submit:
         for name, error in submit(units):
             report(name, error)
             if error:
@@ -135,5 +137,5 @@ def run(name: str, given: Given, out: Path) -> list[Path]:
     about = {"experiment": name, "suite": given.run.suite.name, **harness.provenance(given.run)}
     write_atomic(csv, csv_text(table).encode())
     write_atomic(card, f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
-    plots.save(experiment.draw(pd.read_csv(csv)), figure)  # as read from the file, so that it can be drawn again
+    figures.save(experiment.draw(pd.read_csv(csv)), figure)  # as read from the file, so that it can be drawn again
     return [csv, card, figure]

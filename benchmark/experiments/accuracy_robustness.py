@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
 from attacks.errors import UserError
-from benchmark import datasets, harness, models, plots
+from benchmark import datasets, figures, models
+from benchmark.entries import harness
 from benchmark.experiments import HERE, Given, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import robustness
-from benchmark.plan import Run, base_spec
+from benchmark.run import Run, base_spec
 from benchmark.store import Store
 
 SUITE = "smoke"  # for the device and the threads alone: its images are not used
@@ -140,13 +141,13 @@ def make_batch(run: Run, boundary: str, part: slice, settings: Settings) -> Path
 def draw(table: pd.DataFrame) -> Figure:
     """Accuracy against ε for both boundaries, chance, and the areas between, ours and the paper's, in the legend."""
     networks, images = (table[table.part == part] for part in ("network", "image"))
-    figure, axes = plots.panels(1, 1, 8, 5)
+    figure, axes = figures.panels(1, 1, 8, 5)
     panel = axes[0, 0]
     for index, boundary in enumerate(BOUNDARIES):
         row = networks[(networks.boundary == boundary) & (networks.source == "here")].iloc[0]
         epsilons, accuracy = robustness.curve(images[images.boundary == boundary].radius)
         area = f"area {row.ara:.5f} [{row.ara_low:.5f}, {row.ara_high:.5f}]"
-        style = {"color": plots.PALETTE[index], "linestyle": "-" if index == 0 else (0, (4, 1.5))}
+        style = {"color": figures.PALETTE[index], "linestyle": "-" if index == 0 else (0, (4, 1.5))}
         panel.step(epsilons, accuracy, where="post", linewidth=1.6, label=f"{boundary}: {area}", **style)
     panel.axhline(1 / CLASSES, color="0.4", linewidth=1, linestyle=":", label="chance")
     standard = networks[(networks.source == PUBLISHED) & (networks.network == "standard")].set_index("boundary")

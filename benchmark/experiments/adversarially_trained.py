@@ -25,14 +25,16 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Manipulated, Recipe, manipulate
 from attacks.modes import eval_mode
-from benchmark import datasets, execution, harness, plots
+from benchmark import datasets, figures
 from benchmark.datasets import Dataset
+from benchmark.entries import harness
+from benchmark.entries.scoring import batches, score
+from benchmark.execution import compute
 from benchmark.experiments import Given, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.plan import Run, create_interpreter, data_spec, dataset, interpreter_spec, manipulation_spec, model_spec
-from benchmark.scoring import batches, score
+from benchmark.run import Run, create_interpreter, data_spec, dataset, interpreter_spec, manipulation_spec, model_spec
 from benchmark.store import Store, key_of
 from benchmark.training import cross_entropy
 from benchmark.training import train as fit
@@ -151,7 +153,7 @@ def measure(given: Given, *, trainer: PGD = PGD(), adversary: PGD = STRONGER) ->
     (fooled minus before, a fraction), each with its 95 % interval, `fsr`, `fsr_clean`, `test_loss`, `test_loss_clean`;
     both adversaries. n = 0: diverged."""
     run = given.run
-    execution.compute(run, given.jobs)
+    compute.compute(run, given.jobs)
     side_by_side(given, [(f"train {m} adversarially", make_robust, (run, m, trainer)) for m in run.suite.models])
     cells = list(product(run.suite.models, TRAININGS, (NOTHING, *run.suite.attacked)))
     side_by_side(given, [("/".join(cell), make_cell, (run, *cell, trainer, adversary)) for cell in cells])
@@ -274,7 +276,7 @@ def draw(table: pd.DataFrame) -> Figure:
     places = [NOTHING, *sorted(attacked)]
     shown = {"top1": "top-1, clean images (%)", "robust_top1": "top-1 under PGD (%)"}
     shown["fsr_excess"] = "fooling success rate,\nabove the unfooled model's"
-    figure, axes = plots.panels(len(models), len(shown), 11, 1.6 + 2.9 * len(models))
+    figure, axes = figures.panels(len(models), len(shown), 11, 1.6 + 2.9 * len(models))
     for panels, model in zip(axes, models, strict=True):
         for panel, (quantity, label) in zip(panels, shown.items(), strict=True):
             here = [place for place in places if quantity != "fsr_excess" or place != NOTHING]
@@ -284,7 +286,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 x = [here.index(name) + 0.24 * (index - 0.5) for name in rows.attacked]
                 value = rows[quantity]
                 spans = [value - rows[f"{quantity}_low"], rows[f"{quantity}_high"] - value]
-                style = {"color": plots.PALETTE[index], "marker": plots.MARKERS[index], "capsize": 3}
+                style = {"color": figures.PALETTE[index], "marker": figures.MARKERS[index], "capsize": 3}
                 panel.errorbar(x, value, spans, linestyle="none", label=f"{training} training", **style)
             panel.set_xticks(range(len(here)), ["before\nfooling" if name == NOTHING else name for name in here])
             panel.set_xlim(-0.5, len(here) - 0.5)
@@ -301,5 +303,5 @@ def draw(table: pd.DataFrame) -> Figure:
     failed = int((table.n == 0).sum())
     counts += f"; {failed} diverged, not drawn" if failed else ""
     figure.suptitle(f"Location fooling of an adversarially trained model\n{note}; {counts}", fontsize=11)
-    plots.legend(figure, axes)
+    figures.legend(figure, axes)
     return figure

@@ -25,10 +25,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmark import execution, plots
+from benchmark import figures
+from benchmark.execution import compute
 from benchmark.experiments import Given
 from benchmark.intervals import bootstrap_mean
-from benchmark.plan import Run
+from benchmark.run import Run
 
 SUITE = "smoke"  # for the device and the threads alone: no images are used
 CENTRE, SPREAD = 0.6, 0.25
@@ -49,7 +50,7 @@ def measure(given: Given, *, seeds: int = 10, train: int = 500, test: int = 1000
     "grid" the logit of w0 and w; part "point" labels and input gradients at 24 test points. `steps`: of Adam, on all
     points at once, for the training and for the fine-tuning."""
     frames = []
-    with execution.progress(len(NOISES) * seeds) as report:
+    with compute.progress(len(NOISES) * seeds) as report:
         for noise in NOISES:
             values = []
             for seed in range(seeds):
@@ -203,7 +204,7 @@ def _places(x: Tensor, **columns: object) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """The boundary of w0 and of w with the direction of their input gradients at test points, first seed; beside them
     the accuracy and the angle against σ."""
-    figure, axes = plots.panels(1, 3, 13.5, 5.2)
+    figure, axes = figures.panels(1, 3, 13.5, 5.2)
     means = table[table.part == "mean"].set_index(["noise", "model", "quantity"])
     for panel, name in zip(axes[0, :2], ("w0", "w"), strict=True):
         _picture(panel, table, name)
@@ -219,8 +220,8 @@ def draw(table: pd.DataFrame) -> Figure:
             row = means.xs((name, quantity), level=("model", "quantity"))
             ends = scale * np.stack([row.value - row.low, row.high - row.value])
             line: dict[str, Any] = {
-                "color": plots.PALETTE[2 + index],
-                "marker": plots.MARKERS[2 + index],
+                "color": figures.PALETTE[2 + index],
+                "marker": figures.MARKERS[2 + index],
                 "linestyle": style,
             }
             label: dict[str, Any] = {"label": MODELS[name]} if style == "-" else {}
@@ -240,7 +241,7 @@ def draw(table: pd.DataFrame) -> Figure:
         "points each, 95 % over seeds; line: boundary, arrows: direction of ∂z/∂x at 24 test points of the first seed",
         fontsize=11,
     )
-    plots.legend(figure, axes)
+    figures.legend(figure, axes)
     return figure
 
 
@@ -254,8 +255,8 @@ def _picture(panel: Axes, table: pd.DataFrame, name: str) -> None:
     for value in (0, 1):
         at = point[(point.quantity == "label") & (point.value == value)]
         style: dict[str, Any] = {
-            "color": plots.PALETTE[value],
-            "marker": plots.MARKERS[value],
+            "color": figures.PALETTE[value],
+            "marker": figures.MARKERS[value],
             "markersize": 4,
             "linestyle": "none",
         }

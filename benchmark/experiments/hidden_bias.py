@@ -41,7 +41,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
-from benchmark import execution, plots
+from benchmark import figures
+from benchmark.execution import compute
 from benchmark.experiments import Given
 from benchmark.experiments.decision_boundary import fit, input_gradients, mlp
 from benchmark.intervals import bootstrap_mean
@@ -87,7 +88,7 @@ def measure(
         sources["adult"] = lambda seed: split_adult(tables, seed)
     features = {"loan": "group", "adult": protected}
     found = []
-    with execution.progress(len(sources) * seeds) as report:
+    with compute.progress(len(sources) * seeds) as report:
         for data, source in sources.items():
             for seed in range(seeds):
                 frames = source(seed)
@@ -405,7 +406,7 @@ def draw(table: pd.DataFrame) -> Figure:
     means = table[table.seed.isna()]
     datas = sorted(means["data"].unique(), reverse=True)
     features = means[means.quantity == "share"].groupby("data").feature.nunique()
-    figure, axes = plots.panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
+    figure, axes = figures.panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
     for row, data in zip(axes, datas, strict=True):
         _panels(row, means[means["data"] == data], data)
     test = table[table.seed.notna() & (table.quantity == "accuracy")].groupby("data", sort=False).n.first()
@@ -413,7 +414,7 @@ def draw(table: pd.DataFrame) -> Figure:
     seeds = int(means[means.quantity == "accuracy"].n.max())
     title = "Does the explanation of A say what the model does with it?"
     figure.suptitle(f"{title}\n{counts}; mean of {seeds} seeds, 95 % over seeds", fontsize=11)
-    plots.legend(figure, axes)
+    figures.legend(figure, axes)
     return figure
 
 
@@ -448,8 +449,8 @@ def _points(panel: Axes, means: pd.DataFrame, by: str, order: list[str], across:
         at = np.arange(len(order)) + 0.14 * (index - 1)
         ends = np.stack([part.value - part.low, part.high - part.value])
         style: dict[str, Any] = {
-            "color": plots.PALETTE[index],
-            "marker": plots.MARKERS[index],
+            "color": figures.PALETTE[index],
+            "marker": figures.MARKERS[index],
             "linestyle": "none",
             "capsize": 2,
         }

@@ -28,14 +28,16 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.foolings import Fooling
-from benchmark import execution, harness, plots
+from benchmark import figures
+from benchmark.entries import harness
+from benchmark.entries.scoring import batches
+from benchmark.execution import compute
 from benchmark.experiments import Given, explained, fooled_models, original_maps
 from benchmark.interpreters import Interpreter
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.plan import Run, create_interpreter
-from benchmark.scoring import batches
+from benchmark.run import Run, create_interpreter
 
 SUITE = "location.toml"
 LABELS = {"ce": "cross-entropy (nats)", "loss": "fooling loss"}
@@ -50,7 +52,7 @@ def measure(given: Given, *, points: int = 21, grid: int = 13) -> pd.DataFrame:
     `along_x`. `distance`: from w0 in units of ‖w0‖, over all parameters. `ce` in nats, `top1` and `fsr` shares;
     `n` images. `points` are taken on each segment, `grid` × `grid` on each plane.
     """
-    execution.compute(given.run, given.jobs)
+    compute.compute(given.run, given.jobs)
     run = given.run
     fooled: dict[tuple[str, str, int], dict[str, Path]] = {}  # by PLACE and attacked
     for cell, path in fooled_models(run):
@@ -62,7 +64,7 @@ def measure(given: Given, *, points: int = 21, grid: int = 13) -> pd.DataFrame:
         if len(paths) > 1:
             parts.append((place, list(paths)[:2], list(product(ticks, ticks))))
     rows = []
-    with execution.progress(sum(len(where) for *_, where in parts)) as report:
+    with compute.progress(sum(len(where) for *_, where in parts)) as report:
         for place, along, coordinates in parts:
             clean, fooling = harness.clean_model(run, place[0]), foolings.create(place[1])
             others = [harness.stored_model(run, place[0], fooled[place][name]) for name in along]
@@ -148,7 +150,7 @@ def draw(table: pd.DataFrame) -> Figure:
     places, planes = sorted(set(zip(table.model, table.fooling, strict=True))), table[table.part == "plane"]
     shown = [("ce", None), *(("loss", name) for name in planes.evaluated.unique())] if len(planes) else []
     columns = 2 + len(shown)
-    figure, axes = plots.panels(len(places), columns, 0.5 + 3 * columns, 2.4 + 2.8 * len(places))
+    figure, axes = figures.panels(len(places), columns, 0.5 + 3 * columns, 2.4 + 2.8 * len(places))
     for panels, (model, fooling) in zip(axes, places, strict=True):
         here = table[(table.model == model) & (table.fooling == fooling)]
         for panel, column in zip(panels, LABELS, strict=False):
@@ -173,18 +175,18 @@ def draw(table: pd.DataFrame) -> Figure:
     title = f"Losses between a clean model and its fooled ones: n = {table.n.max()} images, seed {table.seed.min()}"
     note = "curves: 0 is the clean model, 1 the fooled, bands: 95 % over images; planes: white line where FSR is 0.5"
     figure.suptitle(f"{title}\n{note}", fontsize=11)
-    plots.legend(figure, axes)
+    figures.legend(figure, axes)
     return figure
 
 
 def _segments(panel: Axes, rows: pd.DataFrame, column: str) -> None:
     """The loss along each segment, with its models marked."""
     for k, name in enumerate(sorted(rows.along_x.unique())):
-        line, colour = rows[rows.along_x == name], plots.PALETTE[k % 7]
+        line, colour = rows[rows.along_x == name], figures.PALETTE[k % 7]
         panel.plot(line.x, line[column], color=colour, linestyle=("-", "--", ":")[k % 3], label=f"toward {name}")
         panel.fill_between(line.x, line[f"{column}_low"], line[f"{column}_high"], color=colour, alpha=0.2, linewidth=0)
         ends = line[line.x.isin((0, 1))]
-        panel.plot(ends.x, ends[column], color=colour, marker=plots.MARKERS[k % 7], linestyle="none")
+        panel.plot(ends.x, ends[column], color=colour, marker=figures.MARKERS[k % 7], linestyle="none")
     panel.set_yscale("log" if column == "ce" else "linear")
     panel.set_xlabel("position on the segment")
     panel.grid(color="0.9")
@@ -206,7 +208,7 @@ def _contours(panel: Axes, rows: pd.DataFrame, column: str, spread: pd.Series) -
     panel.plot(0, 0, color="black", marker="*", label="clean", **style | {"markersize": 12})
     for name, place in zip(along, ((1, 0), (0, 1)), strict=True):
         k = sorted(along).index(name)  # as on the segments
-        panel.plot(*place, color=plots.PALETTE[k], marker=plots.MARKERS[k], label=f"fooled, {name}", **style)
+        panel.plot(*place, color=figures.PALETTE[k], marker=figures.MARKERS[k], label=f"fooled, {name}", **style)
     panel.set_xlabel(f"x: toward {along[0]}")
     panel.set_ylabel(f"y: toward {along[1]}")
     panel.set(aspect="equal", xticks=np.arange(-0.5, 2, 0.5), yticks=np.arange(-0.5, 2, 0.5))

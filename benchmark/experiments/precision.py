@@ -22,14 +22,16 @@ from torch.utils._pytree import tree_map
 
 from attacks import Recipe, foolings, manipulate
 from attacks.errors import UserError
-from benchmark import datasets, execution, harness, plots
+from benchmark import datasets, figures
+from benchmark.entries import harness
+from benchmark.entries.scoring import batches
+from benchmark.execution import compute
 from benchmark.experiments import Given, explained, fooled_models, original_maps, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import METRICS
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.plan import Cell, Run, create_interpreter, dataset, manipulation_spec
-from benchmark.scoring import batches
+from benchmark.run import Cell, Run, create_interpreter, dataset, manipulation_spec
 from benchmark.store import Store, key_of
 
 SUITE = "location.toml"
@@ -78,14 +80,14 @@ def measure(given: Given) -> pd.DataFrame:
     float32, float32 (`fsr_change`, `top1_change`), all with intervals; `map_correlation`, the mean Spearman correlation
     of the maps with those of the same model in float32; n. A manipulation that diverged has its status alone; Active
     fooling, on two-object images, is left out. Raises `UserError` where that leaves nothing."""
-    execution.compute(given.run, given.jobs)
+    compute.compute(given.run, given.jobs)
     cells = [cell for cell, _ in fooled_models(given.run) if not foolings.create(cell["fooling"]).pairs]
     if not cells:
         raise UserError(
             f"suite {given.run.suite.name!r} has no fooling on plain images (got {given.run.suite.foolings})"
         )
-    units: list[execution.Unit] = [
-        (f"{execution.name_of(cell)} made in {made}, scored in {scored}", make_scores, (given.run, cell, made, scored))
+    units: list[compute.Unit] = [
+        (f"{compute.name_of(cell)} made in {made}, scored in {scored}", make_scores, (given.run, cell, made, scored))
         for cell in cells
         for made, scored in PAIRS
     ]
@@ -173,7 +175,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """The change of FSR (above) and of top-1 (below) against float32, a panel a model, a colour an interpreter."""
     models, attacked = sorted(table.model.unique()), sorted(table.attacked.unique())
     pairs = list(PAIRS[1:])
-    figure, axes = plots.panels(2, len(models), max(1.4 + 3.2 * len(models), 7), 6, sharey="row")
+    figure, axes = figures.panels(2, len(models), max(1.4 + 3.2 * len(models), 7), 6, sharey="row")
     for column, panels, label in zip(("fsr", "top1"), axes, ("change of FSR", "change of top-1"), strict=True):
         for panel, model in zip(panels, models, strict=True):
             for index, name in enumerate(attacked):
@@ -182,7 +184,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 change = rows[f"{column}_change"]
                 ends = [change - rows[f"{column}_change_low"], rows[f"{column}_change_high"] - change]
                 x = np.arange(len(pairs)) + 0.16 * (index - (len(attacked) - 1) / 2)
-                style = {"color": plots.PALETTE[index % 7], "marker": plots.MARKERS[index % 7]}
+                style = {"color": figures.PALETTE[index % 7], "marker": figures.MARKERS[index % 7]}
                 panel.errorbar(x, change, ends, linestyle="", markersize=5, capsize=2, label=name, **style)
             panel.axhline(0, color="0.5", linewidth=0.8)
             panel.set_title(model, fontsize=10)
@@ -192,5 +194,5 @@ def draw(table: pd.DataFrame) -> Figure:
         panels[0].set_ylabel(label)
     axes[1, 0].set_xlabel("fooling made in (above), scored in (below)")
     figure.suptitle(f"Against float32: n = {table.n.max():.0f} images, 95 % intervals over images", fontsize=11)
-    plots.legend(figure, axes)
+    figures.legend(figure, axes)
     return figure

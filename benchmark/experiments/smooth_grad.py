@@ -24,15 +24,17 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Recipe, manipulate
-from benchmark import datasets, execution, harness, plots
+from benchmark import datasets, figures
+from benchmark.entries import harness
+from benchmark.entries.scoring import batches, predictions, score
+from benchmark.entries.search import grid
+from benchmark.execution import compute
 from benchmark.experiments import Given, side_by_side, source_digest
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
-from benchmark.plan import Run, base_spec, create_interpreter, data_spec, dataset, interpreter_spec, model_spec
-from benchmark.scoring import batches, predictions, score
-from benchmark.search import grid
+from benchmark.run import Run, base_spec, create_interpreter, data_spec, dataset, interpreter_spec, model_spec
 from benchmark.store import Store, key_of
 
 SUITE = "smooth_grad.toml"
@@ -74,7 +76,7 @@ def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame
     side_by_side(given, [(f"train {model}", harness.make_model, (run, model)) for model in run.suite.models])
     clean = product(run.suite.models, ATTACKED)
     side_by_side(given, [(f"originals {m}/{a}", harness.make_originals, (run, m, a, False)) for m, a in clean])
-    units: list[execution.Unit] = [
+    units: list[compute.Unit] = [
         (
             f"{model}/{attacked}/{m} samples/λ {recipe.weight:g}/{seed}",
             make_point,
@@ -156,7 +158,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
 def draw(table: pd.DataFrame) -> Figure:
     """FSR excess against top-1 drop, a marker a point, larger for a larger λ; a panel a model."""
     models, lambdas = (sorted(table[name].unique()) for name in ("model", "lambda"))
-    figure, axes = plots.panels(1, len(models), max(7.5, 1 + 4.5 * len(models)), 5, sharey=True)
+    figure, axes = figures.panels(1, len(models), max(7.5, 1 + 4.5 * len(models)), 5, sharey=True)
     for panel, model in zip(axes[0], models, strict=True):
         arms = table[(table.model == model) & (table.n > 0)].groupby(["attacked", "samples"])
         for index, ((attacked, samples), rows) in enumerate(arms):
@@ -168,7 +170,7 @@ def draw(table: pd.DataFrame) -> Figure:
                     "yerr": [[y - row["fsr_excess_low"]], [row["fsr_excess_high"] - y]],
                 }
                 size = 4 + 8 * lambdas.index(row["lambda"]) / max(1, len(lambdas) - 1)
-                style = {"color": plots.PALETTE[index], "marker": plots.MARKERS[index], "alpha": 0.75}
+                style = {"color": figures.PALETTE[index], "marker": figures.MARKERS[index], "alpha": 0.75}
                 panel.errorbar(x, y, **spans, **style, markersize=size, elinewidth=0.8, capsize=2, label=name)
         panel.axvline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
         panel.set_xscale("symlog", linthresh=2, linscale=1)
@@ -189,5 +191,5 @@ def draw(table: pd.DataFrame) -> Figure:
     note += f"; {failed} of {len(table)} diverged, not drawn" if failed else ""
     title = "Location fooling of SmoothGrad and of SimpleGrad, attacked alike"
     figure.suptitle(f"{title}\n{counts}, 95 % intervals over images\n{note}", fontsize=11)
-    plots.legend(figure, axes, columns=2)
+    figures.legend(figure, axes, columns=2)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attacks.errors import UserError
-from benchmark import leaderboards, plots
+from benchmark import figures, leaderboards
 from benchmark.experiments import Given
 
 SUITE = "board"
@@ -50,7 +50,7 @@ def draw(table: pd.DataFrame) -> Figure:
     models, evaluated = sorted(table.model.unique()), sorted(table.evaluated.unique())
     attacked = sorted(table.attacked.unique())
     height = 2.2 + len(models) * (0.5 + 0.42 * len(attacked))
-    figure, axes = plots.panels(len(models), 1, max(8.5, 3 + 0.5 * len(evaluated)), height)
+    figure, axes = figures.panels(len(models), 1, max(8.5, 3 + 0.5 * len(evaluated)), height)
     for panel, model in zip(axes[:, 0], models, strict=True):
         rows = table[table.model == model]
         grid = rows.pivot_table("kept", "attacked", "evaluated").reindex(index=attacked, columns=evaluated)

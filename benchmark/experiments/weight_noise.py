@@ -20,12 +20,14 @@ from torch import nn
 
 from attacks import foolings
 from attacks.foolings import Fooling
-from benchmark import execution, harness, intervals, plots
+from benchmark import figures, intervals
+from benchmark.entries import harness
+from benchmark.entries.scoring import batches
+from benchmark.execution import compute
 from benchmark.experiments import Given, explained, fooled_models, original_maps
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.plan import Run, create_interpreter
-from benchmark.scoring import batches
+from benchmark.run import Run, create_interpreter
 
 SUITE = "location.toml"
 SCALES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -36,10 +38,10 @@ def measure(given: Given, *, scales: Sequence[float] = SCALES, draws: int = DRAW
     """A row for each manipulation, scale and noised model ("clean" or "fooled"): `fsr` of the attacked interpreter and
     `top1` (shares in [0, 1]) with their intervals, over `draws` draws (seeds 0 .. draws − 1; one at scale 0, where
     they agree) and `n` images."""
-    execution.compute(given.run, given.jobs)
+    compute.compute(given.run, given.jobs)
     run, rows = given.run, []
     done = fooled_models(run)
-    with execution.progress(len(done) * 2 * len(scales)) as report:
+    with compute.progress(len(done) * 2 * len(scales)) as report:
         for cell, path in done:
             fooling, interpreter = foolings.create(cell["fooling"]), create_interpreter(run, cell["attacked"])
             maps0 = original_maps(run, cell["model"], interpreter, fooling)
@@ -51,7 +53,7 @@ def measure(given: Given, *, scales: Sequence[float] = SCALES, draws: int = DRAW
                 for column, values in zip(("fsr", "top1"), map(np.stack, zip(*found, strict=True)), strict=True):
                     row |= zip((column, f"{column}_low", f"{column}_high"), crossed(values), strict=True)
                 rows.append(row | {"draws": len(found), "n": len(found[0][1])})
-                report(f"{execution.name_of(cell)} {which} {scale}", "")
+                report(f"{compute.name_of(cell)} {which} {scale}", "")
     return pd.DataFrame(rows).sort_values(
         ["model", "fooling", "attacked", "seed", "scale", "noised"], ignore_index=True
     )
@@ -97,7 +99,7 @@ def draw(table: pd.DataFrame) -> Figure:
     top-1 is drawn once, for it does not depend on the attacked interpreter."""
     places, attacked = sorted(set(zip(table.model, table.fooling, strict=True))), sorted(table.attacked.unique())
     scales = sorted(table.scale.unique())
-    figure, axes = plots.panels(2, len(places), max(1 + 3.6 * len(places), 7), 6.6, sharey=True)
+    figure, axes = figures.panels(2, len(places), max(1 + 3.6 * len(places), 7), 6.6, sharey=True)
     labels = {"fsr": "FSR of the attacked interpreter", "top1": "top-1"}
     for (i, column), (j, (model, fooling)) in product(enumerate(labels), enumerate(places)):
         panel, here = axes[i, j], table[(table.model == model) & (table.fooling == fooling)]
@@ -105,7 +107,7 @@ def draw(table: pd.DataFrame) -> Figure:
             rows = (
                 here[(here.attacked == name) & (here.noised == noised_model)].groupby("scale").mean(numeric_only=True)
             )
-            label, style = f"fooled, {name}", {"color": plots.PALETTE[k % 7], "marker": plots.MARKERS[k % 7]}
+            label, style = f"fooled, {name}", {"color": figures.PALETTE[k % 7], "marker": figures.MARKERS[k % 7]}
             if noised_model == "clean":
                 label, style = f"clean, {name}", style | {"linestyle": ":", "markerfacecolor": "white"}
                 if column == "top1":
@@ -125,5 +127,5 @@ def draw(table: pd.DataFrame) -> Figure:
     title = f"Does a fooling outlive noise on the weights? n = {n} images × {draws} draws of noise"
     seeds = ", ".join(map(str, sorted(table.seed.unique())))
     figure.suptitle(f"{title}, seed {seeds}\n95 % intervals: draws and images resampled together", fontsize=11)
-    plots.legend(figure, axes)
+    figures.legend(figure, axes)
     return figure

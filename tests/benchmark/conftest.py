@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark import execution, suite
-from benchmark.plan import Run
+from benchmark import suite
+from benchmark.execution import compute
+from benchmark.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def finished(tmp_path_factory) -> Finished:
     """The smoke suite, run by one job; to be read only."""
     folder = tmp_path_factory.mktemp("smoke")
     done = Finished(Run(suite.load("smoke"), str(folder / "store")), folder / "out")
-    assert execution.run_suite(done.run, done.out, jobs=1) == {}
+    assert compute.run_suite(done.run, done.out, jobs=1) == {}
     return done
 
 

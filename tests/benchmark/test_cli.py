@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from attacks import foolings
-from benchmark import cli, datasets, execution, harness, interpreters, metrics, models, submission, suite
+from benchmark import cli, datasets, interpreters, metrics, models, suite
+from benchmark.entries import harness
+from benchmark.execution import compute
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.leaderboards import COLUMNS
+from benchmark.submissions import submission
 
 FOOLBENCH = [sys.executable, "-m", "benchmark.cli"]
 PNG = b"\x89PNG\r\n"
@@ -164,7 +167,7 @@ def test_explain_shows_an_adversarial_explanation_as_an_image_as_well(foolbench,
 
 def test_a_run_that_has_failures_says_so_and_exits_with_an_error(foolbench, finished, tmp_path, monkeypatch):
     shutil.copytree(finished.store, tmp_path / "store", ignore=shutil.ignore_patterns("scores"))
-    monkeypatch.setattr(execution.harness, "score", lambda *_: 1 / 0)
+    monkeypatch.setattr(compute.harness, "score", lambda *_: 1 / 0)
     code, out, err = foolbench("run", "--suite", "smoke", "--store", "store", "--jobs", 1)
     assert code == 2
     assert (
@@ -188,7 +191,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on_later(finished, tmp_path, jobs):
     assert process.returncode in (130, -signal.SIGINT)  # a shell shows either as 130
     resumed = replace(finished, run=replace(finished.run, store=str(store)), out=tmp_path / "out")
     assert 3 <= finished.receipts(store) < finished.receipts(finished.store)
-    execution.run_suite(resumed.run, resumed.out, jobs=1)
+    compute.run_suite(resumed.run, resumed.out, jobs=1)
     assert resumed.written() == finished.written()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import suite
-from benchmark.plan import plan
+from benchmark.run import plan
 
 SMOKE = """
 name = "smoke"

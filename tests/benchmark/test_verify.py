@@ -4,7 +4,7 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import results, verify
-from benchmark.plan import plan
+from benchmark.run import plan
 
 CELL = "compact_vgg/location/lrp_t/grad_cam/0"
 

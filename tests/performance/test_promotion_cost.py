@@ -8,7 +8,7 @@ from timing import ratio
 
 from attacks.structured import structured
 from benchmark import models
-from benchmark.metrics.promotion import promotion_suppression
+from benchmark.dissection.promotion import promotion_suppression
 
 N, CELL, BATCH, STEPS = 4, 8, 64, 20
 

@@ -13,7 +13,7 @@ from benchmark.experiments import Given
 from benchmark.experiments import accuracy_robustness as experiment
 from benchmark.experiments.accuracy_robustness import Settings
 from benchmark.metrics.robustness import area, area_histogram, area_interval
-from benchmark.plan import Run
+from benchmark.run import Run
 
 SHORT = Settings(steps=6, path=2.0)
 

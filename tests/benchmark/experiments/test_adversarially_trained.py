@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmark import experiments, harness
+from benchmark import experiments
 from benchmark.datasets import create
+from benchmark.entries import harness
 from benchmark.experiments import Given
 from benchmark.experiments import adversarially_trained as experiment
 from benchmark.experiments.adversarially_trained import PGD, random_starts

@@ -9,7 +9,7 @@ from torch import nn
 from benchmark import experiments, suite
 from benchmark.experiments import Given
 from benchmark.experiments import decision_boundary as toy
-from benchmark.plan import Run
+from benchmark.run import Run
 
 
 def test_angles_by_hand():

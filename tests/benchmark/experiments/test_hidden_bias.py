@@ -12,7 +12,7 @@ from benchmark import experiments, suite
 from benchmark.experiments import Given
 from benchmark.experiments import hidden_bias as bias
 from benchmark.experiments.decision_boundary import input_gradients, mlp
-from benchmark.plan import Run
+from benchmark.run import Run
 
 TRAIN = """\
 39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, 2174, 0, 40, United-States, <=50K

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmark import experiments
 from benchmark.experiments import Given, precision
-from benchmark.plan import plan, scores_spec
+from benchmark.run import plan, scores_spec
 from benchmark.store import Store, key_of
 
 

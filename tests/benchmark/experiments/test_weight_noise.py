@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmark import execution, experiments, suite
+from benchmark import experiments, suite
+from benchmark.entries.harness import clean_model
+from benchmark.execution import compute
 from benchmark.experiments import Given, weight_noise
-from benchmark.harness import clean_model
 from benchmark.intervals import RESAMPLES, bootstrap_mean
-from benchmark.plan import plan, predictions_spec, scores_spec
+from benchmark.run import plan, predictions_spec, scores_spec
 from benchmark.store import Store, key_of
 
 
@@ -99,4 +100,4 @@ def test_it_writes_table_card_and_figure(finished, table, tmp_path, monkeypatch)
     monkeypatch.setattr(weight_noise, "measure", lambda given: table)
     written = experiments.run("weight-noise", Given(finished.run, finished.out), tmp_path)
     assert [path.name for path in written] == ["weight-noise.csv", "weight-noise.json", "weight-noise.png"]
-    assert execution.compute(finished.run, 1) == {}
+    assert compute.compute(finished.run, 1) == {}

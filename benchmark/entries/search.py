@@ -1,0 +1,116 @@
+"""The strongest attack within an accuracy budget: recipes (learning rate × λ) searched on dev by successive halving.
+
+Every candidate is fine-tuned to the first rung; the better third goes on to the next one from where it is, and so on.
+At each rung a candidate leaves a point: the attacked interpreter's FSR and the top-1 drop, both on dev. Better is
+within the largest budget, then a higher FSR, then a lower fooling loss. The unmodified model is a point as well, so
+a budget always has one. Memory: the models and Adam's states of the candidates still in the race, and the original
+heatmaps of the dev images used.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.foolings import Fooling
+from attacks.manipulation import Manipulated, Recipe
+from benchmark.entries.scoring import first_images, heatmaps
+from benchmark.interpreters import Interpreter
+from benchmark.suite import Search
+
+Point = dict[str, Any]  # learning_rate, lambda, steps, fsr, drop (points), loss
+State = Callable[[int], Manipulated]  # of a candidate after so many steps
+Batches = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]  # dev batches: of two-object images, or of plain ones
+
+
+class Judge:
+    """Measures a fooled model on dev against the clean one."""
+
+    @torch.no_grad()  # or the clean model's maps keep their graphs: 15 GiB of an adversarial explanation's
+    def __init__(self, clean: nn.Module, interpreter: Interpreter, fooling: Fooling, dev: Batches, images: int) -> None:
+        self.interpreter, self.fooling, self.dev, self.images = interpreter, fooling, dev, images
+        self.originals = list(self._maps(clean))
+        self.top1 = self._top1(clean)
+
+    def _maps(self, model: nn.Module) -> Iterator[Tensor]:
+        for _, images, targets in first_images(self.dev(self.fooling.pairs), self.images):
+            yield heatmaps(self.interpreter, model, images, targets)
+
+    def _top1(self, model: nn.Module) -> float:
+        right = [(model(images).argmax(1) == targets).float() for images, targets in self.dev(False)]
+        return torch.cat(right).mean().item()
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> Point:
+        """FSR, top-1 drop in points and mean fooling loss."""
+        maps, originals = torch.cat(list(self._maps(model))), torch.cat(self.originals)
+        return {
+            "fsr": self.fooling.success(self.fooling.test_loss(maps, originals)).float().mean().item(),
+            "drop": 100 * (self.top1 - self._top1(model)),
+            "loss": self.fooling.loss(maps, originals).item(),
+        }
+
+
+@torch.no_grad()
+def search(
+    settings: Search, candidates: list[Recipe], judge: Judge, start: Callable[[Recipe], State], clean: nn.Module
+) -> tuple[list[Point], list[tuple[Point, dict[str, Tensor]]]]:
+    """All points, and for each budget its best one with the weights (state dict) that it was measured on.
+
+    `start(recipe)` begins a candidate: it gives its state after so many steps, and is asked for more each time.
+    """
+    points: list[Point] = []
+    chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
+
+    def measure(model: nn.Module, recipe: Recipe, steps: int) -> Point | None:
+        place = {"learning_rate": recipe.learning_rate, "lambda": recipe.weight, "steps": steps}
+        point = place | judge(model)
+        if not math.isfinite(point["loss"]):
+            return None
+        points.append(point)
+        for budget in settings.budgets:
+            if point["drop"] <= budget and (budget not in chosen or _merit(point) > _merit(chosen[budget][0])):
+                chosen[budget] = point, copy.deepcopy(model.state_dict())
+        return point
+
+    measure(clean, Recipe(settings.learning_rates[0], 0.0, 0), 0)
+    race = [(recipe, start(recipe)) for recipe in candidates]
+    for rung in settings.rungs:
+        reached = []
+        for recipe, after in race:
+            state = after(rung)
+            point = measure(state.model, recipe, rung) if state.status == "done" else None
+            if point:
+                within = point["drop"] <= settings.budgets[-1]
+                reached.append(((within, _merit(point) if within else (-point["drop"],)), recipe, after))
+        reached.sort(key=lambda entry: entry[0], reverse=True)
+        race = [(recipe, after) for _, recipe, after in reached[: math.ceil(len(race) / 3)]]
+    return points, [chosen[budget] for budget in settings.budgets]
+
+
+def grid(settings: Search, rate: float | None = None) -> list[Recipe]:
+    """Every learning rate, or the one given, with every λ."""
+    rates = settings.learning_rates if rate is None else [rate]
+    return [Recipe(lr, weight, settings.rungs[-1]) for lr, weight in product(rates, settings.lambdas)]
+
+
+def ahead(states: Iterator[Manipulated]) -> State:
+    """The state of a `fine_tune` after so many steps, or the one that diverged on the way."""
+    state, taken = next(states), 0
+
+    def after(steps: int) -> Manipulated:
+        nonlocal state, taken
+        while taken < steps and state.status == "done":
+            state, taken = next(states), taken + 1
+        return state
+
+    return after
+
+
+def _merit(point: Point) -> tuple[float, float, float]:
+    """Higher is the stronger attack; of equal ones the shorter."""
+    return point["fsr"], -point["loss"], -point["steps"]

@@ -1,0 +1,357 @@
+"""The child process of a submission: foreign code is imported and run here, and nowhere else.
+
+`benchmark.submissions.submission` starts `python -m benchmark.submissions.sandbox` in a session and process group of
+its own, in an empty folder, with few environment variables, and talks to it over two pipes. Requests come in as
+`torch.save` wrote them; answers go out as a JSON header and safetensors, and are never unpickled.
+
+What this protects against: accidents. An exception, a crash, an exit, a hang, memory without end, a flood of output or
+a huge file, processes left behind, and a model that is changed in passing each end one call with one line, and nothing
+of the parent's is touched: its model, its files and its process stay as they were.
+
+What it does not protect against: malice. The child is the same user. It can read, change and delete this user's files,
+use the network, start processes that leave the group (`setsid`) and outlive it, and fill the machine with processes
+until the time limit (RLIMIT_NPROC counts all processes of a user, so none is set). The memory limit (RLIMIT_DATA) holds
+for each process alone and counts what it maps to write, its torch's 0.7 GiB included; it counts no shared mappings and
+no GPU memory, and Linux alone enforces it. (A limit of the address space would count what CUDA only reserves.) There
+are no submissions on Windows, which has no such limits. Heatmaps are scored in the parent, but the checks and the
+manipulation run in here beside the submission, which could forge their outcome: return the weights it was given, say,
+and seem impossible to fool.
+
+What a maintainer should do: read the file (it is one file, known by its digest); run a submission that one
+would not run by hand in a container without network, secrets or anything that must not be lost; and compute the results
+oneself rather than take those that came with it.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import pkgutil
+import random
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from attacks.errors import UserError, unknown
+from attacks.foolings import Fooling
+from attacks.heatmaps import min_max
+from attacks.manipulation import Recipe, manipulate
+from attacks.modes import eval_mode
+from attacks.surrogates import Smooth
+from benchmark import datasets
+from benchmark.datasets import Dataset
+
+LENGTH = struct.Struct(">Q")  # of a request
+LENGTHS = struct.Struct(">QQ")  # of an answer's header and of its tensors
+HEADER = 64 * 2**10  # bytes of an answer's header, at most
+FILE = 64 * 2**20  # bytes of a file that the child writes, at most; so too of its stderr in one call
+NO_MEMORY = re.compile("MemoryError|bad_alloc|(can't|cannot|not enough) (allocate )?memory", re.IGNORECASE)
+NUMPY_TYPES = [type(np.dtype(code)) for code in np.typecodes["All"]]
+
+Answer = tuple[dict[str, Any], dict[str, Tensor]]  # header and tensors
+
+
+def pack(request: dict[str, Any]) -> bytes:
+    """A request as bytes. Raises `UserError` where it holds what cannot be pickled."""
+    file = io.BytesIO()
+    try:
+        torch.save(request, file)
+    except Exception as error:  # pickling runs the code of any class
+        raise UserError(f"this cannot be sent to a submission's process: {one_line(str(error))}") from error
+    return file.getvalue()
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """What the parent packed. The child trusts the parent: every class that is named is let through."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
+        found: list[Any] = [(pkgutil.resolve_name(name), name) for name in names]
+        with torch.serialization.safe_globals([*found, *NUMPY_TYPES]):
+            return torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:
+        raise UserError(f"this cannot be read in a submission's process: {one_line(str(error))}") from error
+
+
+def one_line(text: str, most: int = 400) -> str:
+    """Foreign text, fit for a message: one line, printable, at most `most` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """What a submission must leave as it was: every parameter and buffer bit for bit, and the state of every module.
+
+    From what it is, in words, to its digest: of requires_grad, type, shape and bytes; of mode and number of hooks.
+    """
+    found = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
+        digest = hashlib.sha256(head.encode())
+        digest.update(content.tobytes())
+        found[f"parameter or buffer {name!r}"] = digest.hexdigest()
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    for name, module in model.named_modules():
+        counts = [len(getattr(module, kind)) for kind in hooks]
+        found[f"training mode or hooks of {name!r}"] = f"{module.training} {counts} {module!r}"
+    return found
+
+
+def check_form(heatmaps: Any, images: Tensor) -> None:
+    """UserError unless these are heatmaps of these images: a floating (N, h, w), no finer than the images."""
+    if not isinstance(heatmaps, Tensor):
+        raise UserError(f"returned {type(heatmaps).__name__}, expected a Tensor")
+    n, (height, width) = len(images), images.shape[-2:]
+    shape = tuple(heatmaps.shape)
+    if len(shape) != 3 or shape[0] != n or 0 in shape[1:]:
+        raise UserError(f"returned shape {shape}, expected ({n}, h, w)")
+    if shape[1] > height or shape[2] > width:
+        raise UserError(f"returned shape {shape}, expected ({n}, h, w) with h <= {height}, w <= {width}")
+    if not heatmaps.is_floating_point():
+        raise UserError(f"returned {heatmaps.dtype}, expected a floating type")
+
+
+@dataclass(frozen=True, repr=False)
+class Foreign:
+    """A submission as it is called: the model in eval mode, gradients on; without a graph where the caller wants none.
+
+    `strict`: whether a result that is no heatmap is an error here.
+    """
+
+    function: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    name: str
+    strict: bool = True
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        with eval_mode(model), torch.enable_grad():
+            heatmaps = self.function(model, images, targets)
+        if self.strict:
+            check_form(heatmaps, images)
+        return heatmaps.detach() if isinstance(heatmaps, Tensor) and not torch.is_grad_enabled() else heatmaps
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Normalised(Foreign):
+    """The submission with its maps as they are scored."""
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return min_max(super().__call__(model, images, targets))
+
+
+class Session:
+    """A loaded submission and the model it was sent last. Each method is a call of the parent's and yields answers."""
+
+    def __init__(self) -> None:
+        self.file, self.seconds = "", 0.0
+        self.function: Any = None
+        self.about: dict[str, Any] = {}  # what it says of itself
+        self.model = nn.Module()
+        self.before: dict[str, str] = {}
+
+    def load(
+        self, file: str, attribute: str, digest: str, seconds: float, memory_gib: float, threads: int
+    ) -> Iterator[Answer]:
+        """Import the file, if it still has this digest, under the limits."""
+        self.file, self.seconds = file, seconds
+        torch.set_num_threads(threads)
+        _limit(resource.RLIMIT_DATA, int(memory_gib * 2**30))
+        _limit(resource.RLIMIT_FSIZE, FILE)
+        _limit(resource.RLIMIT_CORE, 0)
+        source = Path(file).read_bytes()
+        if hashlib.sha256(source).hexdigest() != digest:
+            raise UserError(f"{file} was edited after it was read: start again")
+        self.bound()
+        module = types.ModuleType("submission")
+        module.__file__ = file
+        sys.modules[module.__name__] = module  # dataclasses look their module up
+        exec(compile(source, file, "exec"), module.__dict__)
+        if not hasattr(module, attribute):
+            own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            raise unknown(f"name in {os.path.basename(file)}", attribute, own)
+        found = getattr(module, attribute)
+        kind = "class" if isinstance(found, type) else "function"
+        self.function = found() if isinstance(found, type) else found
+        if not callable(self.function):
+            raise UserError(f"{attribute} must be a function, or a class with __call__ (got {type(found).__name__})")
+        name = getattr(self.function, "name", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", attribute).lower())
+        flags = {flag: getattr(self.function, flag, False) for flag in ("differentiable", "stochastic")}
+        for flag, value in flags.items():
+            if not isinstance(value, bool):
+                raise UserError(f"{flag} must be True or False (got {one_line(repr(value), 50)})")
+        if not isinstance(name, str):
+            raise UserError(f"name must be a text (got {one_line(repr(name), 50)})")
+        self.about = {"name": name, "kind": kind, **flags}
+        yield self.about, {}
+
+    def bound(self) -> None:
+        """New bounds for the next call: CPU time, as much as all cores give in the time limit; and an empty stderr."""
+        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        soft = math.ceil(used + self.seconds * (os.cpu_count() or 1)) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        with suppress(OSError):  # foreign code may have closed it
+            os.ftruncate(2, 0)
+            os.lseek(2, 0, os.SEEK_SET)
+
+    def receive(self, model: nn.Module | None) -> None:
+        """Keep the model for this call and the next ones. None: the one that is kept already."""
+        if model is not None:
+            self.model, self.before = model, fingerprint(model)
+
+    def heatmaps(self, model: nn.Module | None, images: Tensor, targets: Tensor) -> Iterator[Answer]:
+        """Heatmaps of one batch as float32; a changed model is an error. Each call starts from the same random seed."""
+        self.receive(model)
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        found = Foreign(self.function, self.about["name"])(self.model, images, targets)
+        after = fingerprint(self.model)
+        changed = sorted(k for k in self.before.keys() | after.keys() if self.before.get(k) != after.get(k))
+        if changed:
+            raise UserError(f"changed the model: {changed[0]}; a model must be left as it came")
+        yield {}, {"heatmaps": found.detach().float().cpu().contiguous().clone()}
+
+    def checks(self, device: str) -> Iterator[Answer]:
+        """The findings of `benchmark.submissions.checks`, one an answer."""
+        from benchmark.submissions import checks  # type: ignore[attr-defined, unused-ignore]
+
+        flags = {flag: self.about[flag] for flag in ("differentiable", "stochastic")}
+        for finding in checks.run(Foreign(self.function, self.about["name"], strict=False), **flags, device=device):
+            found = {name: getattr(finding, name) for name in ("check", "ok", "message", "severity")}
+            yield {k: one_line(v, 2000) if isinstance(v, str) else v for k, v in found.items()}, {}
+
+    def manipulate(
+        self,
+        model: nn.Module | None,
+        fooling: Fooling,
+        dataset: Dataset,
+        pairs: Dataset | None,
+        batch_size: int,
+        recipe: Recipe,
+        seed: int,
+        smooth: bool,
+    ) -> Iterator[Answer]:
+        """One manipulation against the submission: weights (none where it diverged) and the history."""
+        self.receive(model)
+        interpreter = Normalised(self.function, self.about["name"])
+        result = manipulate(
+            self.model,
+            Smooth(interpreter) if smooth else interpreter,
+            fooling,
+            datasets.loader(dataset, batch_size, shuffle=True, seed=seed),
+            recipe,
+            seed,
+            fooling_loader=None if pairs is None else datasets.loader(pairs, batch_size, shuffle=True, seed=seed),
+            progress=False,
+        )
+        tensors = {f"history.{k}": torch.tensor(v, dtype=torch.float64) for k, v in result.history.items()}
+        if result.status == "done":
+            state = result.model.state_dict()
+            tensors |= {f"weights.{k}": v.detach().cpu().contiguous().clone() for k, v in state.items()}
+        yield {"status": result.status, "reason": one_line(result.reason)}, tensors
+
+
+def in_words(error: BaseException, file: str, memory_gib: float) -> str:
+    """What happened in one line, with the line of the submission's file where it was raised."""
+    try:
+        text = one_line(str(error))
+    except Exception:  # foreign exceptions may fail even at this
+        text = ""
+    if isinstance(error, MemoryError) or NO_MEMORY.search(text):
+        what = f"ran out of memory (limit {memory_gib:g} GiB)"
+    elif isinstance(error, SystemExit):
+        what = f"called sys.exit({one_line(repr(error.code), 50)})"
+    elif isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({os.path.basename(error.filename or '')}, line {error.lineno})"
+    else:
+        kind = type(error).__name__
+        what = text if isinstance(error, UserError) else f"{kind}: {text}" if text else kind
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{what} ({os.path.basename(file)}, line {lines[-1]})" if lines else what
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until the parent closes its pipe. Any number of answers, then one that says "end" or "error"."""
+    session, memory_gib, owner = Session(), math.inf, os.getpid()
+
+    def send(number: int, header: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
+        if os.getpid() != owner:  # a fork that came back out of the submission
+            os._exit(1)
+        head = json.dumps({"number": number, **header}).encode()
+        body = save(tensors) if tensors else b""
+        answers.write(LENGTHS.pack(len(head), len(body)) + head + body)
+        answers.flush()
+
+    send(0, {"end": True})  # imported and ready
+    number = 0
+    while length := requests.read(LENGTH.size):
+        number += 1
+        data = requests.read(LENGTH.unpack(length)[0])
+        try:
+            request = unpack(data)
+            del data
+            memory_gib = request.get("memory_gib", memory_gib)
+            if session.function is not None:
+                session.bound()
+            for header, tensors in getattr(session, request.pop("call"))(**request):
+                send(number, header, tensors)
+            end: dict[str, Any] = {"end": True}
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too are only answers
+            end = {"error": in_words(error, session.file, memory_gib)}
+            session.before = {}  # the parent sends its model again
+        send(number, end)
+
+
+def _limit(which: int, value: int) -> None:
+    """Set a limit for good, or leave a lower one."""
+    hard = resource.getrlimit(which)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))
+
+
+def _end(folder: str) -> None:
+    """The parent is gone, and nobody else cleans up."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _follow_parent(parent: int, folder: str) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    _end(folder)
+
+
+def main() -> None:
+    """Arguments: the descriptor for answers, the parent's process id, the folder. Requests come on stdin."""
+    answers, parent, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    os.set_inheritable(answers, False)
+    requests = os.dup(0)  # foreign code that reads its stdin finds it empty
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    threading.Thread(target=_follow_parent, args=(parent, folder), daemon=True).start()
+    with open(requests, "rb") as incoming, open(answers, "wb") as outgoing:
+        serve(incoming, outgoing)
+    _end(folder)
+
+
+if __name__ == "__main__":
+    main()

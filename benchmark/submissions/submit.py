@@ -1,0 +1,98 @@
+"""Scoring a submission: on the suite's fooled models, and on models fooled against the submission itself.
+
+The suite's own manipulations come from the store (and are made where it lacks them); the submission is evaluated on
+all of them beside the suite's controls. Aimed at it: its gradient and softplus for ReLU, where it is differentiable,
+with the recipes of its nearest relative or searched around them, as the suite does for its own; and a search without
+gradients in the span of the suite's fooled models.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+from attacks.errors import UserError
+from attacks.ranks import rank_correlation
+from benchmark import interpreters, leaderboards
+from benchmark.entries.harness import clean_model
+from benchmark.entries.scoring import batches
+from benchmark.execution import compute
+from benchmark.run import Run, create_interpreter
+from benchmark.submissions.submission import Remote
+from benchmark.suite import split_attack
+
+COMPARED = 32  # dev images on which the nearest relative is found
+GRADIENT = "gradient by the weights"  # a check that costs a flag, not the score: the attack goes other ways
+
+
+def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[str]:
+    """Run the checks and say each finding; the flags that follow. Raises `UserError` where a check failed."""
+    failed, flags = [], []
+    for finding in submission.checks(device):
+        state = "ok" if finding.ok else "warning" if finding.severity == "warning" else "FAILED"
+        say(f"{state:8}{finding.check}{f': {finding.message}' if finding.message else ''}")
+        if state == "FAILED" and finding.check == GRADIENT:
+            flags.append("ZERO_SECOND_ORDER")
+        elif state == "FAILED":
+            failed.append(finding.check)
+    if failed:
+        raise UserError(f"{submission.name}: {len(failed)} check(s) failed: {', '.join(failed)}")
+    return flags
+
+
+def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> dict[str, str]:
+    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation."""
+    suite = run.suite
+    controls = [name for name in suite.evaluated if interpreters.kind(name).control]
+    failed = compute.compute(replace(run, suite=suite.model_copy(update={"evaluated": controls})), jobs)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise UserError(f"the suite's own manipulation {name} failed: {error}")
+    relative = nearest(run, submission)
+    aimed = [submission.name, f"{submission.name}:softplus"] if submission.differentiable else []
+    changes = {
+        "attacked": [*suite.attacked, *aimed, f"{submission.name}:subspace"],
+        "evaluated": [submission.name, *controls],
+    }
+    own = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
+    return compute.run_suite(own, out, jobs)
+
+
+@torch.no_grad()
+def nearest(run: Run, submission: Remote) -> str:
+    """The attacked interpreter whose maps are most like the submission's: mean Spearman correlation on dev images of
+    all models, the finer map averaged down to the coarser."""
+    names = [name for name in run.suite.attacked if not split_attack(name)[1]]
+    alike = dict.fromkeys(names, 0.0)
+    for model_name in run.suite.models:
+        model = clean_model(run, model_name)
+        images, targets = next(batches(run, "dev"))
+        images, targets = images[:COMPARED], targets[:COMPARED]
+        own = submission(model, images, targets)
+        for name in names:
+            other = create_interpreter(run, name)(model, images, targets)
+            size = min(own.shape[1], other.shape[1]), min(own.shape[2], other.shape[2])
+            a, b = (adaptive_avg_pool2d(maps, size) for maps in (own, other))
+            alike[name] += rank_correlation(a, b).nan_to_num(0.0).mean().item()
+    return max(names, key=alike.__getitem__)
+
+
+def show(folder: Path, reference: Path, name: str) -> str:
+    """The submission's row beside those of the reference board, if that is at hand, and its cells by attack."""
+    rows = leaderboards.load(folder, "stability").query("interpreter == @name").assign(status="submitted")
+    if (reference / "stability.csv").is_file() and (reference / "results").is_dir():
+        known = leaderboards.load(reference, "stability")
+        if rows.eligible.iloc[0] == "yes":
+            ranks = leaderboards.ranks_with(reference, folder, name)
+            rows = rows.assign(**dict(zip(("rank", "rank_low", "rank_high"), ranks, strict=True)))
+        rows = pd.concat([known, rows], ignore_index=True)
+    text = [leaderboards.board_table(rows)]
+    transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")
+    transfer = transfer.assign(excess=transfer.fsr - transfer.fsr_clean)
+    means = transfer.pivot_table("excess", "attacked", "fooling").map("{:.2f}".format).reset_index()
+    title = "FSR in excess of the clean model's, by attack (rows) and fooling, mean over models and seeds"
+    text.append(f"{title}\n{leaderboards.aligned(means)}")
+    return "\n".join(text)

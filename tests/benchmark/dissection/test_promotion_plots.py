@@ -1,0 +1,137 @@
+"""The figures of promotion and suppression: every cell and share in its place, equal bytes for equal input."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.container import BarContainer
+
+from attacks.errors import UserError
+from benchmark import figures
+from benchmark.dissection import promotion_figures
+from benchmark.dissection.promotion_figures import Maps, four_maps, shares_figure
+
+SHOWN = ("suppression", "promotion", "balanced", "inactive")
+
+
+def maps(m: int = 2) -> Maps:
+    """10 × 7 pixels in cells of 4: six of them, of every type."""
+    rng = np.random.default_rng(0)
+    value = np.tile([-8.0, 4.0, 0.5, np.nan, np.nan, 2.0], (m, 1))
+    types = np.tile([0, 1, 2, 3, 4, 1], (m, 1))
+    cams = rng.normal(size=(4, m, 3, 2))
+    names = [("cross", "ring")] * m
+    return Maps(rng.random((m, 10, 7, 3)), rng.normal(size=(m, 10, 7, 3)), value, types, 4, cams, names, "title")
+
+
+def table(**columns: object) -> pd.DataFrame:
+    rows = [
+        {"attack": a, "type": t, "share": s, "low": s - 0.05, "high": s + 0.1}
+        for a, shares in {"pgd": (0.4, 0.3, 0.2, 0.1), "fgsm": (0.1, 0.2, 0.3, 0.4)}.items()
+        for t, s in zip(SHOWN, shares, strict=True)
+    ]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def test_the_types_are_those_of_the_metric():
+    from benchmark.dissection.promotion import TYPES
+
+    assert tuple(promotion_figures.TYPES) == TYPES
+    assert len({style["sign"] + style.get("hatch", "") for style in promotion_figures.TYPES.values()}) == 5
+
+
+def test_every_cell_is_drawn_in_its_place_with_its_sign():
+    figure = four_maps(maps())
+    panels = figure.axes[:14]
+    assert [p.get_title() for p in panels[:7]][:3] == ["x", "δ", "PSR of the cells"]
+    assert panels[7].get_ylabel() == "t0: cross\nt: ring"
+    for panel in (panels[2], panels[9]):
+        boxes = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in panel.patches]
+        assert boxes == [
+            (-0.5, -0.5, 4, 4),
+            (3.5, -0.5, 3, 4),
+            (-0.5, 3.5, 4, 4),
+            (3.5, 3.5, 3, 4),
+            (-0.5, 7.5, 4, 2),
+            (3.5, 7.5, 3, 2),
+        ]
+        assert [t.get_text() for t in panel.texts] == ["−", "+", "", "0", "", "+"]
+        assert [bool(p.get_hatch()) for p in panel.patches] == [False] * 4 + [True, False]
+        red, green, blue = np.array([to_rgb(p.get_facecolor()) for p in panel.patches]).T
+        assert (blue > 1.2 * red).tolist() == [True] + [False] * 5, "purple"
+        assert (red > 1.2 * blue).tolist() == [False, True, False, False, False, True], "orange"
+        assert min(red[2], green[2], blue[2]) > 0.95, "white"
+        assert green[1] < green[5], "darker where larger"
+
+
+def test_maps_of_a_class_share_a_scale_on_both_images():
+    given = maps(1)
+    panels = four_maps(given).axes[:7]
+    order = [0, 2, 1, 3]  # t0 on x, t0 on x', t on x, t on x'
+    for panel, own in zip(panels[3:], order, strict=True):
+        picture, cam = panel.get_images()
+        np.testing.assert_array_equal(cam.get_array(), given.cams[own, 0])
+        pair = given.cams[[own % 2, own % 2 + 2], 0]
+        assert cam.get_clim() == (pair.min(), pair.max())
+        shown = given.images[0] if own < 2 else (given.images[0] + given.delta[0]).clip(0, 1)
+        np.testing.assert_allclose(picture.get_array(), shown.mean(-1))
+    assert panels[1].get_xlabel() == f"max |δ| = {np.abs(given.delta).max():.2g}"
+    shown = panels[1].get_images()[0].get_array()
+    np.testing.assert_allclose(shown, 0.5 + given.delta[0] / np.abs(given.delta).max() / 2)
+
+
+def test_a_blank_perturbation_and_constant_maps_are_drawn(tmp_path: Path):
+    given = maps(1)
+    blank = replace(
+        given, delta=0 * given.delta, cams=0 * given.cams, type=0 * given.type + 4, value=given.value * np.nan
+    )
+    figures.save(four_maps(blank), tmp_path / "blank.png")
+
+
+@pytest.mark.parametrize("draw", [lambda: four_maps(maps()), lambda: shares_figure(table())], ids=["maps", "shares"])
+def test_the_same_arrays_give_the_same_png(draw, tmp_path: Path):
+    for name in ("a.png", "b.png"):
+        figures.save(draw(), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_shares_are_stacked_and_each_has_its_interval():
+    rows = table(n=[7] * 4 + [9] * 4)
+    figure = shares_figure(rows)
+    (panel,) = figure.axes
+    assert [t.get_text() for t in panel.get_yticklabels()] == ["pgd", "fgsm"]
+    bars = [c.patches[0] for c in panel.containers if isinstance(c, BarContainer)]
+    np.testing.assert_allclose([b.get_width() for b in bars], rows.share)
+    for one, next_ in pairwise(bars[:4]):
+        assert next_.get_x() == pytest.approx(one.get_x() + one.get_width())
+    assert [t.get_text() for t in panel.texts] == ["40%", "30%", "20%", "10%", "10%", "20%", "30%", "40%"]
+    ends = [c.lines[2][0].get_segments()[0][:, 0] for c in panel.containers if not isinstance(c, BarContainer)]
+    lefts = np.array([b.get_x() for b in bars])
+    np.testing.assert_allclose(ends, np.stack([lefts + rows.low, lefts + rows.high], 1))
+    assert "n = 7 to 9 images" in figure.get_suptitle()
+
+
+def test_models_have_panels_and_what_is_undefined_is_left_out():
+    rows = pd.concat([table(model="a"), table(model="b")], ignore_index=True)
+    rows.loc[:3, ["share", "low", "high"]] = np.nan
+    first, second = shares_figure(rows).axes
+    assert (first.get_title(), second.get_title()) == ("a", "b")
+    assert [sum(isinstance(c, BarContainer) for c in panel.containers) for panel in (first, second)] == [4, 8]
+
+
+def test_nothing_to_draw_is_one_line():
+    with pytest.raises(UserError, match="no map to draw: at least one image is needed"):
+        four_maps(maps(0))
+    with pytest.raises(UserError, match="nothing to draw: the table of shares has no rows"):
+        shares_figure(table()[:0])
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, benchmark.dissection.promotion_figures; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -1,0 +1,120 @@
+"""Images decoded once: the same numbers, and no file is opened again."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attacks.errors import Stop
+from benchmark import run as runs
+from benchmark import suite
+from benchmark.datasets import check_disjoint
+from benchmark.datasets.folders import Files
+from benchmark.entries import scoring
+from benchmark.execution import compute
+from benchmark.run import Run, data_spec, dataset, told
+
+
+@pytest.fixture
+def run(on_files):
+    return on_files
+
+
+def undecoded(run: Run) -> Run:
+    given = run.suite.scoring.model_copy(update={"decoded": False})
+    return replace(run, suite=run.suite.model_copy(update={"scoring": given}))
+
+
+def test_decoded_images_are_the_same_and_are_read_from_the_store(run, monkeypatch):
+    expected, again = (torch.cat([x for x, _ in scoring.batches(of, "test")]) for of in (undecoded(run), run))
+    assert torch.equal(expected, again)
+    monkeypatch.setattr(Image, "open", None)
+    assert torch.equal(torch.cat([x for x, _ in scoring.batches(run, "test")]), expected)
+    with pytest.raises(TypeError):  # the other splits are not
+        next(scoring.batches(run, "dev"))
+
+
+def test_the_results_are_the_same_and_decoding_comes_first(run, tmp_path):
+    units, needs, _ = compute.graph(run)
+    assert [name for name, *_ in units if "decode" in needs.get(name, ())] == [
+        "originals compact_vgg/lrp_t", "compact_vgg/location/grad_cam/0"
+    ]  # fmt: skip
+    assert units[0][1] is scoring.make_pixels
+    plain = replace(undecoded(run), store=str(tmp_path / "other"))
+    assert compute.run_suite(run, tmp_path / "a", jobs=2) == compute.run_suite(plain, tmp_path / "b", jobs=1) == {}
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+    assert files
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_what_is_told_is_not_read_again(run, monkeypatch):
+    expected, known = [data_spec(run, split) for split in ("train", "dev", "test")], told(run)
+    runs._dataset.cache_clear()
+
+    def read(self, index):
+        raise RuntimeError("an image was read")
+
+    monkeypatch.setattr(Files, "hash_of", read)
+    assert [data_spec(known, split) for split in ("train", "dev", "test")] == expected
+    assert told(known) is known
+    with pytest.raises(RuntimeError, match="was read"):  # the same run that was not told, and one with other data
+        data_spec(replace(run, store="other"), "test")
+    few = known.suite.dataset.model_copy(update={"test": 2})
+    with pytest.raises(RuntimeError, match="was read"):
+        data_spec(replace(known, suite=known.suite.model_copy(update={"dataset": few})), "test")
+
+
+def test_another_listing_than_the_drivers_stops_the_run(run):
+    known = told(run)
+    runs._dataset.cache_clear()
+    runs.dataset.cache_clear()
+    next((Path(run.data) / "test").rglob("*.png")).unlink()
+    assert len(dataset(known, "train"))
+    with pytest.raises(Stop, match=r"has other files or classes in .*data than the driver \(test split\)"):
+        dataset(known, "test")
+
+
+def test_what_imagenet_has_twice_is_left_out(tmp_path):
+    """An image of val that train has, too, and one twice in train: as in ILSVRC 2012."""
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 6)):
+        for i in range(count):
+            path = root / part / f"n{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    smoke = suite.load("smoke")
+    given = suite.Data(name="imagenet", input_size=32)
+    small = Run(smoke.model_copy(update={"dataset": given}), str(tmp_path / "store"), str(root))
+    train, dev = ([*dataset(small, split).paths] for split in ("train", "dev"))
+    assert runs.left_out(small) == ()
+    (root / train[0]).write_bytes((root / "val/n0/0.png").read_bytes())
+    (root / train[1]).write_bytes((root / dev[0]).read_bytes())
+    (root / train[3]).write_bytes((root / train[2]).read_bytes())
+    (root / dev[1]).write_bytes((root / "val/n1/1.png").read_bytes())
+    for cached in (runs._dataset, runs.dataset, runs._left_out):
+        cached.cache_clear()
+    known = told(small)
+    assert sorted(runs.left_out(known)) == sorted([train[0], train[1], dev[1]])
+    assert [*dataset(known, "train").paths] == train[2:]
+    assert [*dataset(known, "dev").paths] == [dev[0], *dev[2:]]
+    assert len(dataset(known, "test")) == 6
+    for pairs in (False, True):
+        check_disjoint(*(dataset(known, split, pairs) for split in ("train", "dev", "test")))
+
+
+def test_an_image_that_cannot_be_decoded_costs_no_fine_tuning(run, tmp_path):
+    next((Path(run.data) / "test").rglob("*.png")).write_bytes(b"no image")
+    failed = compute.run_suite(run, tmp_path / "out", jobs=1)
+    assert list(failed) == ["compact_vgg/location/grad_cam/0"]
+    assert "cannot be read as an image" in failed["compact_vgg/location/grad_cam/0"]
+    assert not (Path(run.store) / "manipulations").exists()
+
+
+def test_a_finished_suite_needs_no_decoded_images(run, tmp_path):
+    assert compute.run_suite(run, tmp_path / "out", jobs=1) == {}
+    shutil.rmtree(Path(run.store) / "pixels")
+    assert compute.graph(run)[0] == []

@@ -1,0 +1,169 @@
+"""On a GPU, as far as that can be shown without one: no path leaves a tensor on the CPU, and all give its numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+from pretended_cuda import Pretended, pretended_cuda
+
+from benchmark import interpreters, models, suite
+from benchmark.dissection import study
+from benchmark.entries import harness
+from benchmark.execution import compute
+from benchmark.execution.engines import Here
+from benchmark.experiments import Given, adversarially_trained, loss_landscape, precision, smooth_grad, weight_noise
+from benchmark.run import Run
+from benchmark.suite import Adversary, Gate, Model, Regulariser, Robustness, Search
+
+
+def test_the_pretended_gpu_is_as_strict_as_one():
+    with pretended_cuda():
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.device == torch.device("cuda:0")
+        assert isinstance(torch.rand(2, device="cuda"), Pretended)
+        assert (there + 1).cpu().tolist() == [2, 2, 2]
+        assert there[[0, 2]].sum().item() == 2
+        for wrong in (lambda: there + here, lambda: torch.cat([there, here]), lambda: there.addcmul_(here, there),
+                      lambda: torch.stack([there[0], here[0]]), lambda: here[there.long()],
+                      lambda: there.index_put_((there.long(),), here)):  # fmt: skip
+            with pytest.raises(RuntimeError, match="same device, but found cuda:0 and cpu"):
+                wrong()
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(2, device="cuda", generator=torch.Generator())
+        with pytest.raises((TypeError, RuntimeError), match="numpy"):
+            there.numpy()
+        view, before = there.view(3, 1), there
+        view.mul_(5)
+        before += 1
+        assert there.cpu().tolist() == [6, 6, 6]
+
+
+HERE = patch.object(compute, "Processes", lambda jobs: Here())  # no other process has the pretended GPU
+
+
+def both(work):
+    """work("cpu") and work("cuda"), the second on the pretended GPU."""
+    found = [work("cpu")]
+    with pretended_cuda(), HERE:
+        found.append(work("cuda"))
+    return found
+
+
+@pytest.mark.parametrize("name", interpreters.names())
+def test_interpreters(name):
+    images, targets = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(3)
+
+    def explained(device):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = models.create("compact_vgg", num_classes=8, input_size=32).to(device).eval()
+            found = interpreters.create(name)(model, images.to(device), targets.to(device))
+        assert found.device.type == device
+        return found.cpu()
+
+    assert torch.equal(*both(explained))
+
+
+def assert_same_tables(*folders: Path):
+    """Parquet files byte for byte, CSVs but for keys and what a device costs."""
+    first, second = ({path.relative_to(f): path for path in f.rglob("*.*")} for f in folders)
+    assert first.keys() == second.keys()
+    for name, path in first.items():
+        if name.suffix == ".csv":
+            tables = [
+                pd.read_csv(p).drop(columns=["key", "ms_per_image", "peak_mib"], errors="ignore")
+                for p in (path, second[name])
+            ]
+            pd.testing.assert_frame_equal(*tables, check_exact=True, obj=str(name))
+        elif name.suffix == ".parquet":
+            assert path.read_bytes() == second[name].read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_suite_with_all_that_a_suite_can_have(tmp_path):
+    small = Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
+    attacked = ["grad_cam", "lrp_t:softplus", "lrp_t:subspace"]
+    parts = {
+        "search": small,
+        "gate": Gate(images=6, cells=3),
+        "robustness": Robustness(images=8, steps=6),
+        "recipes": [],
+    }
+    given = suite.load("smoke").model_copy(update={**parts, "attacked": attacked, "evaluated": ["grad_cam", "lrp_t"]})
+
+    def run(device):
+        out = tmp_path / device
+        assert compute.run_suite(Run(given, str(tmp_path / f"store-{device}"), None, device), out, jobs=1) == {}
+        return out
+
+    assert_same_tables(*both(run))
+
+
+def test_robust_training(tmp_path):
+    robust = Model(epochs=1, adversary=Adversary(epsilon=0.1, steps=2), regulariser=Regulariser())
+    given = suite.load("smoke").model_copy(update={"models": {"compact_resnet": robust}})
+
+    def trained(device):
+        path = harness.make_model(Run(given, str(tmp_path / device), None, device), "compact_resnet")
+        return (path / "weights.safetensors").read_bytes()
+
+    first, second = both(trained)
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def smoke(finished, tmp_path_factory):
+    """The finished smoke suite, and one that was run on the pretended GPU."""
+    folder = tmp_path_factory.mktemp("cuda")
+    there = replace(finished, run=replace(finished.run, store=str(folder / "store"), device="cuda"), out=folder / "out")
+    with pretended_cuda(), HERE:
+        assert compute.run_suite(there.run, there.out, jobs=1) == {}
+    return {"cpu": finished, "cuda": there}
+
+
+EXPERIMENTS = {
+    "weight_noise": lambda given: weight_noise.measure(given, scales=(0.0, 0.5), draws=1),
+    "loss_landscape": lambda given: loss_landscape.measure(given, points=3, grid=2),
+    "precision": precision.measure,
+    "adversarially_trained": lambda given: adversarially_trained.measure(
+        given,
+        trainer=adversarially_trained.PGD(steps=1),
+        adversary=adversarially_trained.PGD(steps=1, restarts=2),
+    ),
+    "smooth_grad": smooth_grad.measure,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments(smoke, name, tmp_path):
+    swept = {"search": Search(learning_rates=[1e-3], lambdas=[1.0], rungs=[2], batch_size=4)}
+
+    def measured(device):
+        changed = smoke[device].run.suite.model_copy(update=swept if name == "smooth_grad" else {})
+        again = smoke[device].again(tmp_path / device, suite=changed)
+        return EXPERIMENTS[name](Given(again.run, smoke[device].out, jobs=1))
+
+    pd.testing.assert_frame_equal(*both(measured), check_exact=True)
+
+
+@pytest.mark.slow
+def test_dissection(tmp_path):
+    given = suite.load("promotion-suppression")
+    few = {"images": 4, "concept_images": 8, "attacks": {"pgd": {"epsilon": 0.2, "step": 0.04, "steps": 4}}}
+    small = {
+        "dataset": given.dataset.model_copy(update={"input_size": 32, "train": 64, "dev": 8, "test": 12}),
+        "models": {"compact_resnet": Model(epochs=2)},
+        "recipes": suite.load("smoke").recipes,
+        "dissection": given.dissection.model_copy(update=few),
+    }
+
+    def dissected(device):
+        run = Run(given.model_copy(update=small), str(tmp_path / f"store-{device}"), None, device)
+        study.run(Given(run, tmp_path, jobs=1), tmp_path / device)
+        return tmp_path / device
+
+    assert_same_tables(*both(dissected))

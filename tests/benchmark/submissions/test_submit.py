@@ -1,0 +1,93 @@
+"""The example submission, scored on the smoke suite as a user would; and what `submit` decides by itself."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from attacks.errors import UserError
+from benchmark import leaderboards, results
+from benchmark.submissions import submission, submit
+from benchmark.suite import Gate
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "gradient_energy.py:GradientEnergy"
+BLIND = """
+import torch
+def blind(model, images, targets):
+    return (images.square().mean(1) * 0 + torch.linspace(0, 1, images.shape[-1], device=images.device))
+"""
+
+
+@pytest.fixture(scope="module")
+def example():
+    return submission.remote(submission.parse(str(EXAMPLE)))
+
+
+def test_the_example_passes_every_check(example):
+    said: list[str] = []
+    assert submit.check(example, "cpu", said.append) == []
+    assert len(said) > 10
+    assert all(line.startswith("ok ") for line in said)
+
+
+def test_a_method_that_fails_a_check_is_not_scored(tmp_path):
+    (tmp_path / "blind.py").write_text(BLIND)
+    remote, said = submission.remote(submission.parse(f"{tmp_path}/blind.py:blind")), []
+    with pytest.raises(
+        UserError, match=r"blind: \d check\(s\) failed: differs by class, depends on the image, depends on"
+    ):
+        submit.check(remote, "cpu", said.append)
+    assert any(line.startswith("FAILED  differs by class: ") for line in said)
+
+
+def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
+    names = [*finished.run.suite.evaluated, "constant", "input_magnitude"]
+    changes = {"evaluated": names, "gate": Gate(images=6, cells=3), "foolings": ["location"]}
+    warm = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=changes))
+    before = warm.entries()
+    flagged = submission.remote(submission.parse(str(EXAMPLE)), ["ZERO_SECOND_ORDER"])
+    assert submit.submit(warm.run, flagged, warm.out, 1) == {}
+    assert before.items() <= warm.entries().items()  # nothing of the suite's was made again
+    read = results.read(warm.out / "results")
+    assert sorted(read.entries) == ["constant", "gradient_energy", "input_magnitude"]
+    card = read.entries["gradient_energy"][1]
+    assert (card["status"], card["failures"]) == ("submitted", [])
+    assert "file" not in card["options"]
+    assert card["cost"]["compact_vgg"]["peak_mib"] is None
+    attacked = {m["attacked"]: m for m in read.models_card["manipulations"]}
+    own = [f"gradient_energy{way}" for way in ("", ":softplus", ":subspace")]
+    assert sorted(attacked) == sorted(["grad_cam", "lrp_t", *own])
+    assert {attacked[name]["status"] for name in own} == {"done"}
+    row = leaderboards.load(warm.out, "stability").set_index("interpreter").loc["gradient_energy"]
+    assert row.status == "submitted"
+    assert row["flags"].split()[0] == "ZERO_SECOND_ORDER"
+    assert row.self_cells == 1
+    text = submit.show(warm.out, tmp_path / "nowhere", "gradient_energy")
+    assert "gradient_energy:subspace" in text
+    assert max(map(len, text.splitlines())) <= 200
+
+
+def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path):
+    done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"])
+    assert submit.submit(done.run, example, done.out, 1) == {}
+    read, settings = results.read(done.out / "results"), done.run.suite.search
+    card = read.fronts[1]
+    relative = next(p for p in card["chosen"] if (p["attacked"], p["budget"]) == ("grad_cam", 2.0))
+    rates = {relative["learning_rate"]} if relative["steps"] else set(settings.learning_rates)
+    for own in ("gradient_energy", "gradient_energy:softplus"):
+        tried = [p for p in card["points"] if p["attacked"] == own and p["steps"]]
+        assert {(p["learning_rate"], p["lambda"]) for p in tried} == set(product(rates, settings.lambdas))
+        best = next(p for p in card["chosen"] if (p["attacked"], p["budget"]) == (own, 2.0))
+        made = next(m for m in read.models_card["manipulations"] if m["attacked"] == own)
+        assert [made[k] for k in ("learning_rate", "lambda", "steps")] == [
+            best[k] for k in ("learning_rate", "lambda", "steps")
+        ]
+
+
+def test_the_nearest_relative_is_the_one_with_the_likest_maps(finished, tmp_path):
+    (tmp_path / "cam.py").write_text(
+        "from benchmark import interpreters\n"
+        "def cam(model, images, targets):\n    return interpreters.create('grad_cam')(model, images, targets)\n"
+    )
+    remote = submission.remote(submission.parse(f"{tmp_path}/cam.py:cam"))
+    assert submit.nearest(finished.run, remote) == "grad_cam"
