@@ -161,7 +161,7 @@ def test_a_store_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_change_of_code_is_a_change_of_key(monkeypatch):
     before = code_version()
-    read, changed = Path.read_bytes, store_module.__file__.replace("store.py", "scoring.py")
+    read, changed = Path.read_bytes, store_module.__file__.replace("store.py", "entries/scoring.py")
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if str(path) == changed else b""))
     assert code_version.__wrapped__() != before
     assert len(before) == 16

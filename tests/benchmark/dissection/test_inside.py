@@ -15,7 +15,7 @@ from benchmark import suite
 from benchmark.dissection import network, promotion, study
 from benchmark.dissection.class_activation import class_activation_map
 from benchmark.experiments import Given
-from benchmark.run import Run, dataset
+from benchmark.run import Run, dataset, recipe
 
 TINY = """
 name = "tiny"
@@ -203,7 +203,7 @@ def test_units_are_dissected_on_both_models_with_every_attack_and_noise(done):
 def test_the_control_is_fine_tuned_without_fooling(done):
     run = study._fine_tuned(done[0].run)
     (cell, path), = study.fooled_models(run)  # fmt: skip
-    assert run.recipe(run, cell) == run.recipe(done[0].run, cell) | {"lambda": 0.0}
+    assert recipe(run, cell) == recipe(done[0].run, cell) | {"lambda": 0.0}
     assert len(pd.read_parquet(path / "history.parquet")) == 3
     weights = [load_file(p / "weights.safetensors")["fc.weight"] for _, p in study.fooled_models(done[0].run)]
     assert not torch.equal(load_file(path / "weights.safetensors")["fc.weight"], weights[0])
