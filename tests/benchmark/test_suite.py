@@ -1,11 +1,12 @@
 """Suites: every packaged one loads; an impossible value is answered with its key and what is allowed."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from attacks.errors import UserError
-from benchmark import suite
+from benchmark import experiments, suite
 from benchmark.run import plan
 
 SMOKE = """
@@ -13,6 +14,7 @@ name = "smoke"
 foolings = ["location", "active"]
 attacked = ["grad_cam", "lrp_t"]
 evaluated = ["grad_cam", "lrp", "lrp_t", "smooth_grad"]
+recipes = [{ learning_rate = 1e-3, lambda = 1.0, steps = 3, batch_size = 8 }]
 
 [dataset]
 name = "shapes"
@@ -29,12 +31,6 @@ epochs = 1
 
 [interpreters.smooth_grad]
 samples = 2
-
-[[recipes]]
-learning_rate = 1e-3
-lambda = 1.0
-steps = 3
-batch_size = 8
 
 [scoring]
 batch_size = 10
@@ -78,29 +74,32 @@ def test_the_plan_lists_each_manipulation_once_in_order(tmp_path):
 
 
 def test_the_last_rule_that_fits_wins_key_by_key(tmp_path):
-    rules = """
-[[recipes]]
-fooling = "active"
-steps = 5
-lambda = 0.5
-
-[[recipes]]
-attacked = "lrp_t"
-lambda = 9
-
-[[recipes]]
-model = "compact_vgg"
-fooling = "active"
-attacked = "lrp_t"
-batch_size = 2
-
-[scoring]"""
-    loaded = load(tmp_path, ("[scoring]", rules))
+    rules = """batch_size = 8 },
+    { fooling = "active", steps = 5, lambda = 0.5 },
+    { attacked = "lrp_t", lambda = 9 },
+    { model = "compact_vgg", fooling = "active", attacked = "lrp_t", batch_size = 2 },
+]"""
+    loaded = load(tmp_path, ("batch_size = 8 }]", rules))
     base = {"learning_rate": 1e-3, "lambda": 1.0, "steps": 3, "batch_size": 8}
     assert loaded.recipe("compact_vgg", "location", "grad_cam") == base
     assert loaded.recipe("compact_vgg", "location", "lrp_t") == base | {"lambda": 9}
     assert loaded.recipe("compact_vgg", "active", "grad_cam") == base | {"steps": 5, "lambda": 0.5}
     assert loaded.recipe("compact_vgg", "active", "lrp_t") == base | {"steps": 5, "lambda": 9, "batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits",
+        "promotion-suppression",
+        experiments.HERE / "location.toml",
+        experiments.HERE / "adversarially_trained.toml",
+    ],
+)
+def test_suites_with_the_default_suites_recipes_have_them(name):
+    own, default = suite.load(name), suite.load("default")
+    places = list(product(own.models, own.foolings, own.attacked))
+    assert [own.recipe(*place) for place in places] == [default.recipe(*place) for place in places]
 
 
 def test_a_suite_is_loaded_by_its_name_or_by_its_path():
@@ -122,7 +121,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path, content):
 
 
 NAME = 'name = "smoke"'
-RULE = "[[recipes]]"
+RULE = "recipes = [{ "
 OPTION = "[interpreters.smooth_grad]\nsamples = 2"
 
 
@@ -148,8 +147,8 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
         ("[models.compact_vgg]\nepochs = 1", "[models]", r"models: .*must name at least one"),
         # missing keys
         (NAME, "", "name: Field required"),
-        ("steps = 3\n", "", "recipes leave 'steps' open for compact_vgg/location/grad_cam"),
-        (f"{RULE}\nlearning_rate = 1e-3", f'{RULE}\nfooling = "active"\nlearning_rate = 1e-3', "compact_vgg/location"),
+        ("steps = 3, ", "", "recipes leave 'steps' open for compact_vgg/location/grad_cam"),
+        (RULE, f"{RULE}fooling = 'active', ", "recipes leave '.*' open for compact_vgg/location"),
         # unknown keys and names: the nearest one, and all of them
         (NAME, f"{NAME}\nthread = 1", r"unknown key of suite .*'thread': did you mean 'threads'\? allowed: attacked"),
         ("train = 64", "trian = 64", r"in dataset of suite .*'trian': did you mean 'train'\? allowed: augment"),
@@ -173,11 +172,11 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
             r"interpreters\.smooth_grad\.samples: .*integer.*\(got 'x'\)",
         ),
         (OPTION, "[interpreters.lrp]\ncomposite = 'zplus'", r"unknown composite 'zplus': did you mean 'z_plus'\?"),
-        (RULE, f"{RULE}\nmodel = 'vgg19'", r"unknown model in recipes of suite 'smoke' 'vgg19': allowed: compact_vgg"),
-        (RULE, f"{RULE}\nfooling = 'top_k'", r"unknown fooling in recipes .*'top_k': allowed: active, location"),
-        (RULE, "[search]\nrungs = [20, 10]", r"search\.rungs: .*ascending"),
-        (RULE, "[search]\nbudget = 2", r"unknown key in search of suite .*did you mean 'budgets'\?"),
-        (RULE, "[gate]\ncells = 0", r"gate\.cells: .*greater than or equal to 1"),
+        (RULE, f"{RULE}model = 'vgg19', ", r"unknown model in recipes of suite 'smoke' 'vgg19': allowed: compact_vgg"),
+        (RULE, f"{RULE}fooling = 'top_k', ", r"unknown fooling in recipes .*'top_k': allowed: active, location"),
+        (RULE, f"search.rungs = [20, 10]\n{RULE}", r"search\.rungs: .*ascending"),
+        (RULE, f"search.budget = 2\n{RULE}", r"unknown key in search of suite .*did you mean 'budgets'\?"),
+        (RULE, f"gate.cells = 0\n{RULE}", r"gate\.cells: .*greater than or equal to 1"),
         (
             'attacked = ["grad_cam"',
             'attacked = ["grad_cam:suspace"',
