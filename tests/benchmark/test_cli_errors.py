@@ -82,7 +82,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch, capfd, arguments
     ("changes", "message"),
     [
         ({"train": "0"}, "dataset.train: Input should be greater than or equal to 1 (got 0)"),
-        ({"lambda": "-1"}, "recipes.0.lambda: Input should be greater than or equal to 0 (got -1)"),
+        ({"recipes": "[{ lambda = -1 }]"}, "recipes.0.lambda: Input should be greater than or equal to 0 (got -1)"),
         ({"foolings": '["locaton"]'}, "unknown fooling 'locaton': did you mean 'location'?"),
         ({"evaluated": '["gradcam"]'}, "unknown interpreter 'gradcam': did you mean 'grad_cam'?"),
         ({"name": "smoke"}, "mine.toml is not TOML: "),
