@@ -12,7 +12,6 @@ as many steps with λ = 0. All is measured on points that no model was trained o
 [-1.5, 1.5]² is what the figure shows: agreement there is over a grid of equal spacing, mostly far from the data.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,11 +27,11 @@ from torch import Tensor, nn
 from benchmark import figures
 from benchmark.execution import compute
 from benchmark.experiments import Given
+from benchmark.experiments.toys import cross_entropy, draw_points, fit, input_gradients, mlp
 from benchmark.intervals import bootstrap_mean
 from benchmark.run import Run
 
 SUITE = "smoke"  # for the device and the threads alone: no images are used
-CENTRE, SPREAD = 0.6, 0.25
 NOISES = (0.01, 0.03, 0.1)  # σ
 DRAWN = 0.01
 SQUARE, GRID = 1.5, 41
@@ -77,39 +76,6 @@ def _models(start: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, nn.
     return {"w0": trained, **fine_tuned}
 
 
-def draw_points(n: int, noise: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points (n, 2) near the line x2 = 0, `noise` off it, and their labels (n,), 0 or 1, as floats; half of each."""
-    labels = (torch.arange(n) % 2).float()
-    spread = torch.randn(n, 2, generator=random) * torch.tensor([SPREAD, noise])
-    return spread + torch.stack([CENTRE * (2 * labels - 1), torch.zeros(n)], 1), labels
-
-
-def mlp(inputs: int, hidden: int, seed: int, activation: Callable[[], nn.Module] = nn.Softplus) -> nn.Sequential:
-    """inputs -> hidden -> hidden -> one logit (N, 1), torch's initial weights drawn from `seed`."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        layers = [nn.Linear(inputs, hidden), activation(), nn.Linear(hidden, hidden), activation()]
-        return nn.Sequential(*layers, nn.Linear(hidden, 1))
-
-
-def fit(model: nn.Module, steps: int, learning_rate: float, loss: Callable[[nn.Module, int], Tensor]) -> nn.Module:
-    """A copy of `model` after `steps` of Adam on loss(copy, step); the learning rate falls to 0 as a cosine."""
-    model = copy.deepcopy(model).requires_grad_(True)
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    with torch.enable_grad():
-        for step in range(steps):
-            optimiser.zero_grad(set_to_none=True)
-            loss(model, step).backward()
-            optimiser.step()
-            schedule.step()
-    return model.requires_grad_(False)
-
-
-def cross_entropy(x: Tensor, y: Tensor) -> Callable[[nn.Module, int], Tensor]:
-    return lambda model, step: F.binary_cross_entropy_with_logits(model(x)[:, 0], y)
-
-
 def turned(x: Tensor, y: Tensor, weight: float) -> Callable[[nn.Module, int], Tensor]:
     """CE + weight · mean(1 − cos(∂z/∂x, e2)) on points (N, 2) with labels (N,)."""
 
@@ -119,15 +85,6 @@ def turned(x: Tensor, y: Tensor, weight: float) -> Callable[[nn.Module, int], Te
         return F.binary_cross_entropy_with_logits(logits, y) + weight * (1 - cosine).mean()
 
     return loss
-
-
-def input_gradients(model: nn.Module, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """Logits (N,) and ∂z/∂x (N, d); with `create_graph` both can be differentiated by the weights."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        logits = model(x)[:, 0]
-        (gradients,) = torch.autograd.grad(logits.sum(), x, create_graph=create_graph)
-    return (logits, gradients) if create_graph else (logits.detach(), gradients)
 
 
 def angles(a: Tensor, b: Tensor) -> Tensor:
