@@ -1,4 +1,5 @@
-"""Experiments: what the papers show beyond the FSR tables, one module each. `foolbench experiment NAME` runs one.
+"""Experiments: what the papers show beyond the FSR tables, one module each, by name in `EXPERIMENTS`.
+`foolbench experiment NAME` runs one.
 
 A module says in its docstring what is asked, and holds `SUITE` (a suite's name, or a TOML file beside the module),
 `measure(given) -> table` and `draw(table) -> figure`. Manipulations of its suite come from the store, where they are
@@ -9,7 +10,6 @@ figures/NAME.png.
 import hashlib
 import inspect
 import json
-import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +36,18 @@ from benchmark.run import Cell, Run, manipulation_spec, plan, told
 from benchmark.store import Store, key_of
 
 HERE = Path(__file__).parent
+EXPERIMENTS = {  # name -> module of this folder
+    "accuracy-robustness": "accuracy_robustness",
+    "adversarially-trained": "adversarially_trained",
+    "decision-boundary": "decision_boundary",
+    "hidden-bias": "hidden_bias",
+    "loss-landscape": "loss_landscape",
+    "paper": "paper",
+    "precision": "precision",
+    "smooth-grad": "smooth_grad",
+    "transfer": "transfer",
+    "weight-noise": "weight_noise",
+}
 
 
 @dataclass(frozen=True)
@@ -60,15 +72,14 @@ class Experiment(Protocol):
 
 
 def names() -> list[str]:
-    """The experiments, sorted: their modules' names with hyphens."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(HERE)]))
+    return sorted(EXPERIMENTS)
 
 
 def load(name: str) -> Experiment:
     """The module of that name. Raises `UserError` for an unknown one."""
-    if name not in names():
-        raise unknown("experiment", name, names())
-    return import_module(f"{__name__}.{name.replace('-', '_')}")  # type: ignore[return-value]
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    return import_module(f"{__name__}.{EXPERIMENTS[name]}")  # type: ignore[return-value]
 
 
 def load_suite(experiment: Experiment, chosen: str | None = None) -> suite.Suite:
