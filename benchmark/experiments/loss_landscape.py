@@ -5,8 +5,8 @@ suite's first two attacked interpreters; x and y count whole differences, which 
 orthogonal (`distance` gives lengths). Straight segments follow Goodfellow, Vinyals and Saxe 2015, planes through three
 models Garipov et al. 2018. All floating-point parameters and buffers are mixed; the fine-tuning freezes the statistics
 of BatchNorm, so the buffers are w0's at every point, and nothing is estimated again.
-Measured on the scored split: mean cross-entropy and the fooling loss that the fine-tuning minimised (SPEC A2), with
-95 % bootstrap intervals over images; beside them top-1 and FSR.
+Measured on the scored split: mean cross-entropy and the fooling loss that the fine-tuning minimised (Heo, Joo and Moon
+2019, Section 3.2), with 95 % bootstrap intervals over images; beside them top-1 and FSR.
 """
 
 import copy

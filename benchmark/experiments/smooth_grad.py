@@ -1,6 +1,6 @@
 """Is SmoothGrad hard to fool at equal accuracy, as Heo, Joo and Moon 2019 say? It is attacked itself, like SimpleGrad.
 
-SmoothGrad (Smilkov et al. 2017, SPEC A3) is the mean over noisy copies, (1/m) Σ_j ∂ logit(x + σ ε_j) / ∂x. The
+SmoothGrad (Smilkov et al. 2017) is the mean over noisy copies, (1/m) Σ_j ∂ logit(x + σ ε_j) / ∂x. The
 registered `smooth_grad` has no graph to the weights, so the attack differentiates through `Sampled`, the same mean with
 fresh noise each step. Both interpreters are fine-tuned under Location fooling from the same clean model with the same
 learning rates, λ, steps, batch size and order of batches (the suite's [search], all of it, nothing chosen), and scored
