@@ -87,15 +87,7 @@ def test_the_last_rule_that_fits_wins_key_by_key(tmp_path):
     assert loaded.recipe("compact_vgg", "active", "lrp_t") == base | {"steps": 5, "lambda": 9, "batch_size": 2}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "digits",
-        "promotion-suppression",
-        experiments.HERE / "location.toml",
-        experiments.HERE / "adversarially_trained.toml",
-    ],
-)
+@pytest.mark.parametrize("name", ["digits", "promotion-suppression", experiments.HERE / "adversarially_trained.toml"])
 def test_suites_with_the_default_suites_recipes_have_them(name):
     own, default = suite.load(name), suite.load("default")
     places = list(product(own.models, own.foolings, own.attacked))
