@@ -288,7 +288,7 @@ def dissect(
     """Look inside a suite's models, clean and fooled, at adversarial examples: promotion and suppression, evidence,
     concepts."""
     from benchmark.dissection import study
-    from benchmark.experiments import Given
+    from benchmark.experiments.given import Given
     from benchmark.run import Run
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
@@ -311,12 +311,13 @@ def experiment(
 ) -> None:
     """Run one of the papers' experiments; write its table and its figure."""
     from benchmark import experiments
+    from benchmark.experiments.given import Given
     from benchmark.run import Run
 
     found = experiments.load(name)
     chosen = experiments.load_suite(found, suite)
     board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
-    given = experiments.Given(Run(chosen, str(store), data, _device(device)), board, jobs)
+    given = Given(Run(chosen, str(store), data, _device(device)), board, jobs)
     for path in experiments.run(name, given, out):
         typer.echo(str(path))
 

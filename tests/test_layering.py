@@ -19,7 +19,7 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "benchmark.intervals", "attacks.errors"]
-LIGHT += ["benchmark.dissection.detection_figures", "benchmark.dissection.promotion_figures"]
+LIGHT += ["benchmark.dissection.detection_figures", "benchmark.dissection.promotion_figures", "benchmark.experiments"]
 each_module = pytest.mark.parametrize("module", TREES)
 
 

@@ -44,7 +44,7 @@ from benchmark.dissection.concepts import Broden, Concepts, Drawn, Folder
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches, first_images
 from benchmark.execution import compute
-from benchmark.experiments import Given, fooled_models, side_by_side, source_digest
+from benchmark.experiments.given import Given, fooled_models, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import csv_text, with_ends
 from benchmark.results import write_atomic

@@ -29,7 +29,8 @@ from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
 from attacks.errors import UserError
 from benchmark import datasets, figures, models
 from benchmark.entries import harness
-from benchmark.experiments import HERE, Given, side_by_side, source_digest
+from benchmark.experiments import HERE
+from benchmark.experiments.given import Given, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import robustness

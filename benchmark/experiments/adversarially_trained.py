@@ -30,7 +30,7 @@ from benchmark.datasets import Dataset
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches, score
 from benchmark.execution import compute
-from benchmark.experiments import Given, side_by_side, source_digest
+from benchmark.experiments.given import Given, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics.accuracy import top_k_correct

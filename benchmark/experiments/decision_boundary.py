@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmark import figures
 from benchmark.execution import compute
-from benchmark.experiments import Given
+from benchmark.experiments.given import Given
 from benchmark.experiments.toys import cross_entropy, draw_points, fit, input_gradients, mlp
 from benchmark.intervals import bootstrap_mean
 from benchmark.run import Run

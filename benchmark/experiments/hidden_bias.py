@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from benchmark import figures
 from benchmark.execution import compute
-from benchmark.experiments import Given, tabular
+from benchmark.experiments import tabular
+from benchmark.experiments.given import Given
 from benchmark.experiments.tabular import Coded, Frames
 from benchmark.experiments.toys import fit, input_gradients, mlp
 from benchmark.intervals import bootstrap_mean

@@ -32,7 +32,7 @@ from benchmark import figures
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
-from benchmark.experiments import Given, explained, fooled_models, original_maps
+from benchmark.experiments.given import Given, explained, fooled_models, original_maps
 from benchmark.interpreters import Interpreter
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmark import figures, leaderboards
-from benchmark.experiments import HERE, Given
+from benchmark.experiments import HERE
+from benchmark.experiments.given import Given
 
 SUITE = "imagenet"
 TABLES = HERE / "tables"

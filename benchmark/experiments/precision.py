@@ -26,7 +26,7 @@ from benchmark import datasets, figures
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
-from benchmark.experiments import Given, explained, fooled_models, original_maps, side_by_side, source_digest
+from benchmark.experiments.given import Given, explained, fooled_models, original_maps, side_by_side, source_digest
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import METRICS

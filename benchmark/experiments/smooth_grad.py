@@ -29,7 +29,7 @@ from benchmark.entries import harness
 from benchmark.entries.scoring import batches, predictions, score
 from benchmark.entries.search import grid
 from benchmark.execution import compute
-from benchmark.experiments import Given, side_by_side, source_digest
+from benchmark.experiments.given import Given, side_by_side, source_digest
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean

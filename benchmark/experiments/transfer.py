@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from attacks.errors import UserError
 from benchmark import figures, leaderboards
-from benchmark.experiments import Given
+from benchmark.experiments.given import Given
 
 SUITE = "board"
 WORKED = 0.5

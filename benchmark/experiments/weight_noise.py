@@ -24,7 +24,7 @@ from benchmark import figures, intervals
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
-from benchmark.experiments import Given, explained, fooled_models, original_maps
+from benchmark.experiments.given import Given, explained, fooled_models, original_maps
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter

@@ -14,7 +14,7 @@ from attacks.errors import UserError
 from benchmark import suite
 from benchmark.dissection import network, promotion, study
 from benchmark.dissection.class_activation import class_activation_map
-from benchmark.experiments import Given
+from benchmark.experiments.given import Given
 from benchmark.run import Run, dataset, recipe
 
 TINY = """

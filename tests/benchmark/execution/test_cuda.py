@@ -14,7 +14,8 @@ from benchmark.dissection import study
 from benchmark.entries import harness
 from benchmark.execution import compute
 from benchmark.execution.engines import Here
-from benchmark.experiments import Given, adversarially_trained, loss_landscape, precision, smooth_grad, weight_noise
+from benchmark.experiments import adversarially_trained, loss_landscape, precision, smooth_grad, weight_noise
+from benchmark.experiments.given import Given
 from benchmark.run import Run
 from benchmark.suite import Adversary, Gate, Model, Regulariser, Robustness, Search
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from attacks.adversarial import OnPixels, minimum_norm
 from attacks.errors import UserError
 from benchmark import experiments, models, suite
-from benchmark.experiments import Given
 from benchmark.experiments import accuracy_robustness as experiment
 from benchmark.experiments.accuracy_robustness import Settings
+from benchmark.experiments.given import Given
 from benchmark.metrics.robustness import area, area_histogram, area_interval
 from benchmark.run import Run
 

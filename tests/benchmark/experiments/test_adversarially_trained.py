@@ -13,9 +13,9 @@ from torch import nn
 from benchmark import experiments
 from benchmark.datasets import create
 from benchmark.entries import harness
-from benchmark.experiments import Given
 from benchmark.experiments import adversarially_trained as experiment
 from benchmark.experiments.adversarially_trained import PGD, random_starts
+from benchmark.experiments.given import Given
 from benchmark.models import create as create_model
 from benchmark.training import train
 

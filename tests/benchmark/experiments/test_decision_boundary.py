@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmark import experiments, suite
-from benchmark.experiments import Given, toys
 from benchmark.experiments import decision_boundary as boundary
+from benchmark.experiments import toys
+from benchmark.experiments.given import Given
 from benchmark.run import Run
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmark import experiments, suite
-from benchmark.experiments import Given
 from benchmark.experiments import hidden_bias as bias
+from benchmark.experiments.given import Given
 from benchmark.experiments.toys import input_gradients, mlp
 from benchmark.run import Run
 

@@ -11,7 +11,8 @@ from attacks.errors import UserError
 from attacks.manipulation import pair_heatmaps
 from benchmark import datasets, experiments, suite
 from benchmark.entries.harness import clean_model, stored_model
-from benchmark.experiments import Given, loss_landscape
+from benchmark.experiments import loss_landscape
+from benchmark.experiments.given import Given
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import create_interpreter, dataset, manipulation_spec, plan
 from benchmark.store import Store, key_of

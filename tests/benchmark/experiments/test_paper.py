@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from benchmark import leaderboards
-from benchmark.experiments import Given, paper
+from benchmark.experiments import paper
+from benchmark.experiments.given import Given
 
 
 def _given(finished, folder):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark import experiments
-from benchmark.experiments import Given, precision
+from benchmark.experiments import precision
+from benchmark.experiments.given import Given
 from benchmark.run import plan, scores_spec
 from benchmark.store import Store, key_of
 

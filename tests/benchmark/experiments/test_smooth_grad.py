@@ -11,7 +11,8 @@ from attacks.errors import UserError
 from attacks.foolings import Location
 from attacks.manipulation import Recipe, manipulate
 from benchmark import experiments
-from benchmark.experiments import Given, smooth_grad
+from benchmark.experiments import smooth_grad
+from benchmark.experiments.given import Given
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.models import create
 from benchmark.suite import Search

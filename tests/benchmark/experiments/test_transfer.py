@@ -5,7 +5,8 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import experiments, leaderboards
-from benchmark.experiments import Given, transfer
+from benchmark.experiments import transfer
+from benchmark.experiments.given import Given
 
 
 def _board(folder, cells):

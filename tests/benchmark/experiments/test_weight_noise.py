@@ -8,7 +8,8 @@ import torch
 from benchmark import experiments, suite
 from benchmark.entries.harness import clean_model
 from benchmark.execution import compute
-from benchmark.experiments import Given, weight_noise
+from benchmark.experiments import weight_noise
+from benchmark.experiments.given import Given
 from benchmark.intervals import RESAMPLES, bootstrap_mean
 from benchmark.run import plan, predictions_spec, scores_spec
 from benchmark.store import Store, key_of
