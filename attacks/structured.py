@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.adversarial import Model, check_options, check_pixels, classifier, wide
 from attacks.errors import UserError
+from attacks.pixels import Model, check_options, check_pixels, classifier, wide
 
 BEYOND = 0.01  # of m's first value: how much further below 0 it aims after each point at which the target does not lead
 

@@ -33,8 +33,9 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks.adversarial import OnPixels, carlini_wagner, elastic_net, fgsm, pgd, rmse
+from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd
 from attacks.errors import UserError, unknown
+from attacks.pixels import OnPixels, rmse
 from attacks.structured import structured
 from benchmark import datasets, figures
 from benchmark.datasets.shapes import Shapes
