@@ -1,17 +1,33 @@
-"""Attacks of the field."""
+"""The field's attacks on pixels; `attacks.pixels` says what a model, images and targets are.
 
-import os
+FGSM and PGD are Captum's. Carlini-Wagner and the elastic net, which it lacks, are written here after the papers: both
+look for the nearest image x′ across the boundary,
+
+    min ‖x′ − x‖₂² + β ‖x′ − x‖₁ + c · max(0, m(x′)),   x′ in [0, 1],   each image with a c of its own,
+
+m = Z_y − max_{j≠y} Z_j + κ, or max_{j≠t} Z_j − Z_t + κ toward a class t; κ is the confidence. Carlini and Wagner (2017,
+Section VI-A; β = 0) write x′ = (1 + tanh w)/2 and take Adam's steps in w. Chen et al. (2018, Algorithm 1) take FISTA's
+in x′: down the smooth part, a soft threshold, momentum. After each round of steps c grows tenfold while nothing has
+crossed, and is bisected from then on. Of all that crossed on the way, what is nearest to x is the result.
+
+An image's result does not depend on the others in its batch: unlike the authors' code, no round ends early by the loss
+of the whole batch. Memory: one forward and backward pass of the batch, and up to ten copies of the images.
+"""
+
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from captum.robust import FGSM, PGD
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.errors import unknown
-from attacks.pixels import Model, check_options, check_pixels, classifier, log_odds, wide
+from attacks.pixels import Model, check_not_negative, check_options, check_pixels, classifier, log_odds, wide
+
+ROUNDS, FIRST_C, RATE = 9, 1e-3, 0.01  # the authors' c and rate of both attacks, and their rounds of binary search
 
 
 def fgsm(model: Model, images: Tensor, targets: Tensor, epsilon: float, *, targeted: bool = False) -> Tensor:
@@ -24,7 +40,7 @@ def fgsm(model: Model, images: Tensor, targets: Tensor, epsilon: float, *, targe
     attack = FGSM(classifier(model, images, targets), log_odds, 0, 1)
     attack.zero_thresh = 0.0  # its own takes any gradient below 1e-6 for zero
     with _quietly():
-        return attack.perturb(images.detach(), epsilon, targets, targeted=targeted)
+        return attack.perturb(images.detach(), epsilon, targets, targeted=targeted) if len(images) else images.detach()
 
 
 class _SeededPGD(PGD):
@@ -68,71 +84,11 @@ def pgd(
     attack.seed, attack.fgsm.zero_thresh = seed, 0.0
     with _quietly():
         options: dict[str, Any] = {"targeted": targeted, "random_start": random_start, "norm": norm}
-        return attack.perturb(images.detach(), epsilon, step, steps, targets, **options)
-
-
-def carlini_wagner(
-    model: Model, images: Tensor, targets: Tensor, *, steps: int, confidence: float = 0.0, targeted: bool = False
-) -> Tensor:
-    """Foolbox's attack of Carlini and Wagner 2017, the smallest ‖δ‖₂: Adam, `steps` for each of 9 weights of the loss.
-
-    `confidence`: the margin by which another class must lead. The image itself where nothing was found, below as well.
-    """
-    options = {"steps": steps, "confidence": confidence}
-    return _by_foolbox("L2CarliniWagnerAttack", options, model, images, targets, targeted)
-
-
-def elastic_net(
-    model: Model, images: Tensor, targets: Tensor, *, steps: int, confidence: float = 0.0, targeted: bool = False
-) -> Tensor:
-    """Foolbox's EAD (Chen et al. 2018) by its L1 rule, the smallest ‖δ‖₁: `steps` for each of 9 weights of the loss."""
-    options = {"steps": steps, "confidence": confidence, "decision_rule": "L1"}
-    return _by_foolbox("EADAttack", options, model, images, targets, targeted)
-
-
-def _by_foolbox(
-    attack: str, options: dict[str, Any], model: Model, images: Tensor, targets: Tensor, targeted: bool
-) -> Tensor:
-    check_options(steps=options["steps"])
-    check_pixels(images)
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # else a machine without git could not import foolbox
-    import foolbox
-
-    lent = foolbox.PyTorchModel(_Lent(classifier(model, images, targets)).eval(), (0, 1), images.device)
-    aim = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
-    # it would stop early by the loss of the whole batch, and an image's result is to depend on itself alone
-    run = getattr(foolbox.attacks, attack)(abort_early=False, **options)
-    with torch.enable_grad():
-        found = run(lent, images.detach(), aim(targets), epsilons=None)[0].detach()
-    nothing = (found == 0).flatten(1).all(1)  # foolbox's sign for it
-    return torch.where(wide(nothing), images.detach(), found)
-
-
-class _Lent(nn.Module):
-    """A model for code that insists on a module in eval mode and calls `backward`: neither the model's mode nor its
-    parameters' gradients are touched."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.call = lambda images: model(images)  # no submodule: nothing is moved, no mode is set
-
-    def forward(self, images: Tensor) -> Tensor:
-        return _InputGradient.apply(images, self.call) if images.requires_grad else self.call(images)
-
-
-class _InputGradient(torch.autograd.Function):
-    """model(images), whose backward pass stops at the images."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, model: Model) -> Tensor:
-        with torch.enable_grad():
-            ctx.images = images.detach().requires_grad_()
-            ctx.logits = model(ctx.images)
-        return ctx.logits.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return torch.autograd.grad(ctx.logits, ctx.images, gradient)[0], None
+        return (
+            attack.perturb(images.detach(), epsilon, step, steps, targets, **options)
+            if len(images)
+            else images.detach()
+        )
 
 
 @contextmanager
@@ -141,3 +97,111 @@ def _quietly() -> Iterator[None]:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
         yield
+
+
+def carlini_wagner(
+    model: Model, images: Tensor, targets: Tensor, *, steps: int, confidence: float = 0.0, targeted: bool = False
+) -> Tensor:
+    """The attack of Carlini and Wagner 2017 for the smallest ‖δ‖₂: Adam, `steps` for each of 9 weights of the loss.
+
+    `confidence`: the margin by which another class must lead. The image itself where nothing was found, below as well.
+    Takes 9 · `steps` forward and backward passes.
+    """
+    goal, images = _goal(model, images, targets, steps, confidence, targeted), images.detach()
+    start = (0.999999 * (2 * images - 1)).atanh()  # finite at 0 and 1, too
+    centre = (1 + start.tanh()) / 2  # x but for that factor, so that the distance has its minimum where Adam starts
+
+    def descend(c: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        w = start.clone().requires_grad_()
+        adam = torch.optim.Adam([w], RATE)
+        for _ in range(steps):
+            with torch.enable_grad():
+                x = (1 + w.tanh()) / 2
+                margin, crossed = goal(x)
+                loss = _smooth(x - centre, margin, c)
+            w.grad = torch.autograd.grad(loss, w)[0]
+            adam.step()
+            yield x.detach(), crossed
+
+    return _nearest(images, descend, order=2)
+
+
+def elastic_net(
+    model: Model,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    steps: int,
+    confidence: float = 0.0,
+    targeted: bool = False,
+    beta: float = 0.01,
+) -> Tensor:
+    """EAD (Chen et al. 2018) by its L1 rule, the smallest ‖δ‖₁: FISTA, `steps` for each of 9 weights of the loss.
+
+    `beta`: the threshold of each step, however short the step; the larger, the fewer pixels change. Takes 9 · `steps`
+    forward and backward passes, and as many forward passes.
+    """
+    check_not_negative(beta=beta)
+    goal, images = _goal(model, images, targets, steps, confidence, targeted), images.detach()
+
+    def descend(c: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        x = y = images
+        for k in range(steps):
+            with torch.enable_grad():
+                leaf = y.detach().requires_grad_()
+                loss = _smooth(leaf - images, goal(leaf)[0], c)
+            moved = y - RATE * (1 - k / steps) ** 0.5 * torch.autograd.grad(loss, leaf)[0]
+            last, x = x, soft_threshold(moved, images, beta)
+            y = x + k / (k + 3) * (x - last)
+            with torch.no_grad():
+                crossed = goal(x)[1]
+            yield x, crossed
+
+    return _nearest(images, descend, order=1)
+
+
+def soft_threshold(moved: Tensor, images: Tensor, beta: float) -> Tensor:
+    """Pixels moved by more than β less far by β, and in [0, 1]; the others where they were: the minimum of
+    β ‖x′ − x‖₁ + ½ ‖x′ − moved‖₂² over x′ in the box."""
+    return (images + F.softshrink(moved - images, beta)).clamp(0, 1)
+
+
+def _goal(
+    model: Model, images: Tensor, targets: Tensor, steps: int, confidence: float, targeted: bool
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """x′ -> m(x′) (N,), and whether x′ is across (N,) bool. What is given is checked at once."""
+    check_options(steps=steps)
+    check_not_negative(confidence=confidence)
+    check_pixels(images)
+    logits_of, sign = classifier(model, images, targets), -1 if targeted else 1
+
+    def goal(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = logits_of(x)
+        own = logits.gather(1, targets[:, None]) + sign * confidence
+        rest = logits.scatter(1, targets[:, None], -torch.inf).max(1).values
+        leads = logits.detach().scatter(1, targets[:, None], own.detach()).argmax(1) == targets
+        return sign * (own[:, 0] - rest), leads == targeted
+
+    return goal
+
+
+def _smooth(delta: Tensor, margin: Tensor, c: Tensor) -> Tensor:
+    """The smooth part of the objective, summed over images, of which none knows another."""
+    return delta.square().sum() + (c * margin.relu()).sum()
+
+
+def _nearest(images: Tensor, descend: Callable[[Tensor], Iterator[tuple[Tensor, Tensor]]], order: int) -> Tensor:
+    """What crossed nearest to x by the norm of that order, in 9 rounds. `descend(c)`, c (N,), is one: it yields points,
+    (N, C, H, W) in [0, 1], each with whether its images are across, (N,) bool."""
+    best, least = images.clone(), images.new_full((len(images),), torch.inf)
+    c, low, high = torch.full_like(least, FIRST_C), torch.zeros_like(least), least.clone()
+    for _ in range(ROUNDS):
+        found = torch.zeros_like(least, dtype=torch.bool)
+        for x, crossed in descend(c):
+            distance = torch.linalg.vector_norm(x - images, order, dim=(1, 2, 3))
+            better = crossed & (distance < least)
+            torch.where(wide(better), x, best, out=best)
+            least, found = torch.where(better, distance, least), found | crossed
+        low, high = torch.where(found, low, c), torch.where(found, c, high)
+        c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+    return best

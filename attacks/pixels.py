@@ -37,6 +37,7 @@ def rmse(delta: Tensor) -> Tensor:
 
 
 def wide(values: Tensor) -> Tensor:
+    """A value an image, (N,), beside its pixels: (N, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
@@ -52,6 +53,12 @@ def check_options(**values: float) -> None:
             raise UserError(f"steps must be at least 1 (got {value})")
         if not value > 0:
             raise UserError(f"{name} must be greater than 0 (got {value:g})")
+
+
+def check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise UserError(f"{name} must be at least 0 (got {value:g})")
 
 
 def check_pixels(images: Tensor) -> None:

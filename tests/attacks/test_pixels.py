@@ -1,10 +1,12 @@
 """Pixel helpers, and what every attack on pixels promises: to leave the model be, to treat each image alone."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 from small_models import Net, flat
 from torch import Tensor, nn
 
@@ -51,6 +53,24 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_mode_of_gradients(name,
         alone = [ATTACKS[name](model, x, y) for x, y in zip(images.split(1), targets.split(1), strict=True)]
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-9, atol=1e-10)
     assert torch.equal(ATTACKS[name](model, images, targets), together), "the same again"
+
+
+@each_attack
+def test_no_images_give_none(name, setting):
+    model, images, targets = setting
+    assert ATTACKS[name](model, images[:0], targets[:0]).shape == (0, 3, 6, 6)
+
+
+@each_attack
+def test_dtype_and_device_are_those_of_the_images(name, setting):
+    """On a GPU that is pretended: a tensor left on the CPU would not mix with its tensors."""
+    model, images, targets = setting[0].float(), setting[1].float(), setting[2]
+    here = ATTACKS[name](model, images, targets)
+    assert here.dtype == torch.float32
+    with pretended_cuda():
+        there = ATTACKS[name](copy.deepcopy(model).to("cuda"), images.to("cuda"), targets.to("cuda"))
+        assert there.device.type == "cuda"
+        assert torch.equal(there.cpu(), here)
 
 
 @pytest.mark.parametrize("fails", ["no", "targets", "model"])
