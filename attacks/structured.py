@@ -23,7 +23,7 @@ from attacks.pixels import Model, check_not_negative, check_options, check_pixel
 BEYOND = 0.01  # of m's first value: how much further below 0 it aims after each point at which the target does not lead
 
 
-def structured(
+def structured_attack(
     model: Model,
     images: Tensor,
     targets: Tensor,

@@ -14,6 +14,7 @@ from attacks.adversarial import bounded, minimum_norm
 from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd
 from attacks.errors import UserError
 from attacks.pixels import OnPixels, rmse
+from attacks.structured import structured_attack
 
 ATTACKS = {
     "minimum_norm": lambda model, x, y, **given: minimum_norm(model, x, y, **{"steps": 5, **given}).delta,
@@ -24,6 +25,9 @@ ATTACKS = {
     ),
     "carlini_wagner": lambda model, x, y, **given: carlini_wagner(model, x, y, **{"steps": 5, **given}),
     "elastic_net": lambda model, x, y, **given: elastic_net(model, x, y, **{"steps": 5, **given}),
+    "structured": lambda model, x, y, **given: structured_attack(
+        model, x, y, **{"cell": 2, "steps": 5, "gamma": 1, "tau": 1, "c": 30, "rho": 1, "epsilon": 1, **given}
+    ),
 }
 ON_PIXELS = [name for name in ATTACKS if name != "bounded"]
 each_attack = pytest.mark.parametrize("name", ATTACKS)
