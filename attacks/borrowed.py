@@ -39,8 +39,10 @@ def fgsm(model: Model, images: Tensor, targets: Tensor, epsilon: float, *, targe
     check_pixels(images)
     attack = FGSM(classifier(model, images, targets), log_odds, 0, 1)
     attack.zero_thresh = 0.0  # its own takes any gradient below 1e-6 for zero
+    if not len(images):  # it looks at the first
+        return images.detach()
     with _quietly():
-        return attack.perturb(images.detach(), epsilon, targets, targeted=targeted) if len(images) else images.detach()
+        return attack.perturb(images.detach(), epsilon, targets, targeted=targeted)
 
 
 class _SeededPGD(PGD):
@@ -82,13 +84,11 @@ def pgd(
     check_pixels(images)
     attack = _SeededPGD(classifier(model, images, targets), log_odds, 0, 1)
     attack.seed, attack.fgsm.zero_thresh = seed, 0.0
+    if not len(images):
+        return images.detach()
     with _quietly():
         options: dict[str, Any] = {"targeted": targeted, "random_start": random_start, "norm": norm}
-        return (
-            attack.perturb(images.detach(), epsilon, step, steps, targets, **options)
-            if len(images)
-            else images.detach()
-        )
+        return attack.perturb(images.detach(), epsilon, step, steps, targets, **options)
 
 
 @contextmanager
