@@ -1,6 +1,6 @@
 """Foolings: what a manipulation makes heatmaps do, and when a map counts as fooled.
 
-Following Heo, Joo and Moon 2019 (SPEC A2). `heatmaps` are those of the model being fine-tuned, `originals` those of
+Following Heo, Joo and Moon 2019, Section 3.2. `heatmaps` are those of the model being fine-tuned, `originals` those of
 the model it started from, both (N, h, w); for Active fooling both are (N, 2, h, w): the maps of the two classes that
 each image shows. `loss` is a scalar to minimise, `test_loss` the per-image t_i, `success` whether t_i lies in the
 success range. The fooling success rate is the mean of `success`.

@@ -1,7 +1,8 @@
 """Adversarial model manipulation: fine-tune a model so that its heatmaps lie and its accuracy stays.
 
 min over w of CE(D; w) + λ · L_F(D_fool; w, w0), with Adam and no weight decay, BatchNorm frozen in eval mode (Heo, Joo
-and Moon 2019, SPEC A1). Passive foolings take D_fool = D; Active fooling a loader of its own with two-object images.
+and Moon 2019, Section 3.2). Passive foolings take D_fool = D; Active fooling a loader of its own with two-object
+images.
 """
 
 import copy

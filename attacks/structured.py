@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.adversarial import Model, check_options, check_pixels, classifier, wide
 from attacks.errors import UserError
+from attacks.pixels import Model, check_not_negative, check_options, check_pixels, classifier, wide
 
 BEYOND = 0.01  # of m's first value: how much further below 0 it aims after each point at which the target does not lead
 
 
-def structured(
+def structured_attack(
     model: Model,
     images: Tensor,
     targets: Tensor,
@@ -46,9 +46,7 @@ def structured(
     of the images.
     """
     check_options(steps=steps, c=c, rho=rho, epsilon=epsilon)
-    for name, value in {"gamma": gamma, "tau": tau, "confidence": confidence}.items():
-        if not value >= 0:
-            raise UserError(f"{name} must be at least 0 (got {value:g})")
+    check_not_negative(gamma=gamma, tau=tau, confidence=confidence)
     check_pixels(images)
     logits_of, images = classifier(model, images, targets), images.detach()
     check_cell(cell, *images.shape[2:])

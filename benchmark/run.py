@@ -17,7 +17,7 @@ from torch import nn
 
 from attacks import foolings
 from attacks.errors import Stop
-from attacks.robust_training import use_half_huber
+from attacks.half_huber import use_half_huber
 from benchmark import datasets, interpreters, models
 from benchmark.datasets import Dataset
 from benchmark.datasets.base import overlaps

@@ -60,7 +60,7 @@ def test_attacks_imports_nothing_from_benchmark(module):
 @each_module
 def test_sources_import_no_tests_and_only_what_is_installed(module):
     allowed = {"attacks", "benchmark", "torch", "torchvision", "captum", "pandas", "numpy", "matplotlib", "sklearn"}
-    allowed |= {"foolbox", "scipy", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "ray", "PIL"}
+    allowed |= {"scipy", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "ray", "PIL"}
     assert {name.split(".")[0] for name in imports(module)} <= allowed | sys.stdlib_module_names
 
 

@@ -33,9 +33,10 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks.adversarial import OnPixels, carlini_wagner, elastic_net, fgsm, pgd, rmse
+from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd
 from attacks.errors import UserError, unknown
-from attacks.structured import structured
+from attacks.pixels import OnPixels, rmse
+from attacks.structured import structured_attack
 from benchmark import datasets, figures
 from benchmark.datasets.shapes import Shapes
 from benchmark.dissection import detection_figures, network, promotion, promotion_figures
@@ -57,7 +58,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "pgd": partial(pgd, targeted=True),
     "carlini_wagner": partial(carlini_wagner, targeted=True),
     "elastic_net": partial(elastic_net, targeted=True),
-    "structured": structured,
+    "structured": structured_attack,
 }
 """(model of pixels, images, targets, **options) -> adversarial images in [0, 1]."""
 

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from attacks import foolings
-from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
+from attacks.adversarial import BOUNDARIES, minimum_norm
 from attacks.errors import Refused, UserError, may_pass
 from attacks.manipulation import Manipulated, Recipe, fine_tune, manipulate
+from attacks.pixels import OnPixels
 from attacks.robust_training import Adversary, Regulariser, Robust
 from attacks.subspace import subspace
 from attacks.surrogates import Smooth

@@ -25,8 +25,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
+from attacks.adversarial import BOUNDARIES, minimum_norm
 from attacks.errors import UserError
+from attacks.pixels import OnPixels
 from benchmark import datasets, figures, models
 from benchmark.entries import harness
 from benchmark.experiments import HERE

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.robust_training import use_half_huber
+from attacks.half_huber import use_half_huber
 from attacks.second_order import REPLACED, SecondOrder
 from benchmark import models
 

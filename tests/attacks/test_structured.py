@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from attacks.structured import cell_norms, cell_sums, per_pixel, shrink, structured
+from attacks.structured import cell_norms, cell_sums, per_pixel, shrink, structured_attack
 
 OPTIONS = {"cell": 2, "steps": 60, "gamma": 1.0, "tau": 1.0, "c": 100.0, "rho": 1.0, "epsilon": 1.0}
 
@@ -111,7 +111,7 @@ def optimum(lengths: Tensor, gap: float, gamma: float, tau: float) -> tuple[floa
 def test_on_a_linear_model_the_cells_that_stay_zero_are_those_of_kkt(gamma: float, tau: float):
     model, lengths = Linear(1.0), cell_norms(Linear(1.0).weights[None], 2)[0]
     options = OPTIONS | {"gamma": gamma, "tau": tau, "rho": 0.3, "steps": 150}
-    found = structured(model, model.images, torch.ones(4, dtype=torch.long), **options) - model.images
+    found = structured_attack(model, model.images, torch.ones(4, dtype=torch.long), **options) - model.images
     norms = cell_norms(found, 2)
     cost = gamma * norms.square().sum(1) + tau * norms.sum(1)
     for own, gap, value in zip(norms, model.gaps, cost, strict=True):
@@ -124,7 +124,7 @@ def test_on_a_linear_model_the_cells_that_stay_zero_are_those_of_kkt(gamma: floa
 
 def test_without_the_group_term_it_is_the_nearest_point_of_the_half_space_within_the_box():
     model = Linear(0.6)
-    found = structured(
+    found = structured_attack(
         model, model.images, torch.ones(4, dtype=torch.long), **OPTIONS | {"tau": 0.0, "epsilon": 0.05, "steps": 200}
     )
     for x, got, gap in zip(model.images, found, model.gaps, strict=True):
@@ -141,7 +141,7 @@ def test_without_the_group_term_it_is_the_nearest_point_of_the_half_space_within
 def test_fewer_cells_change_as_tau_grows(setting):
     counts = []
     for tau in (0.0, 0.1, 0.5, 2.0, 10.0):
-        found = structured(*setting, **OPTIONS | {"tau": tau})
+        found = structured_attack(*setting, **OPTIONS | {"tau": tau})
         assert (setting[0](found).argmax(1) == setting[2]).all()
         counts.append(float((cell_norms(found - setting[1], 2) > 0).double().mean()))
     assert counts == sorted(counts, reverse=True)
@@ -153,7 +153,7 @@ def test_fewer_cells_change_as_tau_grows(setting):
 @pytest.mark.parametrize("epsilon", [0.03, 0.3])
 def test_pixels_and_epsilon_are_respected(epsilon, dtype, setting):
     model, images, targets = setting[0].to(dtype), setting[1].to(dtype).round(decimals=1), setting[2]
-    found = structured(model, images, targets, **OPTIONS | {"epsilon": epsilon, "tau": 0.1})
+    found = structured_attack(model, images, targets, **OPTIONS | {"epsilon": epsilon, "tau": 0.1})
     assert found.dtype == dtype
     assert 0 <= found.min() <= found.max() <= 1
     assert (found - images).abs().max() <= epsilon + 1e-6
@@ -164,7 +164,7 @@ def test_pixels_and_epsilon_are_respected(epsilon, dtype, setting):
 
 def test_confidence_is_the_lead_of_the_target(setting):
     model, images, targets = setting
-    logits = model(structured(model, images, targets, **OPTIONS | {"confidence": 0.5}))
+    logits = model(structured_attack(model, images, targets, **OPTIONS | {"confidence": 0.5}))
     others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
     lead = logits.gather(1, targets[:, None])[:, 0] - others
     assert (lead >= 0.5).all()
@@ -173,21 +173,25 @@ def test_confidence_is_the_lead_of_the_target(setting):
 
 def test_what_needs_no_change_or_was_not_found_is_the_image_itself(setting):
     model, images, targets = setting
-    assert torch.equal(structured(model, images, model(images).argmax(1), **OPTIONS), images)
-    assert torch.equal(structured(model, images, targets, **OPTIONS | {"epsilon": 1e-6}), images)
-    assert torch.equal(structured(model, images, targets, **OPTIONS | {"c": 1e-3}), images), "the loss is not worth it"
+    assert torch.equal(structured_attack(model, images, model(images).argmax(1), **OPTIONS), images)
+    assert torch.equal(structured_attack(model, images, targets, **OPTIONS | {"epsilon": 1e-6}), images)
+    assert torch.equal(structured_attack(model, images, targets, **OPTIONS | {"c": 1e-3}), images), (
+        "the loss is not worth it"
+    )
     constant = lambda x: 0 * x.flatten(1)[:, :3] + torch.tensor([2.0, 1.0, 0.0])  # noqa: E731
-    assert torch.equal(structured(constant, images, torch.ones(5, dtype=torch.long), **OPTIONS), images)
+    assert torch.equal(structured_attack(constant, images, torch.ones(5, dtype=torch.long), **OPTIONS), images)
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_the_mode_of_gradients(setting):
     model, images, targets = setting
-    together = structured(model, images, targets, **OPTIONS)
+    together = structured_attack(model, images, targets, **OPTIONS)
     assert not together.requires_grad
     with torch.no_grad():
-        alone = [structured(model, x, y, **OPTIONS) for x, y in zip(images.split(1), targets.split(1), strict=True)]
+        alone = [
+            structured_attack(model, x, y, **OPTIONS) for x, y in zip(images.split(1), targets.split(1), strict=True)
+        ]
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-9, atol=1e-10)
-    assert torch.equal(structured(model, images, targets, **OPTIONS), together), "the same again"
+    assert torch.equal(structured_attack(model, images, targets, **OPTIONS), together), "the same again"
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -210,9 +214,9 @@ def test_model_and_surroundings_are_left_as_they_were(fails, setting):
 
     if fails:
         with pytest.raises(RuntimeError, match="out of order"):
-            structured(brittle, images, targets, **OPTIONS)
+            structured_attack(brittle, images, targets, **OPTIONS)
     else:
-        structured(brittle, images, targets, **OPTIONS)
+        structured_attack(brittle, images, targets, **OPTIONS)
         assert len(calls) == OPTIONS["steps"] + 1
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == flags
@@ -242,7 +246,7 @@ def test_model_and_surroundings_are_left_as_they_were(fails, setting):
 )
 def test_a_wrong_option_is_one_clear_line(options, message, setting):
     with pytest.raises(UserError, match=message):
-        structured(*setting, **OPTIONS | options)
+        structured_attack(*setting, **OPTIONS | options)
 
 
 def test_a_wrong_shape_or_range_is_one_clear_line(setting):
@@ -254,4 +258,4 @@ def test_a_wrong_shape_or_range_is_one_clear_line(setting):
         ((model, 2 * images, targets), r"images must be pixels in \[0, 1\]"),
     ):
         with pytest.raises(UserError, match=message):
-            structured(*arguments, **OPTIONS)
+            structured_attack(*arguments, **OPTIONS)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from timing import ratio
 
-from attacks.structured import structured
+from attacks.structured import structured_attack
 from benchmark import models
 from benchmark.dissection.promotion import promotion_suppression
 
@@ -43,6 +43,6 @@ def test_the_structured_attack_against_forward_and_input_gradient(record_propert
             leaf = images.detach().requires_grad_()
             torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)
 
-    measured = ratio(lambda: structured(model, images, targets, **options), bare)
+    measured = ratio(lambda: structured_attack(model, images, targets, **options), bare)
     print(f"\nstructured attack: {measured:.3f} of {STEPS} bare forward and backward passes (target 1.2)")
     record_property("structured attack", measured)

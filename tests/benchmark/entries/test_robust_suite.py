@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.adversarial import OnPixels, minimum_norm
+from attacks.adversarial import minimum_norm
 from attacks.errors import UserError
-from attacks.robust_training import Adversary, HalfHuber, Regulariser, Robust
+from attacks.half_huber import HalfHuber
+from attacks.pixels import OnPixels
+from attacks.robust_training import Adversary, Regulariser, Robust
 from benchmark import figures, leaderboards, results, suite
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches

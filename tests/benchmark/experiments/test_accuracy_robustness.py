@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from attacks.adversarial import OnPixels, minimum_norm
+from attacks.adversarial import minimum_norm
 from attacks.errors import UserError
+from attacks.pixels import OnPixels
 from benchmark import experiments, models, suite
 from benchmark.experiments import accuracy_robustness as experiment
 from benchmark.experiments.accuracy_robustness import Settings

@@ -6,8 +6,9 @@ from nets import kitchen
 from torch import nn
 
 from attacks import Location, Recipe, manipulate
-from attacks.adversarial import bounded, rmse
+from attacks.adversarial import bounded
 from attacks.errors import UserError
+from attacks.pixels import rmse
 from benchmark import interpreters
 
 
