@@ -15,9 +15,10 @@ from pathlib import Path
 
 from attacks.errors import UserError
 from benchmark.interpreters import INTERPRETERS
+from benchmark.results import OTHERS
 from benchmark.submissions.wire import one_line
 
-RESERVED = {*INTERPRETERS, "models", "fronts"}  # names of results
+RESERVED = {*INTERPRETERS, *OTHERS}  # names that results have already
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ def check_name(name: str) -> None:
     if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > 50:
         raise UserError(f"name must be lower snake case, at most 50 characters (got {one_line(name, 60)!r})")
     if name in RESERVED:
-        raise UserError(f"name must be a new one, not in foolbench list interpreters (got {name!r})")
+        tables = ", ".join(OTHERS)
+        raise UserError(
+            f"name must be a new one, not in foolbench list interpreters and none of {tables} (got {name!r})"
+        )
 
 
 @dataclass(frozen=True)

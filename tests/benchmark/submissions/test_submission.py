@@ -6,6 +6,7 @@ import re
 import pytest
 
 from attacks.errors import UserError
+from benchmark import results
 from benchmark.submissions.submission import Limits, check_name, parse
 
 
@@ -13,6 +14,13 @@ from benchmark.submissions.submission import Limits, check_name, parse
 def test_a_name_that_cannot_be_one_is_refused(name):
     check_name("grad_cam_2")
     with pytest.raises(UserError, match=r"^name must be"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", results.OTHERS)
+def test_a_name_that_another_table_of_the_results_has_is_refused(name):
+    check_name(f"{name}_2")
+    with pytest.raises(UserError, match=rf"^name must be a new one, .* none of .*{name}.* \(got '{name}'\)$"):
         check_name(name)
 
 
