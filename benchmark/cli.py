@@ -143,19 +143,20 @@ def submit(
     """Check a new interpretation method, score it on a suite's fooled models, and attack it. It runs in a process of
     its own; only submit code that you would also run by hand."""
     from benchmark.run import Run
-    from benchmark.submissions import submission as submissions
     from benchmark.submissions import submit
+    from benchmark.submissions.remote import remote
+    from benchmark.submissions.submission import parse
 
     chosen, where = _load_suite(suite), _device(device)
-    parsed = submissions.parse(submission)
-    flags = submit.check(submissions.remote(parsed), where, typer.echo)
+    parsed = parse(submission)
+    flags = submit.check(remote(parsed), where, typer.echo)
     if check_only:
         return
-    remote = submissions.remote(parsed, flags)
-    folder = out or Path("submissions") / f"{remote.name}-{chosen.name}"
+    checked = remote(parsed, flags)
+    folder = out or Path("submissions") / f"{checked.name}-{chosen.name}"
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
-    failed = submit.submit(Run(chosen, str(store), data, where), remote, folder, jobs)
-    typer.echo(submit.show(folder, _default_out(suite), remote.name), nl=False)
+    failed = submit.submit(Run(chosen, str(store), data, where), checked, folder, jobs)
+    typer.echo(submit.show(folder, _default_out(suite), checked.name), nl=False)
     typer.echo(f"results: {folder}")
     if failed:
         name, error = next(iter(failed.items()))

@@ -41,7 +41,7 @@ class Run:
     data: str | None = None
     device: str = "cpu"
     submission: Any = (
-        None  # a `benchmark.submissions.submission.Remote`: known in this run by its name, beside the registered ones
+        None  # a `benchmark.submissions.remote.Remote`: known in this run by its name, beside the registered ones
     )
     relative: str = ""  # the attacked interpreter whose recipes a submission is attacked with
     told: "Told | None" = None
@@ -216,7 +216,7 @@ def interpreter_spec(run: Run, name: str) -> Spec:
     interpreter = create_interpreter(run, name)
     options = asdict(interpreter)  # type: ignore[call-overload]
     if interpreter is run.submission:
-        del options["file"], options["flags"]  # its digest says what it is
+        options = {key: options[key] for key in ("symbol", "digest")}  # which say what it is
     return {"name": interpreter.name, **options}
 
 

@@ -1,8 +1,7 @@
 """The child process of a submission: foreign code is imported and run here, and nowhere else.
 
-`benchmark.submissions.submission` starts `python -m benchmark.submissions.sandbox` in a session and process group of
-its own, in an empty folder, with few environment variables, and talks to it over two pipes. Requests come in as
-`torch.save` wrote them; answers go out as a JSON header and safetensors, and are never unpickled.
+`benchmark.submissions.pipe` starts `python -m benchmark.submissions.sandbox` in a session and process group of its own,
+in an empty folder, with few environment variables, and talks to it over two pipes (`benchmark.submissions.wire`).
 
 What this protects against: accidents. An exception, a crash, an exit, a hang, memory without end, a flood of output or
 a huge file, processes left behind, and a model that is changed in passing each end one call with one line, and nothing
@@ -23,17 +22,14 @@ oneself rather than take those that came with it.
 """
 
 import hashlib
-import io
 import json
 import math
 import os
-import pkgutil
 import random
 import re
 import resource
 import shutil
 import signal
-import struct
 import sys
 import threading
 import time
@@ -58,75 +54,18 @@ from attacks.modes import eval_mode
 from attacks.surrogates import Smooth
 from benchmark import datasets
 from benchmark.datasets import Dataset
+from benchmark.submissions.wire import (
+    LENGTH,
+    LENGTHS,
+    NO_MEMORY,
+    Answer,
+    check_form,
+    fingerprint,
+    one_line,
+    unpack,
+)
 
-LENGTH = struct.Struct(">Q")  # of a request
-LENGTHS = struct.Struct(">QQ")  # of an answer's header and of its tensors
-HEADER = 64 * 2**10  # bytes of an answer's header, at most
 FILE = 64 * 2**20  # bytes of a file that the child writes, at most; so too of its stderr in one call
-NO_MEMORY = re.compile("MemoryError|bad_alloc|(can't|cannot|not enough) (allocate )?memory", re.IGNORECASE)
-NUMPY_TYPES = [type(np.dtype(code)) for code in np.typecodes["All"]]
-
-Answer = tuple[dict[str, Any], dict[str, Tensor]]  # header and tensors
-
-
-def pack(request: dict[str, Any]) -> bytes:
-    """A request as bytes. Raises `UserError` where it holds what cannot be pickled."""
-    file = io.BytesIO()
-    try:
-        torch.save(request, file)
-    except Exception as error:  # pickling runs the code of any class
-        raise UserError(f"this cannot be sent to a submission's process: {one_line(str(error))}") from error
-    return file.getvalue()
-
-
-def unpack(data: bytes) -> dict[str, Any]:
-    """What the parent packed. The child trusts the parent: every class that is named is let through."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        found: list[Any] = [(pkgutil.resolve_name(name), name) for name in names]
-        with torch.serialization.safe_globals([*found, *NUMPY_TYPES]):
-            return torch.load(io.BytesIO(data), weights_only=True)
-    except Exception as error:
-        raise UserError(f"this cannot be read in a submission's process: {one_line(str(error))}") from error
-
-
-def one_line(text: str, most: int = 400) -> str:
-    """Foreign text, fit for a message: one line, printable, at most `most` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else f"{line[:most]} ..."
-
-
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """What a submission must leave as it was: every parameter and buffer bit for bit, and the state of every module.
-
-    From what it is, in words, to its digest: of requires_grad, type, shape and bytes; of mode and number of hooks.
-    """
-    found = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
-        digest = hashlib.sha256(head.encode())
-        digest.update(content.tobytes())
-        found[f"parameter or buffer {name!r}"] = digest.hexdigest()
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    for name, module in model.named_modules():
-        counts = [len(getattr(module, kind)) for kind in hooks]
-        found[f"training mode or hooks of {name!r}"] = f"{module.training} {counts} {module!r}"
-    return found
-
-
-def check_form(heatmaps: Any, images: Tensor) -> None:
-    """UserError unless these are heatmaps of these images: a floating (N, h, w), no finer than the images."""
-    if not isinstance(heatmaps, Tensor):
-        raise UserError(f"returned {type(heatmaps).__name__}, expected a Tensor")
-    n, (height, width) = len(images), images.shape[-2:]
-    shape = tuple(heatmaps.shape)
-    if len(shape) != 3 or shape[0] != n or 0 in shape[1:]:
-        raise UserError(f"returned shape {shape}, expected ({n}, h, w)")
-    if shape[1] > height or shape[2] > width:
-        raise UserError(f"returned shape {shape}, expected ({n}, h, w) with h <= {height}, w <= {width}")
-    if not heatmaps.is_floating_point():
-        raise UserError(f"returned {heatmaps.dtype}, expected a floating type")
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,7 +21,7 @@ from benchmark.entries.harness import clean_model
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
 from benchmark.run import Run, create_interpreter
-from benchmark.submissions.submission import Remote
+from benchmark.submissions.remote import Remote
 from benchmark.suite import split_attack
 
 COMPARED = 32  # dev images on which the nearest relative is found

@@ -19,7 +19,8 @@ from benchmark.entries import harness
 from benchmark.execution import compute
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.leaderboards import COLUMNS
-from benchmark.submissions import submission
+from benchmark.submissions.child import Child
+from benchmark.submissions.submission import parse
 
 FOOLBENCH = [sys.executable, "-m", "benchmark.cli"]
 PNG = b"\x89PNG\r\n"
@@ -205,7 +206,7 @@ def test_new_interpreter_writes_a_submission_that_passes_its_own_test(foolbench,
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=folder, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.splitlines()[-1].split(" in ")[0]) == (0, "4 passed")
-    with submission.Child(submission.parse(f"{folder}/my_method.py:MyMethod")) as child:
+    with Child(parse(f"{folder}/my_method.py:MyMethod")) as child:
         about = {"name": "my_method", "kind": "class", "differentiable": True, "stochastic": False}
         assert child.describe() == about
 

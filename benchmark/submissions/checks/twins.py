@@ -1,6 +1,6 @@
-"""Function-preserving rewrites of a model: twins whose weights differ and whose logits do not.
+"""Checks on twins of a model: rewrites of it whose weights differ and whose logits do not.
 
-An explanation of what a model computes should be the same on its twin. Three rewrites, each on chains
+An explanation of what a model computes should be the same on its twin: `same_for_twin`. Three rewrites, each on chains
     writer (convolution, linear) -> [BatchNorm] -> ReLU, pooling, dropout, flatten -> reader (convolution, linear),
 where nothing else reads what lies between:
 - `permute_channels`: the channels between writer and reader in another order;
@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from benchmark.submissions.checks.setting import ALIKE, MOST, Interpreter, Skipped, blame, distances, heatmaps
 
 Weighted = nn.Conv2d | nn.Linear
 # Modules and functions with f(c · z) = c · f(z) for c > 0, on every value alone, or on every channel alone.
@@ -94,6 +96,27 @@ TWINS: dict[str, Callable[[nn.Module], nn.Module | None]] = {
     "rescaled channels": rescale,
     "folded BatchNorm": fold_batch_norm,
 }
+
+_WHY = {
+    "permuted channels": "the order of channels means nothing, so a map must not hang on it: treat all channels alike",
+    "rescaled channels": "multiplying channels before a ReLU and dividing them after it changes nothing that the model "
+    "computes, so part of this map tells of the weights' scale, which a model's owner is free to choose; stabilisers "
+    "and gradients by a layer do this: take activation times gradient, or say so",
+    "folded BatchNorm": "merging BatchNorm into the convolution before it changes nothing that the model computes, so "
+    "this map tells of how the model is written down; rules that pass BatchNorm through do this: fold it, or say so",
+}
+
+
+def same_for_twin(kind: str, interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> str:
+    """A model that computes the same with other weights has the same maps, for most images."""
+    twin = TWINS[kind](model)
+    if twin is None:
+        raise Skipped("the model has no such twin")
+    maps = heatmaps(interpreter, model, images, targets)
+    other = heatmaps(interpreter, twin, images, targets)
+    if other.shape != maps.shape:
+        return f"a model with {kind} has maps of shape {tuple(other.shape)}, not {tuple(maps.shape)}: {_WHY[kind]}"
+    return blame(distances(maps, other) > ALIKE, f"a model with {kind} has other maps", _WHY[kind], MOST)
 
 
 def _rewritten(model: nn.Module, change: Callable[[Chain], None]) -> nn.Module | None:

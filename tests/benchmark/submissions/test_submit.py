@@ -7,7 +7,9 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import leaderboards, results
-from benchmark.submissions import submission, submit
+from benchmark.submissions import submit
+from benchmark.submissions.remote import remote
+from benchmark.submissions.submission import parse
 from benchmark.suite import Gate
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "gradient_energy.py:GradientEnergy"
@@ -20,7 +22,7 @@ def blind(model, images, targets):
 
 @pytest.fixture(scope="module")
 def example():
-    return submission.remote(submission.parse(str(EXAMPLE)))
+    return remote(parse(str(EXAMPLE)))
 
 
 def test_the_example_passes_every_check(example):
@@ -32,11 +34,11 @@ def test_the_example_passes_every_check(example):
 
 def test_a_method_that_fails_a_check_is_not_scored(tmp_path):
     (tmp_path / "blind.py").write_text(BLIND)
-    remote, said = submission.remote(submission.parse(f"{tmp_path}/blind.py:blind")), []
+    blind, said = remote(parse(f"{tmp_path}/blind.py:blind")), []
     with pytest.raises(
         UserError, match=r"blind: \d check\(s\) failed: differs by class, depends on the image, depends on"
     ):
-        submit.check(remote, "cpu", said.append)
+        submit.check(blind, "cpu", said.append)
     assert any(line.startswith("FAILED  differs by class: ") for line in said)
 
 
@@ -45,7 +47,7 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
     changes = {"evaluated": names, "gate": Gate(images=6, cells=3), "foolings": ["location"]}
     warm = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=changes))
     before = warm.entries()
-    flagged = submission.remote(submission.parse(str(EXAMPLE)), ["ZERO_SECOND_ORDER"])
+    flagged = remote(parse(str(EXAMPLE)), ["ZERO_SECOND_ORDER"])
     assert submit.submit(warm.run, flagged, warm.out, 1) == {}
     assert before.items() <= warm.entries().items()  # nothing of the suite's was made again
     read = results.read(warm.out / "results")
@@ -89,5 +91,5 @@ def test_the_nearest_relative_is_the_one_with_the_likest_maps(finished, tmp_path
         "from benchmark import interpreters\n"
         "def cam(model, images, targets):\n    return interpreters.create('grad_cam')(model, images, targets)\n"
     )
-    remote = submission.remote(submission.parse(f"{tmp_path}/cam.py:cam"))
-    assert submit.nearest(finished.run, remote) == "grad_cam"
+    cam = remote(parse(f"{tmp_path}/cam.py:cam"))
+    assert submit.nearest(finished.run, cam) == "grad_cam"

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmark import models
+from benchmark import interpreters, models
+from benchmark.submissions import checks
 from benchmark.submissions.checks.twins import TWINS, fold_batch_norm, permute_channels, rescale
 
 each_twin = pytest.mark.parametrize("twin", TWINS)
@@ -192,3 +193,15 @@ def test_a_convolution_that_two_read_is_not_folded():
             return self.reader(self.between(x) + x).flatten(2).mean(2)
 
     assert fold_batch_norm(Two(nn.BatchNorm2d(8))) is None
+
+
+def test_how_a_model_is_written_down_is_a_warning(resnet):
+    def warned(**options) -> dict[str, str]:
+        found = checks.run(interpreters.create("lrp_t", **options), differentiable=False, stochastic=False)
+        bad = [finding for finding in found if not finding.ok]
+        assert {finding.severity for finding in bad} <= {"warning"}
+        return {finding.check: finding.message for finding in bad}
+
+    (message,) = warned(batch_norm="pass").values()
+    assert "folded BatchNorm has other maps (images 0, 1, 2, 3 of 4): merging" in message
+    assert warned(batch_norm="fold") == {}

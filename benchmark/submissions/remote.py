@@ -1,0 +1,81 @@
+"""A submission as an interpreter, beside those of `benchmark.interpreters`: its heatmaps come from its own process.
+
+A process that holds one keeps one child for each submission, started when it is first needed.
+"""
+
+import atexit
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from attacks.errors import UserError
+from attacks.heatmaps import min_max
+from benchmark.interpreters.base import Interpreter
+from benchmark.submissions.checks.setting import Finding
+from benchmark.submissions.child import Child, Fooled
+from benchmark.submissions.submission import Submission
+
+
+@dataclass(frozen=True)
+class Remote(Interpreter):
+    """A submission as an interpreter: heatmaps come from its child, logits are computed here.
+
+    Maps go through min-max, image by image: a method must not gain by their scale (at 0.3 of full scale, Location's
+    loss never falls below 0.2).
+
+    Made by `remote`. The method `attribute` takes the name, so the submission's attribute is `symbol` here.
+    """
+
+    file: str
+    symbol: str
+    digest: str
+    # what it says of itself: of each instance here, of the class elsewhere
+    name: str  # type: ignore[misc]
+    differentiable: bool  # type: ignore[misc]
+    stochastic: bool  # type: ignore[misc]
+    flags: tuple[str, ...] = ()  # what its checks found, for its card
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self._child().heatmaps(model, images, targets)
+        return model(images), maps[:, None]
+
+    def heatmap(self, attribution: Tensor) -> Tensor:
+        return min_max(attribution[:, 0])
+
+    def manipulate(self, *given: Any, **options: Any) -> Fooled:
+        """As `Child.manipulate`."""
+        return self._child().manipulate(*given, **options)
+
+    def checks(self, device: str = "cpu") -> Iterator[Finding]:
+        """As `Child.checks`."""
+        return self._child().checks(device)
+
+    def _child(self) -> Child:
+        return _child(Submission(Path(self.file), self.symbol, self.digest))
+
+    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        raise UserError(f"submission {self.symbol} has no attribution: a submission returns heatmaps only")
+
+
+def remote(submission: Submission, flags: Sequence[str] = ()) -> Remote:
+    """The submission as an interpreter, with the name that it declares and what it says of itself; its child is
+    started for that. `flags`: of its checks, for its card."""
+    about = _child(submission).describe()
+    said = {key: about[key] for key in ("name", "differentiable", "stochastic")}
+    return Remote(str(submission.file), submission.attribute, submission.digest, **said, flags=tuple(flags))
+
+
+_CHILDREN: dict[tuple[int, Submission], Child] = {}  # by process, for a fork must not talk into its parent's pipes
+
+
+def _child(submission: Submission) -> Child:
+    """The one child of a submission in this process."""
+    key = os.getpid(), submission
+    if key not in _CHILDREN:
+        _CHILDREN[key] = Child(submission)
+        atexit.register(_CHILDREN[key].close)
+    return _CHILDREN[key]

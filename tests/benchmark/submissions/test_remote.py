@@ -1,0 +1,81 @@
+"""A submission as an interpreter: it explains as the method would here, and a run can hold and name it."""
+
+import pickle
+
+import pytest
+import torch
+
+from attacks.errors import UserError
+from benchmark import interpreters, models, suite
+from benchmark.run import Run, create_interpreter, interpreter_spec
+from benchmark.submissions import child, remote
+
+pytestmark = pytest.mark.usefixtures("temporary")
+
+
+@pytest.fixture(scope="module")
+def made(gradient):
+    return remote.remote(gradient, ["ZERO_SECOND_ORDER"])
+
+
+def test_a_class_and_its_name_are_described(made, gradient):
+    assert (made.name, made.differentiable, made.stochastic) == ("plain_gradient", True, False)
+    about = {"name": "plain_gradient", "kind": "class", "differentiable": True, "stochastic": False}
+    assert remote._child(gradient).describe() == about
+    assert "plain_gradient" not in interpreters.names()
+
+
+def test_remote_heatmaps_are_those_of_the_built_in_interpreter(made, model, batch):
+    own = interpreters.create("simple_grad")
+    logits, heatmaps = made.with_logits(model, *batch)
+    expected_logits, expected = own.with_logits(model, *batch)
+    assert torch.equal(logits, expected_logits)
+    assert torch.equal(heatmaps, expected.detach())
+    assert torch.equal(made(model, *batch), heatmaps)
+    assert not heatmaps.requires_grad
+
+
+def test_a_remote_survives_pickling_and_shares_the_child(made, model, batch):
+    again = pickle.loads(pickle.dumps(made))
+    assert again == made
+    assert (again.name, again.differentiable) == ("plain_gradient", True)
+    children = dict(remote._CHILDREN)
+    assert torch.equal(again(model, *batch), made(model, *batch))
+    assert children == remote._CHILDREN
+
+
+def test_a_remote_has_no_attribution_and_checks_its_batch(made, model, batch):
+    with pytest.raises(UserError, match="a submission returns heatmaps only"):
+        made.attribute(model, *batch)
+    with pytest.raises(UserError, match=r"images must be \(N, C, H, W\)"):
+        made(model, batch[0][0], batch[1])
+
+
+def test_the_child_keeps_the_model_until_it_changes(made, gradient, model, batch, monkeypatch):
+    sent = []
+    original = child.pack
+    monkeypatch.setattr(child, "pack", lambda request: sent.append(request["model"]) or original(request))
+    with torch.no_grad():
+        mine = models.create("compact_resnet", num_classes=8)
+        own = interpreters.create("simple_grad")
+        for change in (lambda: None, lambda: None, lambda: mine.conv1.weight.neg_(), lambda: None):
+            change()
+            assert torch.equal(made(mine, *batch), own(mine, *batch))
+    assert [m is not None for m in sent] == [True, False, True, False]
+
+
+def test_what_it_says_of_itself_cannot_be_set(made):
+    for name in ("name", "differentiable", "stochastic"):
+        with pytest.raises(AttributeError):
+            setattr(made, name, getattr(made, name))
+
+
+def test_a_key_knows_it_by_name_symbol_and_digest(made):
+    run = Run(suite.load("smoke"), "store", submission=made)
+    assert create_interpreter(run, made.name) is run.submission
+    expected = {"name": "plain_gradient", "symbol": "PlainGradient", "digest": made.digest}
+    assert interpreter_spec(run, made.name) == expected
+    again = pickle.loads(pickle.dumps(run))
+    assert again == run
+    assert create_interpreter(again, f"{made.name}:softplus") is again.submission
+    assert interpreter_spec(again, made.name) == expected
