@@ -4,8 +4,6 @@ The relevance starts as the label's logit alone and is handed back by the compos
 2015; the differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.interpreters.base import Interpreter, label_logits, tap
-from benchmark.interpreters.relevance import MissingRule, Tape
 from benchmark.interpreters.rules import Composite, composite
+from benchmark.interpreters.tape import MissingRule, Tape
+from benchmark.interpreters.tracing import scopes
 
 
 @dataclass(frozen=True)
@@ -123,17 +122,3 @@ def seed(logits: Tensor, targets: Tensor) -> Tensor:
     """The label's logit in its place, zero elsewhere. (N, classes)."""
     label = label_logits(logits, targets)
     return torch.zeros_like(logits).scatter(1, targets[:, None], label[:, None])
-
-
-@contextmanager
-def scopes(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Keep in `names` the modules that are running, outermost first, while the block runs."""
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: (names.pop(), None)[1]))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
