@@ -39,7 +39,7 @@ from attacks.heatmaps import min_max
 from attacks.manipulation import Recipe
 from benchmark.datasets import Dataset
 from benchmark.interpreters import INTERPRETERS
-from benchmark.interpreters.base import Interpreter
+from benchmark.interpreters.base import Interpreter, Targets
 from benchmark.submissions.checks import Finding
 from benchmark.submissions.sandbox import (
     HEADER,
@@ -474,7 +474,7 @@ class Remote(Interpreter):
     def _child(self) -> Child:
         return _child(Submission(Path(self.file), self.symbol, self.digest))
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def attribute(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         raise UserError(f"submission {self.symbol} has no attribution: a submission returns heatmaps only")
 
 
