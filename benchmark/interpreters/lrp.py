@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmark.interpreters.base import Interpreter, label_logits, tap
+from attacks.errors import UserError
+from benchmark.interpreters.base import Interpreter, find_layer, label_logits, tap
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
 from benchmark.interpreters.tracing import scopes
@@ -19,7 +20,7 @@ from benchmark.interpreters.tracing import scopes
 @dataclass(frozen=True)
 class LRP(Interpreter):
     """Relevance of every input value. `composite`: a name of COMPOSITES or a Composite; `batch_norm`: "pass", "fold"
-    or None for the composite's own choice."""
+    or None for the composite's own choice. A composite's `names` cost a hook on every module while the model runs."""
 
     name: ClassVar[str] = "lrp"
     composite: str | Composite = "default"
@@ -29,12 +30,27 @@ class LRP(Interpreter):
         composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        rules = composite(self.composite, self.batch_norm)
+        if rules.names:
+            return self._by_name(model, images, targets, rules)
         try:
-            return self._walk(model, images, targets, Tape(composite(self.composite, self.batch_norm)))
+            return self._walk(model, images, targets, Tape(rules))
         except MissingRule:
-            tape = Tape(composite(self.composite, self.batch_norm))  # once more, to name the module
+            tape = Tape(rules)  # once more, to name the module
             with scopes(model, tape.scope):
                 return self._walk(model, images, targets, tape)
+
+    def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, rules: Composite) -> tuple[Tensor, Tensor]:
+        """As the composite has it that names modules, each of which must be there and be of use."""
+        for name in rules.names:
+            find_layer(model, name)
+        tape = Tape(rules)
+        with scopes(model, tape.scope):
+            explained = self._walk(model, images, targets, tape)
+        for name in rules.names:
+            if name not in tape.obeyed:
+                raise UserError(f"composite names module {name!r}, in which relevance meets no operation for its rule")
+        return explained
 
     def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         images = images.view_as(images)  # the caller's tensor stays out of the tape, and out of in-place changes

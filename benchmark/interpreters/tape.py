@@ -49,6 +49,7 @@ class Tape(TorchFunctionMode):
         self.recording = False
         self.seen_weighted = False
         self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
+        self.obeyed: set[str] = set()  # the composite's names whose rule relevance met
 
     def start(self, inputs: Iterable[Tensor], is_input: bool) -> list[int]:
         """Begin to record, from these tensors; `is_input`: they are the network's input, so a `first` rule applies."""
@@ -124,7 +125,7 @@ class Tape(TorchFunctionMode):
     def _weighted(self, call: Call, output: Tensor) -> Way | None:
         if len(call.read) != 1:
             return None  # the weight depends on the input
-        rule = self._rule(call.name)
+        named, rule = self._rule(call.name)
         op = WEIGHTED[call.name](*call.args, **call.kwargs)
         op.output = output if rule.needs_output or self.composite.batch_norm == "fold" else None
         node = self._node(output)
@@ -132,15 +133,21 @@ class Tape(TorchFunctionMode):
         self.weighted[node] = op
 
         def propagate(relevance: Tensor) -> tuple[Tensor]:
+            if named is not None:
+                self.obeyed.add(named)
             return (rule(op.folded if op.folded and self.readers[node] == 1 else op, relevance),)
 
         return Way(propagate, (op.x,) if op.output is None else (op.x, output))
 
-    def _rule(self, operation: str) -> Rule:
+    def _rule(self, operation: str) -> tuple[str | None, Rule]:
+        """The rule of the weighted operation that runs now, and the composite's name that gave it, if one did."""
         is_first, self.seen_weighted = not self.seen_weighted, True
+        named = next((name for name in reversed(self.scope) if name in self.composite.names), None)
+        if named is not None:
+            return named, self.composite.names[named]
         if is_first and self.composite.first is not None:
-            return self.composite.first
-        return self.composite.linear if operation == "linear" else self.composite.conv
+            return None, self.composite.first
+        return None, self.composite.linear if operation == "linear" else self.composite.conv
 
     def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
         if len(call.read) != 1:

@@ -130,7 +130,8 @@ def scopes(model: nn.Module, names: list[str]) -> Iterator[None]:
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: (names.pop(), None)[1]))
+        # also where the module raises: the model may catch that, and go on
+        handles.append(module.register_forward_hook(lambda *_: (names.pop(), None)[1], always_call=True))
     try:
         yield
     finally:
