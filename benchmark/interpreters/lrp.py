@@ -1,7 +1,7 @@
 """Layer-wise relevance propagation at the input (`lrp`) or at a target layer (`lrp_t`), and by name in each composite.
 
-The relevance starts as the label's logit alone and is handed back by the composite's rules (SPEC A3). Bach et al.
-2015; the differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019.
+The relevance starts as the label's logit alone and is handed back by the composite's rules (Bach et al. 2015). The
+differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019, section 3.1, and their released code.
 """
 
 from dataclasses import dataclass
