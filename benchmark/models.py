@@ -172,7 +172,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def target_layer(model: nn.Module) -> str:
-    """The name of the default target layer (after the released code of Heo, Joo and Moon 2019).
+    """The name of the default target layer, after the released code of Heo, Joo and Moon 2019.
 
     VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last of its
     blocks (`BLOCKS`), else its last convolution.

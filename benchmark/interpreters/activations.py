@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
-from benchmark.interpreters.relevance import POOL_MEAN, STRUCTURE, _tensors
+from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE
+from benchmark.interpreters.tracing import tensors
 
 LINEAR = STRUCTURE | POOL_MEAN | {
     "add", "iadd", "radd", "sub", "isub", "rsub", "neg", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
@@ -38,13 +39,13 @@ class Activations(TorchFunctionMode):
         self.method, self.steps, self.plain = method, steps, plain
         self.traced: Any = WeakIdKeyDictionary()
 
-    def trace(self, *tensors: Tensor) -> None:
-        for tensor in tensors:
+    def trace(self, *followed: Tensor) -> None:
+        for tensor in followed:
             self.traced[tensor] = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = [t for t in _tensors((args, kwargs)) if t in self.traced]
+        read = [t for t in tensors((args, kwargs)) if t in self.traced]
         if not read:
             return func(*args, **kwargs)
         name = func.__name__.strip("_")
@@ -55,9 +56,9 @@ class Activations(TorchFunctionMode):
             known = name in LINEAR or name in self.plain
             if len(read) == 1:
                 known |= name in PRODUCTS or (name in QUOTIENTS and args[0] is read[0])
-            if not known and any(t.is_floating_point() for t in _tensors(output)):
+            if not known and any(t.is_floating_point() for t in tensors(output)):
                 raise Refused(f"{self.method} has no rule for the operation {name!r}")
-        self.trace(*_tensors(output))
+        self.trace(*tensors(output))
         return output
 
     @staticmethod

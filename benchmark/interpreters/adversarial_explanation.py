@@ -1,4 +1,4 @@
-"""Adversarial explanations (Woods, Chen and Teuscher 2019; SPEC B): how an image would look, more of its class."""
+"""Adversarial explanations (Woods, Chen and Teuscher 2019): how an image would look, more of its class."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,9 @@
 """What every interpreter shares: checks, the borrowed model, and the step from attribution to heatmap."""
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -12,14 +14,18 @@ from attacks.heatmaps import min_max
 from attacks.modes import eval_mode
 from benchmark.models import target_layer
 
+Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
+
 
 class Interpreter:
     """Maps (model, images, targets) to heatmaps. A subclass writes `explain` and, if it differs, `heatmap`.
 
     Options are the fields of the (frozen) dataclass. `differentiable`: inside `torch.enable_grad`, heatmaps keep their
     graph to the model's parameters. `control`: a map that owes nothing to the model, to be beaten by every method.
-    Models are run in eval mode and given back as they came. Raises `UserError` on images that are not (N, C, H, W),
-    targets that are not (N,) class indices, or an unknown layer.
+    Models are run in eval mode and given back as they came. Targets are given as Captum takes them: an integer tensor
+    (N,) or N ints in a list or tuple, or for every image the same int or tensor (); `explain` gets them as a tensor
+    (N,) of int64 on the images' device. Raises `UserError` on images that are not (N, C, H, W), on any other targets,
+    classes that the model has not, and an unknown layer.
     """
 
     name: ClassVar[str]
@@ -35,26 +41,47 @@ class Interpreter:
         """The published form: summed over channels, ReLU, min-max. (N, C, h, w) -> (N, h, w) in [0, 1]."""
         return min_max(attribution.sum(1).relu())
 
-    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         """Heatmaps (N, h, w) in [0, 1] at the interpreter's own resolution."""
         return self.with_logits(model, images, targets)[1]
 
-    def with_logits(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def with_logits(self, model: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and heatmaps (N, h, w) of one forward pass."""
         logits, attribution = self._explain(model, images, targets)
         return logits, self.heatmap(attribution)
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def attribute(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         """The raw, signed attribution (N, C, h, w) at the input or the target layer."""
         return self._explain(model, images, targets)[1]
 
-    def _explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _explain(self, model: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         if images.dim() != 4:
             raise UserError(f"images must be (N, C, H, W) (got {tuple(images.shape)})")
-        if targets.shape != images.shape[:1] or targets.is_floating_point():
-            raise UserError(f"targets must be ({len(images)},) class indices (got {tuple(targets.shape)})")
+        indices = class_indices(targets, images)
         with eval_mode(model):
-            return self.explain(model, images, targets)
+            return self.explain(model, images, indices)
+
+
+def class_indices(targets: Targets, images: Tensor) -> Tensor:
+    """The targets of images (N, C, H, W), one class index or N, as a tensor (N,) of int64 on the images' device.
+
+    Raises `UserError` on any other. Whether the model has such a class is not known here: see `label_logits`.
+    """
+    given = targets if isinstance(targets, Tensor) else _of_numbers(targets)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise UserError(f"targets must be class indices (got a tensor of {str(given.dtype).removeprefix('torch.')})")
+    if given.shape not in ((), (len(images),)):
+        raise UserError(f"targets must be one class index or ({len(images)},) class indices (got {tuple(given.shape)})")
+    given = given.to(images.device, torch.long)
+    return given if given.dim() else given.repeat(len(images))
+
+
+def _of_numbers(targets: Any) -> Tensor:
+    """An int as a tensor (), ints in a list or tuple as a tensor (N,)."""
+    numbers = targets if isinstance(targets, (list, tuple)) else [targets]
+    if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i).bit_length() < 64 for i in numbers):
+        raise UserError(f"targets must be class indices (got {' '.join(reprlib.repr(targets).split())})")
+    return torch.tensor(targets, dtype=torch.long)
 
 
 def label_logits(logits: Tensor, targets: Tensor) -> Tensor:

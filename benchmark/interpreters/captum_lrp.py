@@ -22,8 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attacks.errors import Refused
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.captum_methods import CaptumInterpreter
-from benchmark.interpreters.lrp import scopes
-from benchmark.interpreters.relevance import _tensors
+from benchmark.interpreters.tracing import scopes, tensors
 
 KNOWN = (*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS)
 PASSES = {"relu", "tanh", "dropout", "flatten", "reshape", "view", "contiguous"}  # right as functions, too
@@ -68,8 +67,8 @@ class Chain(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        read = [t for t in _tensors((args, kwargs or {})) if t in self.reads]
-        written = _tensors(output)
+        read = [t for t in tensors((args, kwargs or {})) if t in self.reads]
+        written = tensors(output)
         if not read or not written:
             return output
         name, place = func.__name__.strip("_"), self.running[-1] if self.running else ""

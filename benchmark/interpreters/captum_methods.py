@@ -63,9 +63,9 @@ def seeded(seed: int, images: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SmoothGrad(CaptumInterpreter):
-    """Mean gradient over `samples` noisy copies, noise N(0, σ²) in normalised input units (SPEC A3: 16, 0.1).
+    """Mean gradient over `samples` noisy copies, noise N(0, σ²) in normalised input units.
 
-    Smilkov et al. 2017. Every image meets the same noise, drawn from `seed`.
+    Smilkov et al. 2017; 16 and 0.1 as for Heo et al. 2019. Every image meets the same noise, drawn from `seed`.
     """
 
     name: ClassVar[str] = "smooth_grad"
@@ -93,9 +93,9 @@ class VarGrad(SmoothGrad):
 
 @dataclass(frozen=True)
 class IntegratedGradients(CaptumInterpreter):
-    """Integrated gradients, `steps` Gauss-Legendre points from a zero baseline in normalised units (SPEC A3: 16).
+    """Integrated gradients, `steps` Gauss-Legendre points from a zero baseline in normalised units.
 
-    Sundararajan et al. 2017.
+    Sundararajan et al. 2017; 16 as for Heo et al. 2019.
     """
 
     name: ClassVar[str] = "integrated_gradients"

@@ -13,7 +13,8 @@ from benchmark.interpreters.gradients import layer_gradient
 @dataclass(frozen=True)
 class GradCAM(Interpreter):
     """Activations weighted by the spatial mean of the logit's gradient; heatmap: sum over channels, ReLU, divide by
-    the maximum. `layer` None: the model's default target layer; its input is taken, as for LRP_T (SPEC A3)."""
+    the maximum. `layer` None: the model's default target layer; its input is taken, as for LRP_T in the released code
+    of Heo et al. 2019."""
 
     name: ClassVar[str] = "grad_cam"
     layer: str | None = None

@@ -12,7 +12,7 @@ from benchmark.interpreters.base import Interpreter, label_logits, needs_graph, 
 
 @dataclass(frozen=True)
 class SimpleGrad(Interpreter):
-    """∂ logit / ∂ image; the heatmap is |gradient| summed over channels, min-max (SPEC A3)."""
+    """∂ logit / ∂ image; the heatmap is |gradient| summed over channels, min-max (Heo et al. 2019, section 3.1)."""
 
     name: ClassVar[str] = "simple_grad"
 

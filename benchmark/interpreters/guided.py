@@ -17,7 +17,7 @@ from benchmark.interpreters.activations import Activations, Slope, Step
 from benchmark.interpreters.base import label_logits, needs_graph
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import SimpleGrad
-from benchmark.interpreters.relevance import POOL_MAX
+from benchmark.interpreters.operations import POOL_MAX
 
 
 def _guided(relu: Step, x: Tensor) -> Tensor:

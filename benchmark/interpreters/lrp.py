@@ -1,26 +1,26 @@
 """Layer-wise relevance propagation at the input (`lrp`) or at a target layer (`lrp_t`), and by name in each composite.
 
-The relevance starts as the label's logit alone and is handed back by the composite's rules (SPEC A3). Bach et al.
-2015; the differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019.
+The relevance starts as the label's logit alone and is handed back by the composite's rules (Bach et al. 2015). The
+differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019, section 3.1, and their released code.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmark.interpreters.base import Interpreter, label_logits, tap
-from benchmark.interpreters.relevance import MissingRule, Tape
+from attacks.errors import UserError
+from benchmark.interpreters.base import Interpreter, find_layer, label_logits, tap
 from benchmark.interpreters.rules import Composite, composite
+from benchmark.interpreters.tape import MissingRule, Tape
+from benchmark.interpreters.tracing import scopes
 
 
 @dataclass(frozen=True)
 class LRP(Interpreter):
     """Relevance of every input value. `composite`: a name of COMPOSITES or a Composite; `batch_norm`: "pass", "fold"
-    or None for the composite's own choice."""
+    or None for the composite's own choice. A composite's `names` cost a hook on every module while the model runs."""
 
     name: ClassVar[str] = "lrp"
     composite: str | Composite = "default"
@@ -30,12 +30,27 @@ class LRP(Interpreter):
         composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        rules = composite(self.composite, self.batch_norm)
+        if rules.names:
+            return self._by_name(model, images, targets, rules)
         try:
-            return self._walk(model, images, targets, Tape(composite(self.composite, self.batch_norm)))
+            return self._walk(model, images, targets, Tape(rules))
         except MissingRule:
-            tape = Tape(composite(self.composite, self.batch_norm))  # once more, to name the module
+            tape = Tape(rules)  # once more, to name the module
             with scopes(model, tape.scope):
                 return self._walk(model, images, targets, tape)
+
+    def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, rules: Composite) -> tuple[Tensor, Tensor]:
+        """As the composite has it that names modules, each of which must be there and be of use."""
+        for name in rules.names:
+            find_layer(model, name)
+        tape = Tape(rules)
+        with scopes(model, tape.scope):
+            explained = self._walk(model, images, targets, tape)
+        for name in rules.names:
+            if name not in tape.obeyed:
+                raise UserError(f"composite names module {name!r}, in which relevance meets no operation for its rule")
+        return explained
 
     def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         images = images.view_as(images)  # the caller's tensor stays out of the tape, and out of in-place changes
@@ -123,17 +138,3 @@ def seed(logits: Tensor, targets: Tensor) -> Tensor:
     """The label's logit in its place, zero elsewhere. (N, classes)."""
     label = label_logits(logits, targets)
     return torch.zeros_like(logits).scatter(1, targets[:, None], label[:, None])
-
-
-@contextmanager
-def scopes(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Keep in `names` the modules that are running, outermost first, while the block runs."""
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: (names.pop(), None)[1]))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -6,7 +6,7 @@ Sources: Bach et al. 2015 (ε, αβ), Montavon et al. 2017 (z⁺, zᴮ, w²), Mo
 2019 (flat), Heo et al. 2019 and its released code (α1β0 with the bias, stabiliser 0.01).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -226,7 +226,9 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Composite:
-    """Which rule each operation takes. `first`: the first weighted operation of the network, if it differs.
+    """Which rule each operation takes. `first`: the first weighted operation of the network, if it differs. `names`:
+    the weighted operations that run in a module of that name, at any depth (the innermost name counts); a name comes
+    before `first`, and each must be of use.
 
     `batch_norm`: "pass" hands the relevance through unchanged (Heo et al. 2019); "fold" merges a BatchNorm that
     directly follows a weighted operation into it (the two give unrelated maps). `add`: a residual sum is split by the
@@ -237,6 +239,7 @@ class Composite:
     conv: Rule = field(default_factory=AlphaBeta)
     linear: Rule = field(default_factory=Epsilon)
     first: Rule | None = None
+    names: Mapping[str, Rule] = field(default_factory=dict, hash=False)
     batch_norm: Literal["pass", "fold"] = "pass"
     add: Literal["positive", "altered"] = "positive"
 

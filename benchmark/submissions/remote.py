@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Interpreter
+from benchmark.interpreters.base import Interpreter, Targets
 from benchmark.submissions.checks.setting import Finding
 from benchmark.submissions.child import Child, Fooled
 from benchmark.submissions.submission import Submission
@@ -57,7 +57,7 @@ class Remote(Interpreter):
     def _child(self) -> Child:
         return _child(Submission(Path(self.file), self.symbol, self.digest))
 
-    def attribute(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def attribute(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         raise UserError(f"submission {self.symbol} has no attribution: a submission returns heatmaps only")
 
 

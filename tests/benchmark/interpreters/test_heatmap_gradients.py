@@ -5,6 +5,7 @@ import torch
 from nets import kitchen
 
 from benchmark import interpreters
+from benchmark.interpreters.rules import Composite, Gamma, ZBox
 
 CASES = {
     "lrp": ("lrp", {}),
@@ -13,6 +14,7 @@ CASES = {
     "lrp alpha2_beta1": ("lrp", {"composite": "alpha2_beta1"}),
     "lrp box": ("lrp", {"composite": "epsilon_gamma_box"}),
     "lrp epsilon": ("lrp", {"composite": "epsilon"}),
+    "lrp by names": ("lrp", {"composite": Composite(names={"stem": ZBox(), "reused": Gamma()})}),
     "lrp_t": ("lrp_t", {"layer": "middle"}),
     "lrp_t folded": ("lrp_t", {"layer": "norm", "composite": "z_plus", "batch_norm": "fold"}),
     "grad_cam": ("grad_cam", {"layer": "middle"}),

@@ -1,0 +1,223 @@
+"""The operations that relevance passes, by name, and how it passes each: `OPERATIONS` and `WEIGHTED`.
+
+A way back is built from ordinary differentiable torch operations and holds only what it reads. Weighted operations
+(convolutions and linear maps) take a rule of the composite (`benchmark.interpreters.rules`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attacks.errors import UserError
+from benchmark.interpreters.rules import Composite, Weighted, again, scaled, share, stabilise
+from benchmark.interpreters.tracing import Call, mapped
+
+Propagate = Callable[..., Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
+
+PASS = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardswish", "mish", "selu",
+        "celu", "sigmoid", "tanh", "hardsigmoid", "half_huber", "dropout", "dropout2d", "feature_dropout",
+        "alpha_dropout", "identity", "contiguous", "clone", "to", "float", "double"}  # fmt: skip
+AFFINE = {"sub", "mul", "div", "rsub", "radd", "rmul"}  # beside one activation
+POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "half_huber"}  # the output is ≥ 0 whatever the input
+KEEPS_SIGN = {"max_pool2d", "max_pool1d", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
+              "mean", "cat", "flatten", "reshape", "view", "dropout", "dropout2d", "add", "contiguous", "clone",
+              "permute", "transpose", "getitem"}  # fmt: skip
+POOL_MAX = {"max_pool2d", "max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool1d", "amax"}
+POOL_MEAN = {"avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "mean", "sum"}
+STRUCTURE = {"flatten", "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "cat", "concat",
+             "chunk", "split", "narrow", "pad", "unflatten", "movedim", "channel_shuffle", "pixel_shuffle", "stack",
+             "expand"}  # fmt: skip
+
+
+class Way(NamedTuple):
+    """How relevance passes an operation; `needs`: the tensors whose values it reads on the way back."""
+
+    propagate: Propagate
+    needs: Sequence[Tensor] = ()
+
+
+def run(call: Call) -> tuple[Any, Way | None]:
+    """The operation's output, and its way back where that comes from the same run."""
+    if call.name == "max_pool2d" and len(call.read) == 1 and not call.kwargs.get("return_indices"):
+        return _max_pool2d(*call.args, **call.kwargs)
+    return call.function(*call.args, **call.kwargs), None
+
+
+def is_nonnegative(call: Call, inputs: bool) -> bool:
+    """Whether the output is known to be ≥ 0; `inputs`: whether all that it read is."""
+    keeps = call.name in KEEPS_SIGN and (call.name != "add" or len(call.read) == 2)
+    return call.name in POSITIVE or (keeps and inputs)
+
+
+def _unchanged(call: Call, output: Any, composite: Composite) -> Way | None:
+    """Value by value: activation functions; a scalar or a parameter beside the activation is an affine map of each
+    value, like BatchNorm."""
+    if len(call.read) > 1 or output.shape != call.read[0].shape:
+        return None
+    return Way(lambda r: (r,))
+
+
+def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
+    if len(call.read) == 1:
+        return _unchanged(call, output, composite)
+    first, second = call.read
+    if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
+        return None
+    return Way(_residual(first, second, composite.add), call.read)
+
+
+def _winner(call: Call, output: Any, composite: Composite) -> Way | None:
+    if len(call.read) > 1 or not isinstance(output, Tensor):
+        return None
+    return Way(lambda r: _transpose(call, r), call.read)
+
+
+def _proportional(call: Call, output: Any, composite: Composite) -> Way | None:
+    if len(call.read) > 1:
+        return None
+    stable = stabilise(output, 1e-9)
+    return Way(lambda r: (call.read[0] * _transpose(call, r / stable)[0],), call.read)
+
+
+def _moved(call: Call, output: Any, composite: Composite) -> Way:
+    if isinstance(output, Tensor):
+        return Way(lambda r: _transpose(call, r))
+    return Way(lambda *r: _transpose(call, r))
+
+
+def _transpose(call: Call, relevance: Any) -> Sequence[Tensor]:
+    """The vector-Jacobian product of an operation that is linear in what it read (or picks winners among them)."""
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in call.read]
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return next((new for old, new in zip(call.read, leaves, strict=True) if old is tensor), tensor)
+
+        output = call.function(*mapped(leaf, call.args), **mapped(leaf, call.kwargs))
+    pairs = [(output, relevance)] if isinstance(output, Tensor) else list(zip(output, relevance, strict=True))
+    pairs = [(o, r) for o, r in pairs if r is not None]
+    return torch.autograd.grad(
+        [o for o, _ in pairs],
+        leaves,
+        [r for _, r in pairs],
+        create_graph=torch.is_grad_enabled(),
+        materialize_grads=True,
+    )
+
+
+def _residual(a: Tensor, b: Tensor, form: str) -> Propagate:
+    """A sum of two branches, split by their positive parts; in halves where neither has one."""
+    least = torch.finfo(a.dtype).tiny ** 0.5  # in the place of zero: it never divides by zero, and makes the halves
+
+    def part(relevance: Tensor) -> Tensor:
+        first = F.threshold(a + b if form == "altered" else a, least, least)
+        return scaled(relevance, share(first, F.threshold(b, least, least).add_(first)))
+
+    def propagate(relevance: Tensor) -> tuple[Tensor, Tensor]:
+        share_of_a = again(part, relevance)
+        return share_of_a, relevance - share_of_a
+
+    return propagate
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Way]:
+    """Max-pooling and its winner-takes-all step, from one run of the kernel."""
+    kernel, padding, dilation = (_tuple(value, 2) for value in (kernel_size, padding, dilation))
+    stride = _tuple(stride, 2) if stride else kernel
+    geometry = (kernel, stride, padding, dilation, ceil_mode)
+    output, winners = torch.ops.aten.max_pool2d_with_indices(input, *geometry)
+    step = torch.ops.aten.max_pool2d_with_indices_backward
+    shape_of = input.detach()
+    return output, Way(lambda r: (step(r, shape_of, *geometry, winners),))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Weighted:
+    return Weighted(input, weight, bias, None, False, F.linear, lambda s, w: s @ w)
+
+
+def _convolution(dim: int) -> Callable[..., Weighted]:
+    forward, backward = getattr(F, f"conv{dim}d"), getattr(F, f"conv_transpose{dim}d")
+
+    def build(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Weighted:
+        stride, dilation = _tuple(stride, dim), _tuple(dilation, dim)
+        if isinstance(padding, str):
+            reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+            if padding == "same" and any(r % 2 for r in reach):
+                raise UserError("LRP has no rule for a convolution with uneven padding='same'; pad explicitly")
+            padding = tuple(r // 2 if padding == "same" else 0 for r in reach)
+        padding = _tuple(padding, dim)
+        size = input.shape[2:]
+        pointwise = set(weight.shape[2:]) == {1} and max(stride) > 1 and not any(padding)
+        every: Any = (..., *(slice(None, None, step) for step in stride))
+
+        def apply(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            return forward(x, w, b, stride, padding, dilation, groups)
+
+        def transpose(s: Tensor, w: Tensor) -> Tensor:
+            if pointwise:  # at the smaller size; the kernel for strides is several times slower
+                result = s.new_zeros(len(s), input.shape[1], *size)
+                result[every] = backward(s, w, None, 1, 0, 0, groups)
+                return result
+            rest = [
+                n - ((m - 1) * st - 2 * p + d * (k - 1) + 1)
+                for n, m, st, p, d, k in zip(size, s.shape[2:], stride, padding, dilation, w.shape[2:], strict=True)
+            ]
+            return backward(s, w, None, stride, padding, rest, groups, dilation)
+
+        return Weighted(input, weight, bias, None, False, apply, transpose)
+
+    return build
+
+
+def _tuple(value: Any, dim: int) -> tuple[int, ...]:
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * dim if len(value) == 1 else value
+
+
+OPERATIONS: dict[str, Callable[[Call, Any, Composite], Way | None]] = {
+    **dict.fromkeys(PASS | AFFINE, _unchanged),
+    "add": _sum,
+    **dict.fromkeys(POOL_MAX, _winner),
+    **dict.fromkeys(POOL_MEAN, _proportional),
+    **dict.fromkeys(STRUCTURE, _moved),
+}
+WEIGHTED: dict[str, Callable[..., Weighted]] = {"linear": _linear, **{f"conv{n}d": _convolution(n) for n in (1, 2, 3)}}
+
+
+def folded(
+    op: Weighted,
+    output: Tensor,
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Weighted:
+    """The weighted operation and the BatchNorm after it (in eval mode) as one weighted operation."""
+    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if op.bias is None else op.bias) - running_mean
+    folded_bias = shift * scale + (0 if bias is None else bias)
+    shape = (-1, *[1] * (op.weight.dim() - 1))
+    return Weighted(op.x, op.weight * scale.view(shape), folded_bias, output, op.nonnegative, op.apply, op.transpose)

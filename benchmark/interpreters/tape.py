@@ -1,0 +1,185 @@
+"""The tape: a forward pass that remembers how to hand relevance back, operation by operation.
+
+`Tape` is a `TorchFunctionMode`. While it records, every operation on a tensor that depends on the input leaves a
+closure that maps the relevance of its output to that of its inputs. The closures hold only what their rule needs and
+are built from ordinary differentiable torch operations, so a heatmap is an honest function of every parameter: the
+gradient of the heatmap is the true one, to any order. Functional calls, reused modules, inline arithmetic and in-place
+variants (run in their pure form) are all seen; no hooks, no surgery on the model. An operation without a rule is an
+error that names it, never a silently wrong map.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from attacks.errors import Refused
+from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, Propagate, Way, folded, is_nonnegative, run
+from benchmark.interpreters.rules import Composite, Rule, Weighted
+from benchmark.interpreters.tracing import Call, Memory, mapped, pure, tensors
+
+
+class Step(NamedTuple):
+    """One recorded operation: its name and module, the nodes it read and wrote, and how relevance passes back."""
+
+    name: str
+    module: str
+    inputs: list[int]
+    outputs: list[int]
+    propagate: Propagate | None
+
+
+class Tape(TorchFunctionMode):
+    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once."""
+
+    def __init__(self, composite: Composite) -> None:
+        super().__init__()
+        self.composite = composite
+        self.steps: list[Step] = []
+        self.count = 0
+        self.nodes: Any = WeakIdKeyDictionary()  # tensor -> node number
+        self.memory = Memory()
+        self.nonnegative: set[int] = set()
+        self.weighted: dict[int, Weighted] = {}  # node of its output -> the operation
+        self.readers: dict[int, int] = defaultdict(int)
+        self.held: set[int] = set()  # nodes whose values a rule needs later
+        self.recording = False
+        self.seen_weighted = False
+        self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
+        self.obeyed: set[str] = set()  # the composite's names whose rule relevance met
+
+    def start(self, inputs: Iterable[Tensor], is_input: bool) -> list[int]:
+        """Begin to record, from these tensors; `is_input`: they are the network's input, so a `first` rule applies."""
+        self.recording, self.seen_weighted = True, not is_input
+        nodes = [self._node(tensor) for tensor in inputs]
+        self.held.update(nodes)  # the caller's own memory
+        return nodes
+
+    def current(self, tensor: Tensor) -> Tensor:
+        """The tensor as it would be had its in-place changes happened in place."""
+        return self.memory.current(tensor)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.recording:
+            return func(*args, **kwargs)
+        args, kwargs = mapped(self.current, args), mapped(self.current, kwargs)
+        read = [t for t in tensors((args, kwargs)) if t in self.nodes]
+        if not read:
+            return func(*args, **kwargs)
+        self.memory.refuse_stale(func, read)
+        call = pure(func, args, kwargs, read)
+        inputs = [self._node(t) for t in read]
+        if self._expendable(call):
+            output, way = func(*args, **kwargs), None
+            del self.nodes[call.target]
+            call, written = call._replace(target=None), [output]
+        else:
+            output, way = run(call)
+            written = [t for t in tensors(output) if not any(t is r for r in read)]
+        if written:
+            self._record(call, inputs, written, output, way)
+        return output
+
+    def _expendable(self, call: Call) -> bool:
+        """Whether the operation may run in place, as the model wrote it: nobody needs the old value."""
+        if call.target is None or call.target in self.memory.views or self.nodes[call.target] in self.held:
+            return False
+        return len(call.read) == 1
+
+    def _record(self, call: Call, inputs: list[int], written: list[Tensor], output: Any, way: Way | None) -> None:
+        outputs = [self._node(t) for t in written]
+        for node in inputs:
+            self.readers[node] += 1
+        self.memory.note_views(call.read, written)
+        if is_nonnegative(call, self.nonnegative.issuperset(inputs)):
+            self.nonnegative.update(outputs)
+        way = way or self._way(call, output)
+        if way is not None:
+            self._hold(way.needs)
+        module = self.scope[-1] if self.scope else ""
+        self.steps.append(Step(call.name, module, inputs, outputs, way and way.propagate))
+        if call.target is not None:
+            self.memory.renew(call.target, output)
+
+    def _node(self, tensor: Tensor) -> int:
+        if tensor not in self.nodes:
+            self.nodes[tensor] = self.count
+            self.count += 1
+        return self.nodes[tensor]
+
+    def _hold(self, needed: Iterable[Tensor]) -> None:
+        self.held.update(self._node(tensor) for tensor in needed)
+
+    def _way(self, call: Call, output: Any) -> Way | None:
+        """The way back, or None where there is no rule (an error only if relevance reaches it)."""
+        if call.name in WEIGHTED:
+            return self._weighted(call, output)
+        if call.name == "batch_norm":
+            return self._batch_norm(call, output)
+        return OPERATIONS[call.name](call, output, self.composite) if call.name in OPERATIONS else None
+
+    def _weighted(self, call: Call, output: Tensor) -> Way | None:
+        if len(call.read) != 1:
+            return None  # the weight depends on the input
+        named, rule = self._rule(call.name)
+        op = WEIGHTED[call.name](*call.args, **call.kwargs)
+        op.output = output if rule.needs_output or self.composite.batch_norm == "fold" else None
+        node = self._node(output)
+        op.nonnegative = self._node(op.x) in self.nonnegative
+        self.weighted[node] = op
+
+        def propagate(relevance: Tensor) -> tuple[Tensor]:
+            if named is not None:
+                self.obeyed.add(named)
+            return (rule(op.folded if op.folded and self.readers[node] == 1 else op, relevance),)
+
+        return Way(propagate, (op.x,) if op.output is None else (op.x, output))
+
+    def _rule(self, operation: str) -> tuple[str | None, Rule]:
+        """The rule of the weighted operation that runs now, and the composite's name that gave it, if one did."""
+        is_first, self.seen_weighted = not self.seen_weighted, True
+        named = next((name for name in reversed(self.scope) if name in self.composite.names), None)
+        if named is not None:
+            return named, self.composite.names[named]
+        if is_first and self.composite.first is not None:
+            return None, self.composite.first
+        return None, self.composite.linear if operation == "linear" else self.composite.conv
+
+    def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
+        if len(call.read) != 1:
+            return None
+        op = self.weighted.get(self._node(call.read[0]))
+        if op is None or self.composite.batch_norm == "pass":
+            return Way(lambda r: (r,))
+        op.folded = folded(op, output, *call.args, **call.kwargs)
+        return Way(lambda r: (r,), (output,))
+
+    def relevance(self, output: Tensor, seed: Tensor, at: Sequence[int]) -> list[Tensor | None]:
+        """The relevance that reaches the nodes `at` when `output` starts with `seed`; None where none does."""
+        total: dict[int, Tensor] = {self._node(self.current(output)): seed}
+        self.weighted.clear()
+        while self.steps:  # closures refer to the tape: taken off it, their tensors go at once and not by a later gc
+            step = self.steps.pop()
+            arriving = [total.get(node) for node in step.outputs]
+            if all(r is None for r in arriving):
+                continue
+            if step.propagate is None:
+                raise MissingRule(step.name, step.module)
+            if len(arriving) > 1:
+                parts = step.propagate(*arriving)
+            else:
+                parts = step.propagate(total.pop(step.outputs[0]) if step.outputs[0] not in at else arriving[0])
+            for node, part in zip(step.inputs, parts, strict=True):
+                total[node] = total[node] + part if node in total else part
+        return [total.get(node) for node in at]
+
+
+class MissingRule(Refused):
+    """Relevance reached an operation that has no rule."""
+
+    def __init__(self, name: str, module: str) -> None:
+        super().__init__(f"LRP has no rule for the operation {name!r}" + (f" in module {module!r}" if module else ""))
