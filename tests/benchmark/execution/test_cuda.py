@@ -93,7 +93,7 @@ def small(**parts) -> suite.Suite:
 
 @pytest.mark.slow
 def test_a_suite_with_all_that_a_suite_can_have(tmp_path):
-    search = Search(learning_rates=[1e-3], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=6)
+    search = Search(budgets=[2.0], learning_rates=[1e-3], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=6)
     attacked = ["grad_cam", "lrp_t:softplus", "lrp_t:subspace"]
     parts = {"search": search, "gate": Gate(images=6, cells=3), "robustness": Robustness(images=8, steps=6)}
     given = small(**parts, recipes=[], attacked=attacked)

