@@ -1,7 +1,10 @@
 """One thread: the tests' tensors are small, and threads that wait for each other cost more than they bring."""
 
+import os
 import sys
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and of the processes that tests start
 
 import torch
 

@@ -45,7 +45,8 @@ def test_the_results_are_the_same_and_decoding_comes_first(run, tmp_path):
     ]  # fmt: skip
     assert units[0][1] is scoring.make_pixels
     plain = replace(undecoded(run), store=str(tmp_path / "other"))
-    assert compute.run_suite(run, tmp_path / "a", jobs=2) == compute.run_suite(plain, tmp_path / "b", jobs=1) == {}
+    assert compute.run_suite(run, tmp_path / "a", jobs=1, limit=600) == {}  # in another process
+    assert compute.run_suite(plain, tmp_path / "b", jobs=1) == {}
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
     assert files
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)

@@ -83,17 +83,21 @@ def assert_same_tables(*folders: Path):
             assert path.read_bytes() == second[name].read_bytes(), name
 
 
+def small(**parts) -> suite.Suite:
+    """The smoke suite on fewer images, in two batches still: the pretended GPU takes time for each operation."""
+    smoke = suite.load("smoke")
+    images = {"train": 32, "dev": 8, "test": 8, "pairs_train": 8, "pairs_dev": 4, "pairs_test": 4}
+    few = {"dataset": smoke.dataset.model_copy(update=images)}
+    few |= {"scoring": smoke.scoring.model_copy(update={"batch_size": 6, "aopc_images": 4})}
+    return smoke.model_copy(update=few | {"evaluated": ["grad_cam", "lrp_t"]} | parts)
+
+
 @pytest.mark.slow
 def test_a_suite_with_all_that_a_suite_can_have(tmp_path):
-    small = Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
+    search = Search(budgets=[2.0], learning_rates=[1e-3], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=6)
     attacked = ["grad_cam", "lrp_t:softplus", "lrp_t:subspace"]
-    parts = {
-        "search": small,
-        "gate": Gate(images=6, cells=3),
-        "robustness": Robustness(images=8, steps=6),
-        "recipes": [],
-    }
-    given = suite.load("smoke").model_copy(update={**parts, "attacked": attacked, "evaluated": ["grad_cam", "lrp_t"]})
+    parts = {"search": search, "gate": Gate(images=6, cells=3), "robustness": Robustness(images=8, steps=6)}
+    given = small(**parts, recipes=[], attacked=attacked)
 
     def run(device):
         out = tmp_path / device
@@ -117,12 +121,15 @@ def test_robust_training(tmp_path):
 
 @pytest.fixture(scope="module")
 def smoke(finished, tmp_path_factory):
-    """The finished smoke suite, and one that was run on the pretended GPU."""
+    """A small suite, finished on the CPU and on the pretended GPU."""
     folder = tmp_path_factory.mktemp("cuda")
-    there = replace(finished, run=replace(finished.run, store=str(folder / "store"), device="cuda"), out=folder / "out")
-    with pretended_cuda(), HERE:
-        assert compute.run_suite(there.run, there.out, jobs=1) == {}
-    return {"cpu": finished, "cuda": there}
+
+    def done(device):
+        run = Run(small(), str(folder / f"store-{device}"), None, device)
+        assert compute.run_suite(run, folder / device, jobs=1) == {}
+        return replace(finished, run=run, out=folder / device)
+
+    return dict(zip(("cpu", "cuda"), both(done), strict=True))
 
 
 EXPERIMENTS = {

@@ -196,10 +196,11 @@ def test_two_runs_on_one_store_do_not_do_one_thing_at_the_same_time(tmp_path, mo
     assert not list((watch.folder(tmp_path) / "claims").iterdir())
 
 
-def test_a_dead_process_whose_child_holds_its_pipe_is_noticed(tmp_path):
+def test_a_dead_process_whose_child_holds_its_pipe_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PATIENCE", 0.1)
     started, engine = time.monotonic(), Processes(1)
     try:
-        ((_, error),) = go(tmp_path, engine, [("a", leave_a_child, (str(tmp_path / "pid"),))])
+        ((_, error),) = go(tmp_path, engine, [("a", exec, (LEAVE_A_CHILD, {"note": str(tmp_path / "pid")}))])
     finally:
         engine.close(whole=False)
         for pid in (tmp_path / "pid").read_text().split():
@@ -209,12 +210,15 @@ def test_a_dead_process_whose_child_holds_its_pipe_is_noticed(tmp_path):
     assert time.monotonic() - started < 60
 
 
-def leave_a_child(note: str) -> None:
-    if child := os.fork():
-        with open(note, "a") as file:
-            file.write(f"{child} ")
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(100)
+# text, for a function of this file would import torch in each process
+LEAVE_A_CHILD = """
+import os, signal, time
+if child := os.fork():
+    with open(note, "a") as file:
+        file.write(f"{child} ")
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(100)
+"""
 
 
 def test_units_of_another_run_are_asked_for_ever_more_rarely(tmp_path, monkeypatch):

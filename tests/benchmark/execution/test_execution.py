@@ -126,9 +126,9 @@ def _killed(finished, folder: Path, jobs: str, entries: int):
     command = [*RUN, jobs, "--store", store, "--out", folder / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and finished.receipts(store) < entries:
-        time.sleep(0.002)
+        time.sleep(0.02)
     process.kill()
-    _, err = process.communicate(timeout=30)  # ends when the last worker, which shares its stderr, is gone too
+    _, err = process.communicate(timeout=300)  # ends when the last worker, which shares its stderr, is gone too
     assert process.returncode == -signal.SIGKILL
     assert "Traceback" not in err
     assert entries <= finished.receipts(store) < finished.receipts(finished.store)
@@ -136,6 +136,7 @@ def _killed(finished, folder: Path, jobs: str, entries: int):
 
 
 def test_a_run_killed_at_any_moment_goes_on_where_it_stopped(finished, tmp_path):
+    finished.again(tmp_path, without=("manipulations", "scores", "predictions"))  # 9 entries are there already
     resumed = _killed(finished, tmp_path, "1", 15)
     assert not resumed.out.exists()
     before = {path: made for path, made in resumed.entries().items() if "tmp-" not in path}
@@ -147,8 +148,8 @@ def test_a_run_killed_at_any_moment_goes_on_where_it_stopped(finished, tmp_path)
 
 @pytest.mark.slow
 def test_two_jobs_killed_with_their_workers_and_resumed_give_the_bytes_of_one(finished, tmp_path):
-    resumed = _killed(finished, tmp_path, "2", 2)
-    compute.run_suite(resumed.run, resumed.out, jobs=2)
+    resumed = _killed(finished, tmp_path, "2", 15)
+    compute.run_suite(resumed.run, resumed.out, jobs=1)
     assert resumed.written() == finished.written()
 
 
@@ -160,13 +161,19 @@ def _values(frame: pd.DataFrame, column: str) -> np.ndarray:
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_no_score_depends_on_the_batch(finished, tmp_path, batch_size):
     suite = finished.run.suite
-    suite = suite.model_copy(update={"scoring": suite.scoring.model_copy(update={"batch_size": batch_size})})
+    scoring = suite.scoring.model_copy(update={"batch_size": batch_size})
+    suite = suite.model_copy(update={"scoring": scoring, "attacked": ["lrp_t"]})  # half of the cells
     other = finished.again(tmp_path, without=("originals", "scores", "predictions"), suite=suite)
     compute.run_suite(other.run, other.out, jobs=1)
-    assert other.entries().keys() == finished.entries().keys()  # nor does a key
+    assert other.entries().keys() < finished.entries().keys()  # nor does a key
     expected, got = (results.read(done.out / "results") for done in (finished, other))
-    assert got.models.equals(expected.models)
+
+    def half(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame.attacked == "lrp_t"].reset_index(drop=True)
+
+    assert got.models.equals(half(expected.models))
     for name, (frame, _) in expected.entries.items():
+        frame = half(frame)
         for column in frame.columns.drop(list(results.KEY)):
             a, b = _values(frame, column), _values(got.entries[name][0], column)
             np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4, err_msg=f"{name}: {column}")

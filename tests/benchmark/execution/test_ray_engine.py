@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,8 +18,10 @@ from types import SimpleNamespace
 import pytest
 
 from attacks.errors import UserError
+from benchmark import cli
 from benchmark.entries import harness
-from benchmark.execution import compute, ray_engine, watch
+from benchmark.execution import compute, engines, ray_engine, watch
+from benchmark.execution.engines import Unit
 from benchmark.run import Run, told
 
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
@@ -27,6 +31,7 @@ HAVE_RAY = importlib.util.find_spec("ray") is not None
 with_ray = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),  # of two clusters that start together, one may join the other's first node
     pytest.mark.skipif(not HAVE_RAY, reason="Ray is not installed: pip install 'foolbench[ray]'"),
 ]
 
@@ -37,10 +42,12 @@ def test_without_ray_one_line_says_how_to_get_it(finished, monkeypatch):
         ray_engine.start(finished.run)
 
 
-def test_a_run_here_takes_no_option_of_a_cluster_and_a_cluster_no_relative_path(finished):
-    command = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--address", "127.0.0.1:1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stderr == "foolbench: --address, --cpus-per-cell and --gpus-per-cell are options of --engine ray\n"
+def test_a_run_here_takes_no_option_of_a_cluster_and_a_cluster_no_relative_path(finished, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["foolbench", "run", "--suite", "smoke", "--address", "127.0.0.1:1"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = "foolbench: --address, --cpus-per-cell and --gpus-per-cell are options of --engine ray\n"
+    assert capfd.readouterr().err == said
     if HAVE_RAY:
         with pytest.raises(UserError, match=r"store must be an absolute path on a cluster \(got 'here'\)"):
             ray_engine.start(Run(finished.run.suite, "here"))
@@ -75,11 +82,26 @@ def cluster(tmp_path_factory):
         more(include_dashboard=False)
         more()
         yield SimpleNamespace(address=nodes.address, more=more, remove=nodes.remove_node)
+        sys.modules["ray"].shutdown()
         nodes.shutdown()
 
 
-def starting(cluster, **options):
-    return lambda run: ray_engine.start(run, cluster.address, **options)
+@pytest.fixture
+def start(cluster, monkeypatch):
+    """`ray_engine.start` on the cluster. All tests share the connection of the first: Ray ends its processes with a
+    connection, and a new one imports for seconds."""
+    import ray
+
+    join = ray.init
+    monkeypatch.setattr(ray, "init", lambda **options: None if ray.is_initialized() else join(**options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return lambda run, **options: ray_engine.start(run, cluster.address, **options)
+
+
+def meeting(folder: Path, count: int, enough: int) -> list[Unit]:
+    """Units that end when so many of them have begun, or there is `folder`/go: so many nodes are at work together."""
+    note = f"echo >> begun; test $(wc -l < begun) -lt {enough} || touch go; until test -e go; do sleep 0.2; done"
+    return [(f"wait {i}", subprocess.check_call, (["sh", "-c", f"cd {folder}; {note}"],)) for i in range(count)]
 
 
 def nodes_of(store: Path) -> dict[str, int]:
@@ -91,92 +113,101 @@ def nodes_of(store: Path) -> dict[str, int]:
 class TestCluster:
     pytestmark = with_ray
 
-    def test_two_nodes_give_the_bytes_of_a_local_run(self, finished, cluster, tmp_path):
+    def test_two_nodes_give_the_bytes_of_a_local_run(self, finished, start, tmp_path):
         other = replace(finished, run=replace(finished.run, store=str(tmp_path / "store")), out=tmp_path / "out")
-        assert compute.run_suite(other.run, other.out, start=starting(cluster)) == {}
+        with compute.executor(other.run, 1, start) as submit:  # or one may have done all before the other has imported
+            assert dict(submit(meeting(tmp_path, 2, enough=2))) == {"wait 0": "", "wait 1": ""}
+        assert compute.run_suite(other.run, other.out, start=start) == {}
         assert other.written() == finished.written()
         assert other.entries().keys() == finished.entries().keys()
         assert len(nodes_of(other.store)) == 2
         assert not list((watch.folder(other.store) / "claims").iterdir())
 
-    def test_two_nodes_that_read_image_files_give_the_bytes_of_a_local_run(self, on_files, cluster, tmp_path):
+    def test_two_nodes_that_read_image_files_give_the_bytes_of_a_local_run(self, on_files, start, tmp_path):
         there = replace(on_files, store=str(tmp_path / "there"))
         assert compute.run_suite(on_files, tmp_path / "a", jobs=1) == {}
-        assert compute.run_suite(there, tmp_path / "b", start=starting(cluster)) == {}
+        assert compute.run_suite(there, tmp_path / "b", start=start) == {}
         first, second = (
             {p.relative_to(out): p.read_bytes() for p in out.rglob("*.*")} for out in (tmp_path / "a", tmp_path / "b")
         )
         assert first == second
 
-    def test_a_node_that_has_other_files_stops_the_run(self, on_files, cluster):
+    def test_a_node_that_has_other_files_stops_the_run(self, on_files, start):
         known = told(on_files)
         next((Path(known.data) / "test").rglob("*.png")).unlink()
         units = [("a", harness.make_originals, (known, "compact_vgg", "lrp_t", False))]
         with (
-            compute.executor(known, 1, starting(cluster)) as submit,
+            compute.executor(known, 1, start) as submit,
             pytest.raises(UserError, match="has other files or classes in"),
         ):
             list(submit(units))
 
-    def test_a_process_that_dies_or_hangs_costs_its_own_unit_alone(self, finished, cluster, tmp_path):
+    def test_a_process_that_dies_or_hangs_costs_its_own_unit_alone(self, finished, start, tmp_path, monkeypatch):
+        monkeypatch.setattr(engines, "RETRIES", 1)  # each costs a process
         run = replace(finished.run, store=str(tmp_path / "store"))
-        units = [("dies", os._exit, (9,)), ("hangs", time.sleep, (600,)), ("raises", int, ("x",))]
-        units += [(f"sleeps {i}", time.sleep, (0.01,)) for i in range(5)]
-        with compute.executor(run, 1, starting(cluster), 1.0) as submit:
-            found = dict(submit(units))
-        assert found.pop("dies").startswith("its process or node was lost (out of memory?): WorkerCrashedError (3 tim")
-        assert found.pop("hangs") == "ran past its limit of 1 s (3 times)"
+        sleeps = [(f"sleeps {i}", time.sleep, (0.01,)) for i in range(5)]
+        with compute.executor(run, 1, start, 600.0) as submit:
+            found = dict(submit([("dies", os._exit, (9,)), ("raises", int, ("x",)), *sleeps]))
+        assert found.pop("dies").startswith("its process or node was lost (out of memory?): WorkerCrashedError (2 tim")
         assert found.pop("raises").startswith("ValueError: invalid literal")
-        assert set(found.values()) == {""}
+        assert found == dict.fromkeys((name for name, *_ in sleeps), "")
+        with compute.executor(run, 1, start, 1.0) as submit:
+            found = dict(submit([("hangs", time.sleep, (600,)), *sleeps]))
+        assert found.pop("hangs") == "ran past its limit of 1 s (2 times)"
+        assert found == dict.fromkeys((name for name, *_ in sleeps), "")
 
-    def test_of_three_nodes_one_is_killed_and_the_bytes_are_the_same(self, finished, cluster, tmp_path):
+    def test_of_three_nodes_one_is_killed_and_the_bytes_are_the_same(self, finished, cluster, start, tmp_path):
         third = cluster.more()
         other = finished.again(tmp_path, without=("manipulations", "scores", "predictions"))
         units, needs, after = compute.graph(other.run)
         begun, claims = tmp_path / "begun", watch.folder(other.run.store) / "claims"
-        wait = (["sh", "-c", f"echo >> {begun}; sleep 3"],)
-        waits = [(f"wait {i}", subprocess.check_call, wait) for i in range(9)]
+        waits = meeting(tmp_path, 3, enough=4)  # the fourth is the one that was lost
+        begun.touch()
         errors: dict[str, str] = {}
 
-        def ages() -> list[float]:
-            """Of the units on the third node."""
+        def on_third() -> list[int]:
+            """The process of the unit on the third node."""
             found = [watch.read(path) or {} for path in claims.glob("[!.]*")]
-            return [time.time() - c["started"] for c in found if third.node_id[:6] in c.get("node", "")]
+            return [claim["pid"] for claim in found if third.node_id[:6] in claim.get("node", "")]
 
-        with compute.executor(other.run, 1, starting(cluster)) as submit:
+        with compute.executor(other.run, 1, start) as submit:
             driver = threading.Thread(target=lambda: errors.update(submit(waits + units, needs, after)))
             driver.start()
-            while driver.is_alive() and not any(0.5 < age < 2 for age in ages()):
-                time.sleep(0.1)
+            while driver.is_alive() and not (begun.read_text().count("\n") == 3 and on_third()):
+                time.sleep(0.05)
             cluster.remove(third, allow_graceful=False)
+            for pid in on_third():  # outlives its node for a moment, in which it could end its unit
+                os.kill(pid, signal.SIGKILL)
+            (tmp_path / "go").touch()
             driver.join()
-        assert len(begun.read_text()) > len(waits), "the third node had a unit, which was run again"
+        assert begun.read_text().count("\n") == 4, "the third node had a unit, which was run again"
         assert set(errors.values()) == {""}
         assert len(errors) == len(waits + units)
         compute.collect(other.run, other.out, {})
         assert other.written() == finished.written()
 
-    def test_nodes_that_lack_what_a_cell_takes_or_do_not_answer_are_one_line(self, finished, cluster):
+    def test_nodes_that_lack_what_a_cell_takes_or_do_not_answer_are_one_line(self, finished, start):
         with pytest.raises(UserError, match=r"a cell takes 1 CPU and 9 GPU; no node has them \(got 1 CPU 0 GPU, 1 "):
-            ray_engine.start(finished.run, cluster.address, gpus=9)
+            start(finished.run, gpus=9)
         with pytest.raises(UserError, match=r"the cluster at 127.0.0.1:1 cannot be joined: ConnectionRefusedError"):
             ray_engine.start(finished.run, "127.0.0.1:1")
 
-    def test_a_node_without_the_data_stops_the_run(self, finished, cluster, tmp_path):
+    def test_a_node_without_the_data_stops_the_run(self, finished, start, tmp_path):
         run = replace(finished.run, store=str(tmp_path / "store"), data=str(tmp_path / "nowhere"))
         with (
             pytest.raises(UserError, match=r"node .* does not see the data .*nowhere"),
-            compute.executor(run, 1, starting(cluster)) as submit,
+            compute.executor(run, 1, start) as submit,
         ):
             list(submit([("a", compute.name_of, (run,))]))
 
     def test_the_command_runs_a_suite_on_nodes_of_its_own_on_the_loopback_interface(self, finished, tmp_path):
-        other = finished.again(tmp_path, without=("scores",))
+        other = finished.again(tmp_path)
+        shutil.rmtree(next((other.store / "predictions").iterdir()))  # one unit is enough
         command = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs", "2"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment |= {"RAY_AUTH_TOKEN": uuid.uuid4().hex, "PYTHONPATH": PATHS}
         options = ["--engine", "ray", "--store", other.store, "--out", other.out]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=120)
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
         assert other.written() == finished.written()
         lines = [entry for entry in done.stderr.splitlines() if not entry.startswith("[")]

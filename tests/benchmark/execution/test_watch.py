@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -85,14 +86,16 @@ def test_one_who_lost_the_claim_does_not_take_it_from_the_next(tmp_path):
 
 
 def test_a_sign_of_life_is_given_again_and_again_whatever_it_meets(tmp_path):
-    signs = []
+    signs: list[int] = []
 
     def sign():
         signs.append(1)
         raise OSError
 
     with watch.beating(sign, 0.01):
-        time.sleep(0.2)
+        end = time.monotonic() + 60
+        while len(signs) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
     count = len(signs)
     time.sleep(0.05)
     assert len(signs) == count >= 3
@@ -107,13 +110,14 @@ def test_the_table_shows_each_run_with_its_nodes_failures_and_time_left(tmp_path
             text = watch.table(tmp_path)
         lines = text.splitlines()
         assert lines[0] == f"smoke on {socket.gethostname()} (Ray, process {os.getpid()}): running"
-        assert lines[1].startswith("  2 of 10 done, 1 running, 1 failed, about 0 s left")
-        assert lines[2:] == [
+        assert re.fullmatch(r"  2 of 10 done, 1 running, 1 failed, about \d+ s left", lines[1])
+        assert [re.sub(r"\(\d+ s\)", "(0 s)", line) for line in lines[2:]] == [
             "  a: 2 done, 0 running, 0 failed",
             "  b: 0 done, 1 running, 1 failed: w (0 s)",
             "  FAILED z: no luck",
         ]
-        assert watch.table(tmp_path, only=record.id) == watch.table(tmp_path)
+        mine, every = (re.sub(r"about \d+ s", "", watch.table(tmp_path, only=only)) for only in (record.id, ""))
+        assert mine == every
         assert watch.table(tmp_path, only="other") == f"{tmp_path}: no run has worked here in the last days\n"
     assert "): ended\n  2 of 10 done, 0 running, 1 failed\n" in watch.table(tmp_path)
 
@@ -126,7 +130,7 @@ def test_a_run_that_is_broken_off_says_so_and_one_that_was_killed_is_seen_to_be_
     path = watch.folder(tmp_path) / f"{record.id}.json"
     long_ago = path.stat().st_mtime - watch.EXPIRES - 5
     os.utime(path, (long_ago, long_ago))
-    assert "): gone: no word for 65 s, run again to go on\n" in watch.table(tmp_path)
+    assert re.search(r"\): gone: no word for \d+ s, run again to go on\n", watch.table(tmp_path))
 
 
 def test_runs_of_last_month_are_forgotten(tmp_path):
