@@ -24,15 +24,23 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune: Adam's learning rate, λ (`weight`), and the number of steps."""
+    """How to fine-tune: Adam's learning rate, λ (`weight`; a table says "lambda"), the number of steps, and the images
+    a step, for whoever makes the loaders: `manipulate` takes them as they are."""
 
     learning_rate: float
     weight: float
     steps: int
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and self.weight >= 0 and self.steps >= 0):
-            raise UserError(f"a recipe needs learning_rate > 0, weight >= 0, steps >= 0 (got {self})")
+        if not (self.learning_rate > 0 and self.weight >= 0 and self.steps >= 0 and self.batch_size > 0):
+            needed = "learning_rate > 0, weight >= 0, steps >= 0, batch_size > 0"
+            raise UserError(f"a recipe needs {needed} (got {self})")
+
+    def row(self) -> dict[str, float | int]:
+        """As tables have it."""
+        part = {"learning_rate": self.learning_rate, "lambda": self.weight}
+        return {**part, "steps": self.steps, "batch_size": self.batch_size}
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def run(
     ] = None,
 ) -> None:
     """Train, fool and score a suite, and write its leaderboards. What the store holds is not computed again."""
-    from benchmark.execution import compute
+    from benchmark.execution import compute, executor
     from benchmark.leaderboards import show
     from benchmark.run import Run
 
@@ -77,21 +77,9 @@ def run(
     if split is not None:
         chosen = chosen.model_copy(update={"scoring": chosen.scoring.model_copy(update={"split": split.value})})
     folder = out or _default_out(suite, None if split is None else split.value)
-    if engine is Engine.ray:
-        from functools import partial
-
-        from benchmark.execution import ray_engine
-
-        where = device.value if device is Device.cuda else _device(device)  # other nodes may have one
-        given = Run(chosen, str(store.absolute()), data and str(Path(data).absolute()), where)
-        jobs = compute.processes(given, jobs)
-        start = partial(ray_engine.start, address=address, jobs=jobs, cpus=cpus_per_cell, gpus=gpus_per_cell)
-        limit = ray_engine.LIMIT if cell_timeout is None else cell_timeout
-    elif address or cpus_per_cell or gpus_per_cell:
-        raise UserError("--address, --cpus-per-cell and --gpus-per-cell are options of --engine ray")
-    else:
-        given, start, limit = Run(chosen, str(store), data, _device(device)), None, cell_timeout or 0.0
-    failed = compute.run_suite(given, folder, jobs, start, limit)
+    given = Run(chosen, str(store), data, _device(device, elsewhere=engine is Engine.ray))
+    needed = executor.Needed(address, cpus_per_cell, gpus_per_cell)
+    failed = compute.run_suite(*executor.on(engine.value, given, folder, jobs, cell_timeout, needed))
     typer.echo(show(folder), nl=False)
     typer.echo(f"leaderboards: {folder}")
     if failed:
@@ -102,9 +90,9 @@ def run(
 @app.command()
 def status(store: StoreOption = STORE) -> None:
     """What the runs on a store are doing, node by node: cells done, running, failed, and the time left."""
-    from benchmark.execution import watch
+    from benchmark.execution import record
 
-    typer.echo(watch.table(store), nl=False)
+    typer.echo(record.table(store), nl=False)
 
 
 @app.command()
@@ -173,12 +161,11 @@ def verify(
 ) -> None:
     """Recompute one committed cell from nothing, training included, and compare it with the results."""
     from benchmark import verify
-    from benchmark.run import Run, plan
+    from benchmark.run import Run
 
     chosen = _load_suite(suite)
-    place, evaluated = verify.parse(cell, plan(chosen), chosen.evaluated)
     folder = out or _default_out(suite)
-    found = verify.verify(Run(chosen, "", data, _device(device)), place, evaluated, folder)
+    found = verify.verify(Run(chosen, "", data, _device(device)), verify.parse(cell, chosen), folder)
     for name, value in found.items():
         typer.echo(f"{name}: {value:g}")
     if found["differing"]:
@@ -246,8 +233,8 @@ def heatmaps(
 ) -> None:
     """Original and fooled heatmap of every interpreter but the controls, for the first scored images. Needs the store
     of the run."""
-    from benchmark import figures, interpreters
-    from benchmark.entries import harness
+    from benchmark import explain, figures, interpreters
+    from benchmark.cells import Manipulation
     from benchmark.run import Run
 
     chosen = _load_suite(suite)
@@ -263,7 +250,7 @@ def heatmaps(
         if value is not None and value not in allowed:
             raise unknown(f"{key} of suite {chosen.name!r}", str(value), map(str, allowed))
         cell[key] = allowed[0] if value is None else value
-    samples = harness.samples(Run(chosen, str(store), data, _device(device)), cell, images)
+    samples = explain.samples(Run(chosen, str(store), data, _device(device)), Manipulation(**cell), images)
     folder = out or _default_out(suite)
     name = "heatmaps-{model}-{fooling}-{attacked}.png".format(**cell)
     target = file or folder / "figures" / name
@@ -289,14 +276,12 @@ def dissect(
     """Look inside a suite's models, clean and fooled, at adversarial examples: promotion and suppression, evidence,
     concepts."""
     from benchmark.dissection import study
-    from benchmark.experiments.given import Given
     from benchmark.run import Run
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
     parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
     folder = out or _default_out(suite) / "-".join(parts)  # not over the tables of the whole suite
-    given = Given(Run(chosen, str(store), data, _device(device)), folder, jobs)
-    for path in study.run(given, folder, concepts):
+    for path in study.run(Run(chosen, str(store), data, _device(device)), folder, jobs, concepts):
         typer.echo(str(path))
 
 
@@ -355,10 +340,10 @@ def explain(
     file: Annotated[Path, typer.Option("--file", help="The PNG to write.")] = Path("explanation.png"),
 ) -> None:
     """Draw the heatmap of one image."""
+    from benchmark import explain as explaining
     from benchmark import figures
-    from benchmark.entries import harness
 
-    samples = harness.explain(image, model, weights, interpreter, target)
+    samples = explaining.explain(image, model, weights, interpreter, target)
     figures.save(figures.heatmaps(samples), file)
     typer.echo(f"{samples.title}\n{file}")
 
@@ -386,10 +371,13 @@ def _default_out(suite: str, split: str | None = None) -> Path:
     return Path("leaderboards") / (name if split in (None, "test") else f"{name}-{split}")
 
 
-def _device(device: Device) -> str:
+def _device(device: Device, elsewhere: bool = False) -> str:
+    """The device's name; `elsewhere`: CUDA need not be here, for other nodes may have it."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = False  # as in `engines.work`
+    if device is Device.cuda and elsewhere:
+        return device.value
     if device is Device.auto:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device is Device.cuda and not torch.cuda.is_available():

@@ -11,9 +11,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,34 @@ def key_of(spec: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-@cache
 def code_version() -> str:
-    """Digest of every source file that takes part in a number: a change of code is a change of key."""
-    here = Path(__file__).parent
-    names = [
-        "models.py",
-        "training.py",
-        "entries/*.py",
-        "interpreters/*.py",
-        "datasets/*.py",
-        "metrics/*.py",
-    ]
-    files = sorted(path for name in names for path in here.glob(name)) + sorted((here.parent / "attacks").glob("*.py"))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    """Digest of the whole source, for provenance: what an entry's key depends on, its kind says."""
+    return source_digest(("attacks", "benchmark"))
+
+
+@cache
+def source_digest(code: tuple[str, ...]) -> str:
+    """Of the source of these modules, and of all modules in these packages: a change of code is a change of key."""
+    found = hashlib.sha256()
+    for name, path in sorted(sources(code).items()):
+        found.update(name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def sources(code: Iterable[str]) -> dict[str, Path]:
+    """The files of modules, and of all modules in packages, by their full names."""
+    files = {}
+    for name in code:
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        path = Path(spec.origin)
+        files[name] = path
+        if path.name == "__init__.py":
+            for other in path.parent.rglob("*.py"):
+                parts = other.relative_to(path.parent).with_suffix("").parts
+                files[".".join([name, *parts]).removesuffix(".__init__")] = other
+    return files
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -84,6 +96,14 @@ class Store:
 
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
+
+    def keys(self, kind: str) -> set[str]:
+        """Of all entries of a kind, without a look into them."""
+        try:
+            with os.scandir(self.root / kind) as folders:
+                return {folder.name for folder in folders if os.path.exists(f"{folder.path}/receipt.json")}
+        except FileNotFoundError:
+            return set()
 
     def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
         """The entry's receipt, or None where the entry is not there."""

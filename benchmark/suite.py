@@ -3,23 +3,18 @@
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from attacks import strategies
 from attacks.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from attacks.manipulation import Recipe
 
 HERE = Path(__file__).parent / "suites"
 Positive = Annotated[int, Field(ge=1)]
-
-
-STRATEGIES = ("softplus", "subspace")
-
-
-def split_attack(attacked: str) -> tuple[str, str]:
-    """The interpreter, and how it is attacked: by its gradient (""), or by one of STRATEGIES: "name:strategy"."""
-    name, _, strategy = attacked.partition(":")
-    return name, strategy
 
 
 class Part(BaseModel):
@@ -194,19 +189,19 @@ class Suite(Part):
         """What a model of the suite is, by the name that `models.create` knows."""
         return self.models[model].architecture or model
 
-    def recipe(self, model: str, fooling: str, attacked: str) -> dict[str, Any]:
-        """learning_rate, lambda, steps and batch_size of one manipulation."""
+    def recipe(self, model: str, fooling: str, attacked: str) -> "Recipe":
+        """Of one manipulation; the last rule that fits wins, key by key. Raises `UserError` for a key left open."""
         place = {"model": model, "fooling": fooling, "attacked": attacked}
         found: dict[str, Any] = {}
         for rule in self.recipes:
             if all(getattr(rule, key) in (None, value) for key, value in place.items()):
-                found.update(rule.model_dump(exclude_none=True, exclude=set(place), by_alias=True))
-        missing = {"learning_rate", "lambda", "steps", "batch_size"} - set(found)
-        if missing:
-            raise UserError(
-                f"suite {self.name!r}: recipes leave {sorted(missing)[0]!r} open for {model}/{fooling}/{attacked}"
-            )
-        return found
+                found.update(rule.model_dump(exclude_none=True, exclude=set(place)))
+        fields = [(name, field.alias or name) for name, field in RecipeRule.model_fields.items() if name not in place]
+        if missing := sorted(alias for name, alias in fields if name not in found):
+            raise UserError(f"suite {self.name!r}: recipes leave {missing[0]!r} open for {model}/{fooling}/{attacked}")
+        from attacks.manipulation import Recipe  # here, so that suites can be read without torch
+
+        return Recipe(**found)
 
 
 PARTS: dict[str, type[Part]] = {
@@ -265,14 +260,14 @@ def _check_names(suite: Suite) -> None:
     from attacks import foolings
     from benchmark import datasets, interpreters, models
 
-    attacks = [split_attack(attacked) for attacked in suite.attacked]
+    attacks = [strategies.split(attacked) for attacked in suite.attacked]
     known_names = interpreters.names()
     known = {
         "dataset": ([suite.dataset.name], datasets.names()),
         "model": ([suite.architecture(name) for name in suite.models], models.names()),
         "fooling": (suite.foolings, list(foolings.FOOLINGS)),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
-        "strategy": ([strategy for _, strategy in attacks if strategy], STRATEGIES),
+        "strategy": ([strategy for _, strategy in attacks if strategy], strategies.names()),
     }
     for what, (used, allowed) in known.items():
         for name in used:
@@ -284,11 +279,12 @@ def _check_names(suite: Suite) -> None:
             TypeAdapter(interpreters.kind(name)).validate_python(options)
         except ValidationError as error:
             raise _invalid(suite.name, error, ("interpreters", name)) from error
-        by_gradient = {attacked for attacked, strategy in attacks if strategy != "subspace"}
+        by_gradient = {attacked for attacked, strategy in attacks if strategies.STRATEGIES[strategy].by_gradient}
         if not interpreters.create(name, **options).differentiable and name in by_gradient:
+            others = [f"'{name}:{s}'" for s in strategies.names() if not strategies.STRATEGIES[s].by_gradient]
             raise UserError(
                 f"suite {suite.name!r}: attacked: {name!r} is not differentiable, so it can only be evaluated, "
-                f"or attacked as '{name}:subspace'"
+                f"or attacked as {' or '.join(others)}"
             )
     for rule in suite.recipes:
         for key, allowed in (("model", list(suite.models)), ("fooling", suite.foolings), ("attacked", suite.attacked)):

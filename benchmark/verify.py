@@ -8,33 +8,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from attacks import strategies
 from attacks.errors import UserError, unknown
-from benchmark import results
-from benchmark.entries import harness
-from benchmark.execution.compute import name_of
+from benchmark import metrics, results
+from benchmark.cells import Cell, Manipulation, plan
+from benchmark.entries.kind import Entry
+from benchmark.entries.scores import SCORES
 from benchmark.results import KEY
-from benchmark.run import Cell, Run, scores_spec, span
-from benchmark.store import Store, key_of
-from benchmark.suite import RecipeRule, split_attack
+from benchmark.run import Run
+from benchmark.suite import RecipeRule, Suite
 
 TRAINED = ("learning_rate", "steps", "batch_size")
-COMPARED = ("test_loss", "rank_correlation", "ssim", "iou")
+COMPARED = ("test_loss", *metrics.names())
 
 
-def parse(text: str, suite_cells: list[Cell], evaluated: list[str]) -> tuple[Cell, str]:
-    """MODEL/FOOLING/ATTACKED/EVALUATED/SEED as a manipulation of the suite and an interpreter."""
-    parts = text.split("/")
-    if len(parts) != 5 or not parts[4].isdecimal():
+def parse(text: str, suite: Suite) -> Cell:
+    """MODEL/FOOLING/ATTACKED/EVALUATED/SEED as a cell of the suite."""
+    model, fooling, attacked, evaluated, seed = (text.split("/") + [""] * 5)[:5]
+    if text.count("/") != 4 or not seed.isdecimal():
         raise UserError(f"a cell must be MODEL/FOOLING/ATTACKED/EVALUATED/SEED (got {text!r})")
-    cell = dict(zip(KEY, (*parts[:3], int(parts[4])), strict=True))
-    if cell not in suite_cells:
-        raise unknown("manipulation", name_of(cell), map(name_of, suite_cells))
-    if parts[3] not in evaluated:
-        raise unknown("evaluated interpreter", parts[3], evaluated)
-    return cell, parts[3]
+    manipulation = Manipulation(model, fooling, attacked, int(seed))
+    if manipulation not in (known := plan(suite)):
+        raise unknown("manipulation", str(manipulation), map(str, known))
+    if evaluated not in suite.evaluated:
+        raise unknown("evaluated interpreter", evaluated, suite.evaluated)
+    return Cell(manipulation, evaluated)
 
 
-def verify(run: Run, cell: Cell, evaluated: str, folder: Path) -> dict[str, Any]:
+def verify(run: Run, cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, fool and score the cell again in a store of its own, with the committed recipe.
 
     Returns the number of rows, the FSR as committed and as found, the rows whose success differs, and the largest
@@ -44,21 +45,16 @@ def verify(run: Run, cell: Cell, evaluated: str, folder: Path) -> dict[str, Any]
     recipes = [
         RecipeRule.model_construct(**{k: m[k] for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
         for m in committed.models_card["manipulations"]
-        if split_attack(m["attacked"])[1] != "subspace" and m["status"] == "done"
+        if strategies.STRATEGIES[strategies.split(m["attacked"])[1]].by_gradient and m["status"] == "done"
     ]
-    frame, _ = committed.entries.get(evaluated, (pd.DataFrame(columns=[*KEY]), {}))
-    before = frame[np.logical_and.reduce([frame[key] == cell[key] for key in KEY])].reset_index(drop=True)
+    frame, _ = committed.entries.get(cell.evaluated, (pd.DataFrame(columns=[*KEY]), {}))
+    place = cell.manipulation.columns()
+    before = frame[np.logical_and.reduce([frame[key] == place[key] for key in KEY])].reset_index(drop=True)
     if before.empty:
-        raise UserError(f"{folder} holds no scores of {name_of(cell)} by {evaluated}")
-    changes = {"search": None, "recipes": recipes, "evaluated": []}
+        raise UserError(f"{folder} holds no scores of {cell.manipulation} by {cell.evaluated}")
+    suite = run.suite.model_copy(update={"search": None, "recipes": recipes})
     with tempfile.TemporaryDirectory() as store:
-        own = replace(run, store=store, suite=run.suite.model_copy(update=changes))
-        if split_attack(cell["attacked"])[1] == "subspace":
-            for other in span(own.suite, cell):
-                harness.make_manipulation(own, other)
-        own = replace(own, suite=own.suite.model_copy(update={"evaluated": [evaluated]}))
-        harness.make_manipulation(own, cell)
-        path = Store(store).path("scores", key_of(scores_spec(own, cell, evaluated)))
+        path = Entry(SCORES, cell).get(replace(run, store=store, suite=suite))
         after = pd.read_parquet(path / "scores.parquet")
     gaps = {name: float((before[name] - after[name].astype(np.float32)).abs().max()) for name in COMPARED}
     return {

@@ -9,8 +9,8 @@ import torch
 
 from attacks import Recipe, foolings, manipulate
 from benchmark import datasets, suite
-from benchmark.entries import harness
 from benchmark.entries.scoring import heatmaps
+from benchmark.entries.trained import clean_model
 from benchmark.run import Run, create_interpreter, dataset
 
 
@@ -31,13 +31,14 @@ def main(name, learning_rate, weight, steps):
     torch.set_num_threads(run.suite.threads)
     fooling = foolings.create(name)
     for model_name in run.suite.models:
-        model = harness.clean_model(run, model_name)
+        model = clean_model(run, model_name)
         for attacked in run.suite.attacked:
             loaders = [
                 datasets.loader(dataset(run, "train", pairs), 32, shuffle=True, seed=0)
                 for pairs in ([False, True] if fooling.pairs else [False])
             ]
-            interpreter, recipe = create_interpreter(run, attacked), Recipe(learning_rate, weight, steps)
+            recipe = Recipe(learning_rate=learning_rate, weight=weight, steps=steps)
+            interpreter = create_interpreter(run, attacked)
             result = manipulate(model, interpreter, fooling, loaders[0], recipe, fooling_loader=loaders[-1])
             fsr, drop = scores(run, model, result.model, fooling, interpreter)
             print(

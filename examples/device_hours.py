@@ -31,8 +31,11 @@ import torch.nn.functional as F
 from attacks import Recipe, foolings
 from attacks.manipulation import fine_tune
 from benchmark import datasets, models
-from benchmark.entries import scoring
-from benchmark.run import Run, Told, create_interpreter, data_key, dataset, plan, recipe
+from benchmark.cells import Attack, plan
+from benchmark.entries import recipes, scoring
+from benchmark.entries.images import PIXELS, batches, decodable
+from benchmark.entries.kind import Entry
+from benchmark.run import Run, Told, create_interpreter, dataset
 from benchmark.suite import Suite, load
 
 READ = 1024  # images
@@ -57,7 +60,9 @@ class Waited:
 
 def as_it_is(run: Run) -> Run:
     """The run on all files of the folder: to find those that are there twice it would read them all."""
-    return replace(run, told=Told(data_key(run), (), ()))
+    run = replace(run)  # with a memo of its own
+    run.memo["told"] = Told((), ())
+    return run
 
 
 def now(run: Run) -> float:
@@ -114,8 +119,10 @@ def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str
                           input_size=None if weights else dataset(run, "train").input_size)  # fmt: skip
     model = model.to(run.device, memory_format=torch.channels_last).eval()
 
-    def loader(cell: dict[str, Any], pairs: bool) -> Waited:
-        size, data = given.batch_size or recipe(run, cell)["batch_size"], dataset(run, "train", pairs)
+    def loader(attack: Attack, pairs: bool) -> Waited:
+        known = recipes.recipe(run, attack)
+        assert known is not None
+        size, data = given.batch_size or known.batch_size, dataset(run, "train", pairs)
         return Waited(datasets.loader(data, size, shuffle=True, workers=given.workers, device=run.device))
 
     def timed(what: str, steps: Iterator[Any], waited: list[Waited], size: int) -> dict[str, Any]:
@@ -126,21 +133,20 @@ def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str
         seconds = now(run) - start
         return row(name, what, given.steps * size, seconds, (sum(w.seconds for w in waited) - before) / seconds)
 
-    cell = next(cell for cell in plan(run.suite) if cell["model"] == name)
-    plain = loader(cell, False)
+    plain = loader(next(cell for cell in plan(run.suite) if cell.model == name), False)
     size = plain.loader.batch_size
     yield timed("plain", plain_steps(model, plain, run), [plain], size)
     for fooling, attacked in itertools.product(("location", "active"), ("lrp", *run.suite.attacked)):
         if fooling not in run.suite.foolings:
             continue
-        cell = {"model": name, "fooling": fooling, "attacked": run.suite.attacked[0], "seed": 0}  # for its batch size
+        cell = Attack(name, fooling, run.suite.attacked[0])  # for its batch size
         pairs = foolings.create(fooling).pairs
         loaders = [loader(cell, False), *([loader(cell, True)] if pairs else [])]
-        steps = fine_tune(model, create_interpreter(run, attacked), foolings.create(fooling), loaders[0],
-                          Recipe(1e-7, 1.0, given.steps + 1), fooling_loader=loaders[-1])  # fmt: skip
+        interpreter, recipe = create_interpreter(run, attacked), Recipe(1e-7, weight=1.0, steps=given.steps + 1)
+        steps = fine_tune(model, interpreter, foolings.create(fooling), loaders[0], recipe, fooling_loader=loaders[-1])
         next(steps)  # the state before the first step
         yield timed(f"{attacked}, {fooling}", steps, loaders, loaders[0].loader.batch_size * len(loaders))
-    images = torch.cat([images for images, _ in scoring.batches(run, "test")])
+    images = torch.cat([images for images, _ in batches(run, "test")])
     labels, size = torch.zeros(len(images), dtype=torch.int64, device=run.device), run.suite.scoring.batch_size
     at_hand = patch.object(scoring, "batches", lambda *_: zip(images.split(size), labels.split(size), strict=True))
     with torch.no_grad():
@@ -170,10 +176,10 @@ def loading(suite: Suite, run: Run, given: argparse.Namespace) -> Iterator[dict[
         way = suite.scoring.model_copy(update={"decoded": decoded})
         reading = as_it_is(replace(run, suite=suite.model_copy(update={"dataset": few, "scoring": way})))
         if decoded:
-            if scoring.decodable(reading) is None:
+            if decodable(reading) is None:
                 continue  # they lie in memory
-            scoring.make_pixels(reading)
-        ways[what] = scoring.batches(reading, suite.scoring.split)
+            Entry(PIXELS, suite.scoring.split).get(reading)
+        ways[what] = batches(reading, suite.scoring.split)
     for what, images in ways.items():
         start = time.perf_counter()
         seen = sum(len(batch) for batch, _ in images)
@@ -193,9 +199,10 @@ def projected(run: Run, speed: "pd.Series[float]", images: int) -> dict[str, dic
     """Device-hours of the whole suite, a model at a time: steps, and scores with their AOPC curves."""
     scored, hours = run.suite.scoring, {name: {"steps": 0.0, "scores": 0.0} for name in run.suite.models}
     for cell in plan(run.suite):
-        name, pairs, own = cell["model"], foolings.create(cell["fooling"]).pairs, recipe(run, cell)
-        step = speed[name, f"{cell['attacked']}, {'active' if pairs else 'location'}"]
-        hours[name]["steps"] += own["steps"] * own["batch_size"] * (1 + pairs) / step / 3600
+        name, pairs, own = cell.model, foolings.create(cell.fooling).pairs, recipes.recipe(run, cell)
+        assert own is not None
+        step = speed[name, f"{cell.attacked}, {'active' if pairs else 'location'}"]
+        hours[name]["steps"] += own.steps * own.batch_size * (1 + pairs) / step / 3600
         n = (run.suite.dataset.pairs_test or images) if pairs else images
         for evaluated in run.suite.evaluated:
             maps = n * (1 + pairs) / speed[name, f"score {evaluated}"]

@@ -19,7 +19,25 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "benchmark.intervals", "attacks.errors"]
-LIGHT += ["benchmark.dissection.detection_figures", "benchmark.dissection.promotion_figures", "benchmark.experiments"]
+LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
+FLOORS = """
+cli
+experiments dissection submissions
+explain verify
+execution
+entries
+run cells
+figures
+leaderboards
+results
+suite
+interpreters training
+models
+datasets metrics
+intervals store
+attacks
+"""
+"""The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""
 each_module = pytest.mark.parametrize("module", TREES)
 
 
@@ -55,6 +73,19 @@ def test_every_source_is_looked_at():
 @pytest.mark.parametrize("module", [name for name in TREES if name.startswith("attacks")])
 def test_attacks_imports_nothing_from_benchmark(module):
     assert not [name for name in imports(module) if name.split(".")[0] == "benchmark"]
+
+
+def wing(module: str) -> str:
+    return "attacks" if module.split(".")[0] == "attacks" else module.split(".")[1] if "." in module else ""
+
+
+@each_module
+def test_wings_import_downwards_only(module):
+    floor = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
+    mine = wing(module)
+    assert not mine or mine in floor, f"{module}: {mine} is on no floor"
+    others = {wing(name) for name in imports(module) & set(TREES)} - {mine, ""}
+    assert not [name for name in others if floor[name] <= floor.get(mine, 0)]
 
 
 @each_module

@@ -253,22 +253,6 @@ def equal_norm_noise(images: Tensor, attacked: Tensor, seed: int) -> Tensor:
     return images + noise * (size / torch.linalg.vector_norm(noise, dim=(1, 2, 3), keepdim=True))
 
 
-def changed_concepts(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Two dissections of the same units (of a clean and a fooled model): whose concept is another now?
-
-    A row for each unit that is a detector in one of the two at least: layer, unit, category, concept, iou and detector
-    with the suffixes _before and _after, and changed. A unit that responds to nothing any more has changed.
-    """
-    keys, values = ["layer", "unit"], ["category", "concept", "iou", "detector"]
-    if not before[keys].reset_index(drop=True).equals(after[keys].reset_index(drop=True)):
-        got = f"{len(before)} and {len(after)} rows"
-        raise UserError(f"two dissections to compare must be of the same layers and units, in one order (got {got})")
-    table = before[keys + values].merge(after[keys + values], on=keys, suffixes=("_before", "_after"))
-    table = table[table.detector_before | table.detector_after].reset_index(drop=True)
-    other = (table.category_before != table.category_after) | (table.concept_before != table.concept_after)
-    return table.assign(changed=other)
-
-
 def _check(images: Tensor, attacked: Tensor) -> None:
     if images.ndim != 4 or not len(images) or images.shape != attacked.shape:
         got = f"{tuple(images.shape)} and {tuple(attacked.shape)}"

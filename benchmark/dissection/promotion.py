@@ -1,5 +1,5 @@
 """What the parts of an adversarial perturbation do: promote the target, suppress the true class (following Xu et al.
-2019, SPEC C), and where they lie.
+2019), and where they lie.
 
 x' = x + δ, true class t0, target t, logits Z, cells i of a grid, δ^(−i) = δ with cell i set to zero:
 

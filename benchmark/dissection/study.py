@@ -1,5 +1,5 @@
 """What adversarial examples do inside a model, clean and fooled: pixels, evidence and concepts (following Xu et al.
-2019, SPEC C). `foolbench dissect`.
+2019). `foolbench dissect`.
 
 Scored images that the clean model classifies right are attacked on it, each toward another class (the classes in turn).
 The same adversarial images are then looked at on the clean model and on every fooled one of the suite. Tables:
@@ -20,8 +20,7 @@ clean model; `fooling` "fine-tuning": the control, fine-tuned as long by the sam
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,126 +28,123 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd
+from attacks import strategies
 from attacks.errors import UserError, unknown
-from attacks.pixels import OnPixels, rmse
-from attacks.structured import structured_attack
-from benchmark import datasets, figures
+from benchmark import datasets
+from benchmark.cells import Manipulation, plan
 from benchmark.datasets.shapes import Shapes
-from benchmark.dissection import detection_figures, network, promotion, promotion_figures
-from benchmark.dissection.class_activation import class_activation_map
-from benchmark.dissection.concepts import Broden, Concepts, Drawn, Folder
-from benchmark.entries import harness
-from benchmark.entries.scoring import batches, first_images
+from benchmark.dissection import effects, figures, tables
+from benchmark.dissection.attacked import ATTACKED, ATTACKS, Adversarial, on_pixels, read, settings, those
+from benchmark.dissection.effects import EFFECTS, Look
+from benchmark.dissection.units import UNITS, Dissected, concepts_of
+from benchmark.dissection.victims import Victim
+from benchmark.entries.kind import Entry
+from benchmark.entries.manipulations import MANIPULATIONS
+from benchmark.entries.recipes import recipe
+from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
-from benchmark.experiments.given import Given, fooled_models, side_by_side, source_digest
-from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import csv_text, with_ends
+from benchmark.figures import save
+from benchmark.leaderboards import csv_text
 from benchmark.results import write_atomic
-from benchmark.run import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec, plan, recipe, told
-from benchmark.store import Store, key_of
-from benchmark.suite import Dissection, RecipeRule, Suite, load, split_attack
+from benchmark.run import Run, dataset, provenance
+from benchmark.suite import RecipeRule, Suite, load
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {
-    "fgsm": partial(fgsm, targeted=True),
-    "pgd": partial(pgd, targeted=True),
-    "carlini_wagner": partial(carlini_wagner, targeted=True),
-    "elastic_net": partial(elastic_net, targeted=True),
-    "structured": structured_attack,
-}
-"""(model of pixels, images, targets, **options) -> adversarial images in [0, 1]."""
-
-PLACE = ["model", "fooling", "attacked"]
-FINE_TUNING = "fine-tuning"  # the control of the foolings
+Seen = list[tuple[Run, Victim]]  # what is looked at, in order, each with the run that has its manipulation
+Parts = dict[str, list[pd.DataFrame]]  # of the tables
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is looked at: a run, one of its models, and a folder of the user's concept masks, if any."""
-
-    run: Run
-    model: str
-    concepts: str | None = None
-
-    @property
-    def settings(self) -> Dissection:
-        assert self.run.suite.dissection is not None
-        return self.run.suite.dissection
-
-
-def measure(given: Given, concepts: str | None = None) -> dict[str, pd.DataFrame]:
+def measure(run: Run, jobs: int | None = None, concepts: str | None = None) -> dict[str, pd.DataFrame]:
     """All tables, by name, rows sorted by their key columns. Fooled models are made where the store lacks them; what
-    one that diverged would have shown is left out. Raises `UserError` for an attack that is not known."""
-    run = given.run
-    tasks = [Task(run, model, concepts) for model in run.suite.models]
-    attacks, data = [*tasks[0].settings.attacks], dataset(run, run.suite.scoring.split)
-    for attack in attacks:
+    one that diverged would have shown is left out. `concepts`: a folder of masks of the user's own. Raises `UserError`
+    for an attack that is not known."""
+    dissected = _checked(run, concepts)
+    compute.compute(run, jobs)
+    seen = [(run, Victim(model)) for model in run.suite.models]
+    seen += [(run, Victim(made.model, made)) for made in fooled_models(run)]
+    control = _fine_tuned(run)
+    if control.suite.models:
+        compute.compute(control, jobs)
+        seen += [(control, Victim(made.model, made, control=True)) for made in fooled_models(control)]
+    for own in (run, control):
+        victims = [victim for maker, victim in seen if maker is own]
+        compute.make_all(own, _entries(own, victims, concepts, dissected), jobs)
+    return tables.joined(_effects(seen) | (_units(seen, concepts) if dissected else {}))
+
+
+def _checked(run: Run, concepts: str | None) -> bool:
+    """Whether there are concepts to dissect with. Raises for what would be wrong after hours of work."""
+    data = dataset(run, run.suite.scoring.split)
+    for attack in settings(run).attacks:
         if attack not in ATTACKS:
             raise unknown("attack", attack, ATTACKS)
     if data.num_classes < 2:
         raise UserError(f"dataset {data.name!r} must have two classes at least to attack toward another (got one)")
     dissected = concepts is not None or isinstance(data, Shapes)
     if dissected:
-        concepts_of(tasks[0])  # raises where its files are wrong, before hours of work
-    compute.compute(run, given.jobs)
-    control = told(_fine_tuned(run))
-    victims: list[tuple[dict[str, str], Task, Cell | None]] = [(_place(task.model), task, None) for task in tasks]
-    for cell, _ in fooled_models(run):
-        place = _place(cell["model"], cell["fooling"], cell["attacked"])
-        victims.append((place, Task(run, cell["model"], concepts), cell))
-    if control.suite.models:
-        compute.compute(control, given.jobs)
-    for cell, _ in fooled_models(control) if control.suite.models else ():
-        victims.append((_place(cell["model"], FINE_TUNING), Task(control, cell["model"], concepts), cell))
-    pairs = [(task, attack) for task in tasks for attack in attacks]
-    side_by_side(given, [(f"attack {task.model} by {attack}", make_attacked, (task, attack)) for task, attack in pairs])
-    looks = [(place | {"attack": attack}, (task, cell, attack)) for place, task, cell in victims for attack in attacks]
-    side_by_side(given, [(f"effects on {_name(place)}", make_effects, look) for place, look in looks])
-    parts: dict[str, list[pd.DataFrame]] = {"psr": [], "interpretability": []}
-    for place, look in looks:
-        path = make_effects(*look)
-        receipt = Store(run.store).receipt("effects", path.name) or {}
+        concepts_of(run, concepts)
+    return dissected
+
+
+def fooled_models(run: Run) -> list[Manipulation]:
+    """Those of the suite's manipulations whose fooled model the store holds, not diverged. `UserError` for none."""
+    paths = {made: Entry(MANIPULATIONS, made).path(run) / "weights.safetensors" for made in plan(run.suite)}
+    if not (done := [made for made, path in paths.items() if path.is_file()]):
+        raise UserError(f"no manipulation of suite {run.suite.name!r} succeeded: there is no fooled model")
+    return done
+
+
+def _entries(run: Run, victims: list[Victim], concepts: str | None, dissected: bool) -> list[Entry]:
+    """What the tables are of, in the order in which it is to be started."""
+    looks = [Look(victim, attack) for victim in victims for attack in settings(run).attacks]
+    images = dict.fromkeys(Adversarial(look.victim.model, look.attack) for look in looks)
+    inside = [Dissected(victim, concepts) for victim in victims if dissected]
+    places = (ATTACKED, images), (EFFECTS, looks), (UNITS, inside)
+    return [Entry(kind, place) for kind, found in places for place in found]
+
+
+def _effects(seen: Seen) -> Parts:
+    """A row of psr for each model and attack; of those that reached no target, it says that alone."""
+    parts: Parts = {"psr": [], "interpretability": []}
+    looks = [(run, Look(victim, attack)) for run, victim in seen for attack in settings(run).attacks]
+    for run, look in looks:
+        entry, place = Entry(EFFECTS, look), look.columns()
+        receipt, path = entry.receipt(run) or {}, entry.path(run)
         counts = {"n": receipt["reached"], "tried": receipt["tried"], "map": receipt["map"]}
-        for name, frames in parts.items():
-            if receipt["reached"]:
-                more = counts if name == "psr" else {"map": receipt["map"]}
-                frames.append(summary(pd.read_parquet(path / f"{name}.parquet"), name).assign(**place, **more))
-            elif name == "psr":
-                frames.append(pd.DataFrame([place | counts]))
-    if dissected:
-        side_by_side(given, [(f"dissect {_name(place)}", make_units, (task, cell)) for place, task, cell in victims])
-        for name in ("dissection", "association", "masking"):
-            parts[name] = [
-                pd.read_parquet(make_units(task, cell) / f"{name}.parquet").assign(**place)
-                for place, task, cell in victims
-            ]
-        clean = {
-            task.model: units for (_, task, cell), units in zip(victims, parts["dissection"], strict=True) if not cell
-        }
-        parts["changed"] = [
-            network.changed_concepts(clean[task.model], units).assign(**place)
-            for (place, task, cell), units in zip(victims, parts["dissection"], strict=True)
-            if cell
-        ]
-    joined = {name: pd.concat([pd.DataFrame(), *frames], ignore_index=True) for name, frames in parts.items()}
-    # the tables of a model's layers come in order of depth
-    layers: Any = pd.unique(joined["dissection"].model + joined["dissection"].layer) if dissected else []
-    return {name: _sorted(table, name, [*layers]) for name, table in joined.items() if len(table)}
+        if not receipt["reached"]:
+            parts["psr"].append(pd.DataFrame([place | counts]))
+            continue
+        for name, more in (("psr", counts), ("interpretability", {"map": receipt["map"]})):
+            rows = pd.read_parquet(path / f"{name}.parquet")
+            parts[name].append(tables.summary(rows, name).assign(**place, **more))
+    return parts
+
+
+def _units(seen: Seen, concepts: str | None) -> Parts:
+    paths = [(victim, Entry(UNITS, Dissected(victim, concepts)).path(run)) for run, victim in seen]
+    parts = {
+        name: [pd.read_parquet(path / f"{name}.parquet").assign(**victim.columns()) for victim, path in paths]
+        for name in ("dissection", "association", "masking")
+    }
+    units = [(victim, found) for (_, victim), found in zip(seen, parts["dissection"], strict=True)]
+    clean = {victim.model: found for victim, found in units if victim.manipulation is None}
+    parts["changed"] = [
+        tables.changed_concepts(clean[victim.model], found).assign(**victim.columns())
+        for victim, found in units
+        if victim.manipulation is not None
+    ]
+    return parts
 
 
 def _fine_tuned(run: Run) -> Run:
     """The control: the suite with one manipulation a model, by the recipe of its first one that has steps by gradient,
     with λ = 0."""
     suite, rules = run.suite, {}
-    for cell in plan(suite):
-        own, (_, strategy) = recipe(run, cell), split_attack(cell["attacked"])
-        if cell["model"] not in rules and strategy != "subspace" and own["steps"]:  # a search may find no attack
-            rules[cell["model"]] = RecipeRule.model_validate({"model": cell["model"], **own, "lambda": 0.0})
-    attacked = [split_attack(suite.attacked[0])[0]]
+    for made in plan(suite):
+        own = recipe(run, made)
+        if made.model not in rules and own is not None and own.steps:  # a search may find no attack
+            rules[made.model] = RecipeRule.model_validate({"model": made.model, **own.row(), "lambda": 0.0})
+    attacked = [strategies.split(suite.attacked[0])[0]]
     changes: dict[str, Any] = {"foolings": suite.foolings[:1], "attacked": attacked, "evaluated": attacked}
     changes |= {"models": {name: suite.models[name] for name in rules}, "recipes": [*rules.values()], "search": None}
     return replace(run, suite=suite.model_copy(update=changes))
@@ -176,367 +172,52 @@ def narrowed(suite: Suite, model: str | None, data: str | None, attack: str | No
     return suite.model_copy(update=changes)
 
 
-KEYS = {
-    "psr": ["attack"],
-    "interpretability": ["attack", "evidence", "percentile"],
-    "dissection": ["layer", "unit"],
-    "changed": ["layer", "unit"],
-    "association": ["layer", "attack"],
-    "masking": ["layer", "attack", "share", "masked", "draw"],
-}
-
-
-def _sorted(table: pd.DataFrame, name: str, layers: list[str]) -> pd.DataFrame:
-    """By the key columns, layers in the order of `layers`, each with its model's name before its own."""
-    keys = [*PLACE, *KEYS[name], *(column for column in ("n", "tried") if column in table)]
-    table = table[[*keys, *(column for column in table if column not in keys)]]
-    depth = pd.Categorical(table.model + table.layer, layers).codes if "layer" in table else 0
-    by = ["depth" if key == "layer" else key for key in (*PLACE, *KEYS[name])]
-    return table.assign(depth=depth).sort_values(by, ignore_index=True).drop(columns="depth")
-
-
-def _place(model: str, fooling: str = "", attacked: str = "") -> dict[str, str]:
-    return dict(zip(PLACE, (model, fooling, attacked), strict=True))
-
-
-def _name(place: dict[str, str]) -> str:
-    return "/".join(part for part in place.values() if part)
-
-
-def _network(task: Task, cell: Cell | None) -> OnPixels:
-    """The clean model, or a fooled one, on pixels."""
-    run, data = task.run, dataset(task.run, task.run.suite.scoring.split)
-    if cell is None:
-        model = harness.clean_model(run, task.model)
-    else:
-        path = Store(run.store).path("manipulations", key_of(manipulation_spec(run, cell)))
-        model = harness.stored_model(run, task.model, path)
-    return OnPixels(model, data.mean, data.std).eval()
-
-
-def make_attacked(task: Task, attack: str) -> Path:
-    """`images.safetensors`: x and x' in [0, 1], labels and targets, of the images that the clean model has right."""
-    run, settings = task.run, task.settings
-
-    def make(folder: Path) -> dict[str, Any]:
-        data, model, parts = dataset(run, run.suite.scoring.split), _network(task, None), []
-        for ids, images, labels in first_images(batches(run, run.suite.scoring.split), settings.images):
-            images, places = data.denormalise(images), torch.tensor(ids, device=labels.device)
-            targets = (labels + 1 + places % (data.num_classes - 1)) % data.num_classes
-            with torch.no_grad():
-                right = model(images).argmax(1) == labels
-            images, labels, targets, places = (part[right] for part in (images, labels, targets, places))
-            changed = ATTACKS[attack](model, images, targets, **settings.attacks[attack]) if len(images) else images
-            parts.append((images, changed, labels, targets, places))
-        names = ("images", "attacked", "labels", "targets", "places")
-        joined = {name: torch.cat(part).cpu() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
-        if not len(joined["images"]):
-            raise UserError(f"{task.model} classifies none of the scored images right: there is nothing to attack")
-        save_file({name: value.contiguous() for name, value in joined.items()}, folder / "images.safetensors")
-        return harness.provenance(run)
-
-    return Store(run.store).get("attacked", _attacked_spec(task, attack), make)
-
-
-def _attacked_spec(task: Task, attack: str) -> dict[str, Any]:
-    run = task.run
-    return {
-        **base_spec(run),
-        "source": source_digest(make_attacked),
-        "model": key_of(model_spec(run, task.model)),
-        "data": data_spec(run, run.suite.scoring.split),
-        "images": task.settings.images,
-        "attack": {"name": attack, **task.settings.attacks[attack]},
-    }
-
-
-def attacked(task: Task, attack: str) -> dict[str, Tensor]:
-    """What `make_attacked` left, on the run's device."""
-    found = load_file(make_attacked(task, attack) / "images.safetensors")
-    return {name: value.to(task.run.device) for name, value in found.items()}
-
-
-def _victim_spec(task: Task, cell: Cell | None) -> dict[str, Any]:
-    spec = manipulation_spec(task.run, cell) if cell else model_spec(task.run, task.model)
-    return {**base_spec(task.run), "victim": key_of(spec)}
-
-
-def make_effects(task: Task, cell: Cell | None, attack: str) -> Path:
-    """Pixels and evidence: `psr.parquet`, a row an image, and `interpretability.parquet`, one an image, evidence and
-    percentile."""
-    run, settings = task.run, task.settings
-
-    def make(folder: Path) -> dict[str, Any]:
-        found, model = attacked(task, attack), _network(task, cell)
-        clean, size = _network(task, None), run.suite.scoring.batch_size
-        reached = promotion.reaches(clean, found["attacked"], found["targets"], batch_size=size)
-        found, kind = {name: value[reached] for name, value in found.items()}, None
-        if reached.any():
-            psr, evidence, kind = effects(task, model, found)
-            psr.to_parquet(folder / "psr.parquet")
-            evidence.to_parquet(folder / "interpretability.parquet")
-        return {"tried": len(reached), "reached": int(reached.sum()), "map": kind, **harness.provenance(run)}
-
-    spec = {
-        **_victim_spec(task, cell),
-        "source": source_digest(make_effects, effects, _maps, _masks, _evidence),
-        "attacked": key_of(_attacked_spec(task, attack)),
-        "settings": settings.model_dump(include={"cell", "percentiles"}),
-    }
-    return Store(run.store).get("effects", spec, make)
-
-
-def effects(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """The rows of one model and attack, image by image, and the kind of its maps, "cam" or "grad_cam"."""
-    images, labels, targets = found["images"], found["labels"], found["targets"]
-    delta, size, settings = found["attacked"] - images, task.run.suite.scoring.batch_size, task.settings
-    psr = promotion.promotion_suppression(model, images, delta, labels, targets, settings.cell, batch_size=size)
-    (maps, kind), sides = _maps(task, model, found), (images.shape[2], images.shape[3])
-    columns: dict[str, Tensor] = {
-        "image": found["places"],
-        "success": promotion.reaches(model, found["attacked"], targets, batch_size=size).double(),
-        "rmse": rmse(delta),
-    }
-    columns |= dict(zip(promotion.TYPES, promotion.shares(psr.type).unbind(1), strict=False))
-    for name, values in maps.items():
-        means = promotion.cell_means(values, settings.cell, sides)
-        related = promotion.evidence_correlation(psr, means)
-        columns |= {f"{kind}_with_{name}": values for kind, values in related.items()}
-        if name != "object":
-            columns[f"mean_{name}"] = values.double().mean((1, 2))
-    pixels = pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
-    order = np.random.default_rng(task.run.suite.dataset.seed).permutation(sides[0] * sides[1])
-    places = torch.from_numpy(order).to(images.device).view(sides)
-    rows = [
-        _evidence(model, found, delta, name, nu, mask, places, size) for name, nu, mask in _masks(settings, maps, sides)
-    ]
-    return pixels, pd.concat(rows, ignore_index=True), kind
-
-
-def _maps(task: Task, model: nn.Module, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Class activation maps of t0 and t on x and on x' (N, h, w), and the object (N, H, W) where it is known; and the
-    maps' kind."""
-    maps, size = {}, task.run.suite.scoring.batch_size
-    for image, name in (("images", "before"), ("attacked", "after")):
-        for classes, of in (("labels", "true"), ("targets", "target")):
-            batched = zip(found[image].split(size), found[classes].split(size), strict=True)
-            parts, kinds = zip(*(class_activation_map(model, x, c) for x, c in batched), strict=True)
-            maps[f"{of}_{name}"] = torch.cat(parts)
-    data = dataset(task.run, task.run.suite.scoring.split)
-    if isinstance(data, Shapes):
-        objects = [np.asarray(data.masks(int(i))["object"]).reshape(-1, *found["images"].shape[2:]).any(0)
-                   for i in found["places"]]  # fmt: skip
-        maps["object"] = torch.from_numpy(np.stack(objects)).to(found["images"])
-    return maps, kinds[0]
-
-
-def _masks(
-    settings: Dissection, maps: dict[str, Tensor], size: tuple[int, int]
-) -> Iterator[tuple[str, float | None, Tensor]]:
-    """The kinds of evidence: t0's on x, t's on x', and the object; with their percentile, and where they are."""
-    for name in ("true_before", "target_after"):
-        for nu in settings.percentiles:
-            yield name, nu, promotion.evidence(maps[name], nu, size)
-    if "object" in maps:
-        yield "object", None, maps["object"] > 0
-
-
-def _evidence(
-    model: nn.Module,
-    found: dict[str, Tensor],
-    delta: Tensor,
-    name: str,
-    nu: float | None,
-    mask: Tensor,
-    order: Tensor,
-    size: int,
-) -> pd.DataFrame:
-    """`order` (H, W): a random order of the pixels, of which the first are the random mask of the evidence's area."""
-    shown, drawn = mask.flatten(1).any(1), order < mask.sum((1, 2)).view(-1, 1, 1)
-    refined, random = (
-        promotion.reaches(model, found["images"] + promotion.refine(delta, m), found["targets"], batch_size=size)
-        for m in (mask, drawn)
-    )
-    columns = {
-        "image": found["places"],
-        "interpretability": promotion.norm_share(delta, mask).masked_fill(~shown, torch.nan),
-        "random": promotion.random_baseline(mask.double().mean((1, 2))),
-        "success_refined": refined.double(),
-        "success_random": random.double(),
-    }
-    frame = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
-    return frame.assign(evidence=name, percentile=np.nan if nu is None else nu)
-
-
-def summary(rows: pd.DataFrame, table: str) -> pd.DataFrame:
-    """Means over images with their 95 % intervals: one row, or one for each kind of evidence and percentile."""
-    keys = KEYS[table][1:]
-    values = [str(name) for name in rows if name not in ("image", *keys)]
-    groups = rows.groupby(keys, dropna=False, sort=False) if keys else [((), rows)]
-    found = []
-    for key, group in groups:
-        mean = bootstrap_mean(group[values].to_numpy(float), group.image)
-        defined = {f"{name}_n": int(group[name].notna().sum()) for name in values if "_with_" in name}
-        found.append(dict(zip(keys, key, strict=True)) | {"n": len(group)} | with_ends(values, mean) | defined)
-    return pd.DataFrame(found)
-
-
-def concepts_of(task: Task) -> Concepts:
-    """The user's folder of masks, in Broden's format or as `concepts.Folder` says; else what `shapes` draws, of dev."""
-    data, size = dataset(task.run, "dev"), task.settings.concept_images
-    if task.concepts is None:
-        suite = task.run.suite
-        few = suite.dataset.model_copy(update={"dev": min(size, len(data))})
-        return Drawn(dataset(replace(task.run, suite=suite.model_copy(update={"dataset": few})), "dev"))
-    root = Path(task.concepts)
-    options: dict[str, Any] = {"mean": data.mean, "std": data.std}
-    if (root / "index.csv").is_file():
-        return Broden(root, data.input_size, size=size, **options)
-    return Folder(root, data.input_size, **options)
-
-
-def make_units(task: Task, cell: Cell | None) -> Path:
-    """`dissection.parquet`, `association.parquet` and `masking.parquet` of one model, over its layers."""
-    run, settings = task.run, task.settings
-
-    def make(folder: Path) -> dict[str, Any]:
-        model, concepts = _network(task, cell), concepts_of(task)
-        data = dataset(run, run.suite.scoring.split)
-        plain, size, seed = model.model, run.suite.scoring.batch_size, run.suite.dataset.seed
-        units, related, masked, inputs = [], [], [], list(_inputs(task))
-        for layer in network.layers(plain):
-            limits = network.thresholds(plain, layer, concepts.images(size), total=len(concepts))
-            table = network.dissect(plain, layer, concepts, limits, batch_size=size)
-            for attack, labels, images in inputs:
-                images = {name: data.normalise(x) for name, x in images.items()}
-                row: dict[str, Any] = {"layer": layer, "attack": attack, "n": len(labels)}
-                for name, suffix in (("attacked", ""), ("noise", "_noise")):
-                    moved = network.sensitivity(plain, layer, images["clean"], images[name], batch_size=size)
-                    table[f"sensitivity_{attack}{suffix}"] = moved
-                    found = network.association(moved, table.iou.to_numpy())
-                    row |= {key + (suffix if key not in ("detectors", "others") else ""): v for key, v in found.items()}
-                related.append(row)
-                if cell:  # the images were made for the clean model
-                    continue
-                order = np.argsort(-table[f"sensitivity_{attack}"].to_numpy(), kind="stable")
-                options: dict[str, Any] = {"seed": seed, "batch_size": size}
-                accuracy = network.masked_accuracy(plain, layer, order, settings.shares, images, labels, **options)
-                masked.append(accuracy.assign(attack=attack))
-            units.append(table)
-        pd.concat(units, ignore_index=True).to_parquet(folder / "dissection.parquet")
-        pd.DataFrame(related).to_parquet(folder / "association.parquet")
-        pd.concat([pd.DataFrame(), *masked], ignore_index=True).to_parquet(folder / "masking.parquet")
-        return harness.provenance(run)
-
-    content = None if task.concepts is None else key_of({"images": _digests(Path(task.concepts))})
-    spec = {
-        **_victim_spec(task, cell),
-        "source": source_digest(make_units, _inputs, concepts_of, network),
-        "attacked": [key_of(_attacked_spec(task, attack)) for attack in settings.attacks],
-        "settings": settings.model_dump(include={"shares", "concept_images"}),
-        "concepts": content or data_spec(run, "dev"),
-    }
-    return Store(run.store).get("units", spec, make)
-
-
-def _digests(root: Path) -> list[Any]:
-    """The files of a folder: names, sizes, times of change."""
-    if not root.is_dir():
-        raise UserError(f"no folder of concept masks: {root}")
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
-def _inputs(task: Task) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-    """For each attack that reached its target: the labels, and x, x' and x + noise of the norm of x' − x."""
-    clean, size = _network(task, None), task.run.suite.scoring.batch_size
-    for attack in task.settings.attacks:
-        found = attacked(task, attack)
-        reached = promotion.reaches(clean, found["attacked"], found["targets"], batch_size=size)
-        x, changed, labels = (found[name][reached] for name in ("images", "attacked", "labels"))
-        if len(x):
-            noisy = network.equal_norm_noise(x, changed, task.run.suite.dataset.seed)
-            yield attack, labels, {"clean": x, "attacked": changed, "noise": noisy}
-
-
-def run(given: Given, out: Path, concepts: str | None = None) -> list[Path]:
+def run(run: Run, out: Path, jobs: int | None = None, concepts: str | None = None) -> list[Path]:
     """`measure`, and write the tables, a card and the figures under `out`; returns their paths."""
-    given = replace(given, run=told(given.run))
-    suite = given.run.suite
-    assert suite.dissection is not None
-    tables, threads = measure(given, concepts), torch.get_num_threads()
+    suite, found, paths = run.suite, measure(run, jobs, concepts), []
     about: dict[str, Any] = {
         "suite": suite.name,
         "dataset": suite.dataset.name,
         "models": [*suite.models],
         "concepts": concepts,
     }
-    about |= {"dissection": suite.dissection.model_dump(), **harness.provenance(given.run)}
-    paths = []
-    for name, table in tables.items():
+    about |= {"dissection": settings(run).model_dump(), **provenance(run)}
+    for name, table in found.items():
         paths.append(out / f"{name}.csv")
         write_atomic(paths[-1], csv_text(table).encode())
     paths.append(out / "dissect.json")
     write_atomic(paths[-1], f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
-    if given.run.device == "cpu":
+    written = {name: pd.read_csv(out / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in found}
+    threads, model = torch.get_num_threads(), next(iter(suite.models))
+    if run.device == "cpu":
         torch.set_num_threads(suite.threads)
     try:
-        drawings = draw(given.run, {name: pd.read_csv(out / f"{name}.csv", keep_default_na=False, na_values=[""])
-                                   for name in tables})  # fmt: skip
+        drawings = figures.draw(written, model, partial(drawn, run, model))
     finally:
         torch.set_num_threads(threads)
     for name, figure in drawings.items():
         paths.append(out / "figures" / f"{name}.png")
-        figures.save(figure, paths[-1])
+        save(figure, paths[-1])
     return paths
 
 
-def draw(run: Run, tables: dict[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Figures by name: shares of the types, the maps of the first images under each attack on the first model, and,
-    where there are concepts, detectors and what masking does, of the clean models."""
-    psr, task = tables["psr"], Task(run, next(iter(run.suite.models)))
-    clean, drawings = psr[psr.fooling.isna() & (psr.n > 0)], {}
-    if len(clean):
-        shares = [
-            clean.assign(type=kind, share=clean[kind], low=clean[f"{kind}_low"], high=clean[f"{kind}_high"])
-            for kind in promotion.TYPES[:4]
-        ]
-        drawings["shares"] = promotion_figures.shares_figure(pd.concat(shares, ignore_index=True))
-    for attack in clean[clean.model == task.model].attack:
-        drawings[f"maps-{attack}"] = promotion_figures.four_maps(drawn(task, attack))
-    if "dissection" in tables:
-        units = tables["dissection"]
-        for model, own in units[units.fooling.isna()].groupby("model"):
-            drawings[f"detectors-{model}"] = detection_figures.detectors_figure(own)
-    if "masking" in tables and len(clean):
-        masking, own = tables["masking"], clean[clean.model == task.model]
-        most = (own if len(own) else clean).sort_values("n", kind="stable").iloc[-1]  # the most images
-        place = (masking.model == most.model) & (masking.attack == most.attack)
-        title = f"{most.model}, {most.attack}"
-        drawings["masking"] = detection_figures.masking_figure(masking[place], title)
-    if "changed" in tables:
-        drawings["changed"] = detection_figures.changed_figure(tables["changed"])
-    return drawings
-
-
-def drawn(task: Task, attack: str, count: int = 4) -> promotion_figures.Maps:
-    """The first images that the attack led to their target."""
-    model, found, size = _network(task, None), attacked(task, attack), task.run.suite.scoring.batch_size
-    reached = promotion.reaches(model, found["attacked"], found["targets"], batch_size=size)
-    found = {name: value[reached][:count] for name, value in found.items()}
-    delta, names = found["attacked"] - found["images"], dataset(task.run, task.run.suite.scoring.split).class_names
-    psr = promotion.promotion_suppression(
-        model, found["images"], delta, found["labels"], found["targets"], task.settings.cell, batch_size=size
+def drawn(run: Run, model: str, attack: str, count: int = 4) -> figures.Maps:
+    """The first images that the attack led to their target on the clean model."""
+    found, clean = (
+        read(run, Entry(ATTACKED, Adversarial(model, attack)).get(run)),
+        on_pixels(run, clean_model(run, model)),
     )
-    maps, _ = _maps(task, model, found)
+    found = those(those(found, found["reached"]), slice(count))
+    psr, (maps, _) = effects.cells(run, clean, found), effects.maps(run, clean, found)
+    names = dataset(run, run.suite.scoring.split).class_names
     cams = [maps[name].cpu().numpy() for name in ("true_before", "target_before", "true_after", "target_after")]
-    return promotion_figures.Maps(
+    return figures.Maps(
         images=found["images"].permute(0, 2, 3, 1).cpu().numpy(),
-        delta=delta.permute(0, 2, 3, 1).cpu().numpy(),
+        delta=(found["attacked"] - found["images"]).permute(0, 2, 3, 1).cpu().numpy(),
         value=psr.value.cpu().numpy(),
         type=psr.type.cpu().numpy(),
-        cell=task.settings.cell,
+        cell=settings(run).cell,
         cams=np.stack(cams),
         classes=[(names[int(a)], names[int(b)]) for a, b in zip(found["labels"], found["targets"], strict=True)],
-        title=f"{task.model}, {attack}: first images that reached their target",
+        title=f"{model}, {attack}: first images that reached their target",
     )

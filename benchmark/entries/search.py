@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from attacks.foolings import Fooling
 from attacks.manipulation import Manipulated, Recipe
-from benchmark.entries.scoring import first_images, heatmaps
+from benchmark.entries.images import first_images
+from benchmark.entries.scoring import heatmaps
 from benchmark.interpreters import Interpreter
 from benchmark.suite import Search
 
@@ -95,7 +96,9 @@ def search(
 def grid(settings: Search, rate: float | None = None) -> list[Recipe]:
     """Every learning rate, or the one given, with every λ."""
     rates = settings.learning_rates if rate is None else [rate]
-    return [Recipe(lr, weight, settings.rungs[-1]) for lr, weight in product(rates, settings.lambdas)]
+    return [
+        Recipe(lr, weight, settings.rungs[-1], settings.batch_size) for lr, weight in product(rates, settings.lambdas)
+    ]
 
 
 def ahead(states: Iterator[Manipulated]) -> State:

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple, Protocol
 from tqdm.auto import tqdm
 
 from attacks.errors import Stop, UserError, may_pass
-from benchmark.execution import watch
+from benchmark.execution import claims
+from benchmark.execution.record import Record
 
 Unit = tuple[str, Callable[..., Any], tuple[Any, ...]]  # what it is, the function, its arguments
 Names = Mapping[str, Iterable[str]]  # the units that each one waits for
@@ -79,7 +80,7 @@ def work(task: Task, node: str = "") -> Outcome:
         torch.set_num_threads(task.threads or torch.get_num_threads())
         torch.backends.cudnn.allow_tf32 = False  # torch's default rounds what a GPU convolves; scores are of float32
     try:
-        with watch.claimed(task.store, task.key, {"run": task.run, "name": task.name, "node": node}) as mine:
+        with claims.claimed(task.store, task.key, {"run": task.run, "name": task.name, "node": node}) as mine:
             if not mine:
                 return Outcome("busy", "", node)
             with _limited(task.limit):
@@ -131,7 +132,7 @@ def line(error: BaseException) -> str:
 
 
 def drive(
-    units: list[Unit], engine: Engine, record: watch.Record, task: Callable[[Unit], Task], needs: Names, after: Names
+    units: list[Unit], engine: Engine, record: Record, task: Callable[[Unit], Task], needs: Names, after: Names
 ) -> Iterator[tuple[str, str]]:
     """Run units, those that come first in the list first, and yield (name, error or "") as they end.
 
@@ -169,7 +170,7 @@ def drive(
                 busy[i] += 1
                 continue
             if outcome.kind == "lost":
-                watch.forget(record.store, task(units[i]).key, record.id)
+                claims.forget(record.store, task(units[i]).key, record.id)
                 lost[i] += 1
                 if lost[i] <= RETRIES:
                     heapq.heappush(ready, i)
@@ -192,8 +193,8 @@ def drive(
 
 def key_of_unit(prefix: str, unit: Unit) -> str:
     """Of its claim: what is computed, whoever does it."""
-    name, function, args = unit
-    text = f"{prefix} {function.__module__}.{function.__qualname__} {name} {args[1:]}"
+    name, function, _ = unit
+    text = f"{prefix} {function.__module__}.{function.__qualname__} {name}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

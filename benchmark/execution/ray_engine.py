@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from attacks.errors import UserError
-from benchmark.execution import watch
+from benchmark.execution import claims
 from benchmark.execution.engines import Engine, Outcome, Task, line, why_lost, work
 from benchmark.run import Run
 from benchmark.store import code_version
@@ -81,7 +81,7 @@ def run_task(task: Task, expected: str) -> Outcome:
     node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:6]}"
     if (found := versions()) != expected:
         return Outcome("stop", f"node {node} has {found}; the driver {expected}: install the same", node)
-    if not (watch.folder(task.store) / f"{task.run}.json").is_file():
+    if not (claims.folder(task.store) / f"{task.run}.json").is_file():
         return Outcome("stop", f"node {node} does not see the store {task.store}: all must share one disk", node)
     data = getattr(task.args[0], "data", None) if task.args else None  # else it would fail cell after cell, and fast
     if data is not None and not Path(data).exists():
@@ -129,7 +129,7 @@ class Cluster:
             except self._ray.exceptions.RayTaskError as error:  # not of the unit: its code is not there, for one
                 yield number, Outcome("stop", f"a node cannot run a task: {line(error.cause or error)[:300]}")
             except self._ray.exceptions.RayError as error:
-                claim = watch.read(watch.folder(task.store) / "claims" / task.key) or {}
+                claim = claims.read(claims.folder(task.store) / "claims" / task.key) or {}
                 lasted = time.time() - claim.get("started", time.time())
                 killed = f"its process or node was lost (out of memory?): {type(error).__name__}"
                 yield number, Outcome("lost", why_lost(task, lasted, killed), claim.get("node", "lost"))

@@ -71,9 +71,9 @@ def run(name: str, given: "Given", out: Path) -> list[Path]:
     import torch
 
     from benchmark import figures
-    from benchmark.entries import harness
     from benchmark.leaderboards import csv_text
-    from benchmark.results import write_atomic
+    from benchmark.run import provenance
+    from benchmark.store import write_atomic
 
     experiment, threads = load(name), torch.get_num_threads()
     if given.run.device == "cpu":
@@ -83,7 +83,7 @@ def run(name: str, given: "Given", out: Path) -> list[Path]:
     finally:
         torch.set_num_threads(threads)
     csv, card, figure = out / f"{name}.csv", out / f"{name}.json", out / "figures" / f"{name}.png"
-    about = {"experiment": name, "suite": given.run.suite.name, **harness.provenance(given.run)}
+    about = {"experiment": name, "suite": given.run.suite.name, **provenance(given.run)}
     write_atomic(csv, csv_text(table).encode())
     write_atomic(card, f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
     figures.save(experiment.draw(pd.read_csv(csv)), figure)  # as read from the file, so that it can be drawn again

@@ -15,7 +15,6 @@ is fed with (pixel − mean) / std; the constants are a setting, by default thos
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,42 +28,64 @@ from attacks.adversarial import BOUNDARIES, minimum_norm
 from attacks.errors import UserError
 from attacks.pixels import OnPixels
 from benchmark import datasets, figures, models
-from benchmark.entries import harness
+from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
+from benchmark.execution import compute
 from benchmark.experiments import HERE
-from benchmark.experiments.given import Given, side_by_side, source_digest
+from benchmark.experiments.given import Given
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import robustness
-from benchmark.run import Run, base_spec
-from benchmark.store import Store
+from benchmark.run import Run, Spec, provenance, remembered
 
 SUITE = "smoke"  # for the device and the threads alone: its images are not used
 CLASSES = 10
 PUBLISHED = "Woods et al. 2019"
 SUFFIXES = (".th", ".pt", ".pth", ".safetensors")
+CODE = (
+    *("attacks.adversarial", "attacks.pixels", "benchmark.datasets", "benchmark.models"),
+    *("benchmark.metrics.robustness", "benchmark.experiments.given", "benchmark.experiments.accuracy_robustness"),
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The attack, and the normalisation that the weights expect."""
+    """The attack, on so many images at once, and the normalisation that the weights expect."""
 
     steps: int = 450
     path: float = 20.0
     momentum: float = 0.9
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    batch_size: int = 50
 
 
-def measure(given: Given, *, settings: Settings = Settings(), batch_size: int = 50) -> pd.DataFrame:
+SETTINGS = Settings()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images from one place of the test set on, under the attack across one boundary."""
+
+    boundary: str
+    first: int
+    settings: Settings
+
+    def __str__(self) -> str:
+        return f"{self.boundary}, from image {self.first}"
+
+    def part(self) -> slice:
+        return slice(self.first, self.first + self.settings.batch_size)
+
+
+def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     """Two kinds of rows. part "network", one a network and boundary: `clean_accuracy` (for btr, too, that of argmax)
     and `ara` with their 95 % intervals over the `n` images, `ara_histogram` (the authors' 1,000 bins); how many images
     were `unconverged` (crossed in the second half of the steps or never) and `never_crossed` (their radius is a lower
     bound). part "image", one an image and boundary: `radius`, and `first`, the updates before the first crossing."""
-    starts = range(0, len(inputs(given.run, settings)[1]), batch_size)
-    batches = [(boundary, slice(start, start + batch_size)) for boundary, start in product(BOUNDARIES, starts)]
-    units = [(f"{b}, from image {part.start}", make_batch, (given.run, b, part, settings)) for b, part in batches]
-    side_by_side(given, units)
-    found = [pd.read_parquet(make_batch(given.run, *batch, settings) / "radii.parquet") for batch in batches]
+    starts = range(0, len(inputs(given.run, settings)[1]), settings.batch_size)
+    batches = [Entry(RADII, Batch(boundary, start, settings)) for boundary, start in product(BOUNDARIES, starts)]
+    compute.make_all(given.run, batches, given.jobs)
+    found = [pd.read_parquet(batch.path(given.run) / "radii.parquet") for batch in batches]
     images = pd.concat(found, ignore_index=True).assign(part="image")
     accuracy = with_ends(("clean_accuracy",), bootstrap_mean(images[images.boundary == "attack"]["first"] > 0))
     ours = [_row(rows, str(boundary), settings) | accuracy for boundary, rows in images.groupby("boundary")]
@@ -98,7 +119,7 @@ def published() -> pd.DataFrame:
     return rows[["part", "source", "network", "boundary", "clean_accuracy", "ara"]]
 
 
-@lru_cache(maxsize=1)
+@remembered
 def inputs(run: Run, settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, which takes pixels, all test images (n, 3, 32, 32) in [0, 1] and their classes. Raises `UserError`
     where --data is missing or holds anything but one checkpoint."""
@@ -115,29 +136,33 @@ def inputs(run: Run, settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
     return OnPixels(model, settings.mean, settings.std).eval().to(run.device), data.denormalise(images), targets
 
 
-def make_batch(run: Run, boundary: str, part: slice, settings: Settings) -> Path:
-    """`radii.parquet`: the radius of each image of a part of the test set, and after how many updates it crossed."""
+def _make(run: Run, batch: Batch, needed: Inputs, folder: Path) -> Receipt:
+    """`radii.parquet`: the radius of each image of the batch, and after how many updates it crossed."""
+    settings = batch.settings
     model, images, targets = inputs(run, settings)
-    images, targets = images[part], targets[part]
-
-    def make(folder: Path) -> dict[str, Any]:
-        options: dict[str, Any] = {"steps": settings.steps, "path": settings.path, "momentum": settings.momentum}
-        found = minimum_norm(model, images.to(run.device), targets.to(run.device), boundary=boundary, **options)
-        columns = {"boundary": boundary, "image": np.arange(part.start, part.start + len(images)), "target": targets}
-        columns |= {"radius": found.radius.double().cpu(), "first": found.first.cpu()}
-        pd.DataFrame(columns).to_parquet(folder / "radii.parquet")
-        return harness.provenance(run)
-
-    weights = [value.cpu() for _, value in sorted(model.state_dict().items())]
-    spec = {
-        **base_spec(run),
-        "source": source_digest(inputs, make_batch),
-        "content": [hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest() for v in (*weights, images, targets)],
-        "boundary": boundary,
-        "first": part.start,
-        "settings": asdict(settings),
+    images, targets = images[batch.part()], targets[batch.part()]
+    options: dict[str, Any] = {"steps": settings.steps, "path": settings.path, "momentum": settings.momentum}
+    found = minimum_norm(model, images.to(run.device), targets.to(run.device), boundary=batch.boundary, **options)
+    columns = {
+        "boundary": batch.boundary,
+        "image": np.arange(batch.first, batch.first + len(images)),
+        "target": targets,
     }
-    return Store(run.store).get("experiments", spec, make)
+    columns |= {"radius": found.radius.double().cpu(), "first": found.first.cpu()}
+    pd.DataFrame(columns).to_parquet(folder / "radii.parquet")
+    return provenance(run)
+
+
+def _spec(run: Run, batch: Batch) -> Spec:
+    model, images, targets = inputs(run, batch.settings)
+    weights = [value.cpu() for _, value in sorted(model.state_dict().items())]
+    content = (*weights, images[batch.part()], targets[batch.part()])
+    return {
+        "content": [hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() for value in content],
+        "boundary": batch.boundary,
+        "first": batch.first,
+        "settings": asdict(batch.settings),
+    }
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -166,3 +191,6 @@ def draw(table: pd.DataFrame) -> Figure:
     note = f"n = {ours.n:.0f} images, {ours.steps:.0f} steps, no clipping to [0, 1]; areas with 95 % over images"
     figure.suptitle(f"Accuracy-Robustness Areas of resnet20 on CIFAR-10\n{note}", fontsize=11)
     return figure
+
+
+RADII = Kind(name="accuracy_robustness", title="", make=_make, spec=_spec, code=CODE)

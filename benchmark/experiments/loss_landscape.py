@@ -11,6 +11,7 @@ Measured on the scored split: mean cross-entropy and the fooling loss that the f
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark import figures
-from benchmark.entries import harness
-from benchmark.entries.scoring import batches
+from benchmark.cells import View
+from benchmark.entries.images import batches
+from benchmark.entries.originals import original_maps
+from benchmark.entries.trained import clean_model, stored_model
 from benchmark.execution import compute
-from benchmark.experiments.given import Given, explained, fooled_models, original_maps
+from benchmark.execution.executor import progress
+from benchmark.experiments.fooled import explained, fooled_models
+from benchmark.experiments.given import Given
 from benchmark.interpreters import Interpreter
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
@@ -44,30 +49,41 @@ LABELS = {"ce": "cross-entropy (nats)", "loss": "fooling loss"}
 PLACE = ["model", "fooling", "seed"]
 
 
-def measure(given: Given, *, points: int = 21, grid: int = 13) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Settings:
+    """So many points on each segment, `grid` × `grid` on each plane."""
+
+    points: int = 21
+    grid: int = 13
+
+
+SETTINGS = Settings()
+
+
+def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     """A row for each point and each interpreter whose fooling loss is measured there.
 
     `part`: "segment" toward the model fooled against `along_x`, or "plane", with `along_y` as well; `x`, `y`: the
     coordinates. `evaluated`: the interpreter that `loss` (the fooling's own units) and `fsr` are of; on a segment it is
     `along_x`. `distance`: from w0 in units of ‖w0‖, over all parameters. `ce` in nats, `top1` and `fsr` shares;
-    `n` images. `points` are taken on each segment, `grid` × `grid` on each plane.
+    `n` images.
     """
     compute.compute(given.run, given.jobs)
     run = given.run
     fooled: dict[tuple[str, str, int], dict[str, Path]] = {}  # by PLACE and attacked
-    for cell, path in fooled_models(run):
-        fooled.setdefault((cell["model"], cell["fooling"], cell["seed"]), {})[cell["attacked"]] = path
-    steps, ticks = (np.linspace(-0.5, 1.5, count).round(9).tolist() for count in (points, grid))
+    for found, path in fooled_models(run):
+        fooled.setdefault((found.model, found.fooling, found.seed), {})[found.attacked] = path
+    steps, ticks = (np.linspace(-0.5, 1.5, n).round(9).tolist() for n in (settings.points, settings.grid))
     parts: list[tuple[Any, list[str], list[tuple[float, ...]]]] = []
     for place, paths in fooled.items():
         parts += [(place, [name], [(x,) for x in steps]) for name in paths]
         if len(paths) > 1:
             parts.append((place, list(paths)[:2], list(product(ticks, ticks))))
     rows = []
-    with compute.progress(sum(len(where) for *_, where in parts)) as report:
+    with progress(sum(len(where) for *_, where in parts)) as report:
         for place, along, coordinates in parts:
-            clean, fooling = harness.clean_model(run, place[0]), foolings.create(place[1])
-            others = [harness.stored_model(run, place[0], fooled[place][name]) for name in along]
+            clean, fooling = clean_model(run, place[0]), foolings.create(place[1])
+            others = [stored_model(run, place[0], fooled[place][name]) for name in along]
             shown = {name: _interpreter(run, place[0], fooling, name) for name in along}
             about = {"part": "segment" if len(along) == 1 else "plane", **dict(zip(PLACE, place, strict=True))}
             about |= dict(zip(("along_x", "along_y"), along, strict=False))
@@ -134,7 +150,7 @@ def _interpreter(run: Run, model: str, fooling: Fooling, attacked: str) -> tuple
     if type(fooling).loss is not Fooling.loss:
         raise UserError(f"loss-landscape needs a fooling whose loss is a mean over images (got {fooling.name!r})")
     interpreter = create_interpreter(run, attacked)
-    return interpreter, original_maps(run, model, interpreter, fooling)
+    return interpreter, original_maps(run, View(model, attacked, fooling.pairs))
 
 
 def _summary(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

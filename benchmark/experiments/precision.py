@@ -9,6 +9,7 @@ split. float32, float32 is what the benchmark does. Intervals: 95 % bootstrap ov
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,32 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from attacks import Recipe, foolings, manipulate
+from attacks import foolings
 from attacks.errors import UserError
-from benchmark import datasets, figures
-from benchmark.entries import harness
-from benchmark.entries.scoring import batches
+from benchmark import figures
+from benchmark.cells import Manipulation, View
+from benchmark.entries.images import batches, scored_pixels
+from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
+from benchmark.entries.manipulations import MANIPULATIONS
+from benchmark.entries.originals import ORIGINALS
+from benchmark.entries.recipes import recipe
+from benchmark.entries.strategies import by_gradient
+from benchmark.entries.trained import save_weights, stored_model
 from benchmark.execution import compute
-from benchmark.experiments.given import Given, explained, fooled_models, original_maps, side_by_side, source_digest
+from benchmark.experiments import fooled
+from benchmark.experiments.fooled import explained, fooled_models
+from benchmark.experiments.given import Given, receipt, status
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
 from benchmark.metrics import METRICS
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.run import Cell, Run, create_interpreter, dataset, manipulation_spec
-from benchmark.store import Store, key_of
+from benchmark.run import Run, Spec, create_interpreter, provenance
 
 SUITE = "location.toml"
 BITS = {"tf32": 10, "bf16": 7}
 FLOAT32 = "float32"
 PAIRS = ((FLOAT32, FLOAT32), (FLOAT32, "tf32"), (FLOAT32, "bf16"), ("tf32", "tf32"), ("bf16", "bf16"))
+CODE = (*fooled.CODE, "benchmark.experiments.given", "benchmark.experiments.precision")
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -75,100 +84,108 @@ def in_precision(precision: str) -> AbstractContextManager[Any]:
     return nullcontext() if precision == FLOAT32 else Rounded(precision)
 
 
+@dataclass(frozen=True)
+class Made:
+    """A manipulation whose fine-tuning is done in a precision."""
+
+    manipulation: Manipulation
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.manipulation} made in {self.precision}"
+
+    def entry(self) -> Entry:
+        """The fooled model: in float32 the benchmark's own."""
+        return Entry(MANIPULATIONS, self.manipulation) if self.precision == FLOAT32 else Entry(FOOLED, self)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A fooled model that is scored in a precision."""
+
+    made: Made
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.made}, scored in {self.precision}"
+
+
 def measure(given: Given) -> pd.DataFrame:
     """A row for each manipulation and pair of precisions: `fsr` and `top1` (shares in [0, 1]), their differences to
     float32, float32 (`fsr_change`, `top1_change`), all with intervals; `map_correlation`, the mean Spearman correlation
     of the maps with those of the same model in float32; n. A manipulation that diverged has its status alone; Active
-    fooling, on two-object images, is left out. Raises `UserError` where that leaves nothing."""
+    fooling, on two-object images, and attacks without gradients are left out. Raises `UserError` where that leaves
+    nothing."""
     compute.compute(given.run, given.jobs)
-    cells = [cell for cell, _ in fooled_models(given.run) if not foolings.create(cell["fooling"]).pairs]
-    if not cells:
+    found = [manipulation for manipulation, _ in fooled_models(given.run)]
+    plain = [m for m in found if m.by_gradient and not foolings.create(m.fooling).pairs]
+    if not plain:
         raise UserError(
             f"suite {given.run.suite.name!r} has no fooling on plain images (got {given.run.suite.foolings})"
         )
-    units: list[compute.Unit] = [
-        (f"{compute.name_of(cell)} made in {made}, scored in {scored}", make_scores, (given.run, cell, made, scored))
-        for cell in cells
-        for made, scored in PAIRS
-    ]
-    side_by_side(given, units)
-    rows = []
-    for cell in cells:
-        frames = [pd.read_parquet(make_scores(given.run, cell, *pair) / "scores.parquet") for pair in PAIRS]
-        for (made, scored), frame in zip(PAIRS, frames, strict=True):
-            row = {**cell, "made": made, "scored": scored, "status": "diverged" if frame.empty else "done"}
-            if len(frame):
-                names = ["fsr", "top1"]
-                changes = (frame[names] - frames[0][names]).add_suffix("_change")
-                values = pd.concat([frame[names], changes, frame[["map_correlation"]]], axis=1)
-                row |= {"n": len(frame)} | with_ends([*values], bootstrap_mean(values.to_numpy(float)))
-            rows.append(row)
-    return pd.DataFrame(rows)
+    places = [Scored(Made(manipulation, made), scored) for manipulation in plain for made, scored in PAIRS]
+    entries = [*(place.made.entry() for place in places), *(Entry(SCORES, place) for place in places)]
+    compute.make_all(given.run, entries, given.jobs)
+    return pd.DataFrame([_row(given.run, place) for place in places])
 
 
-def make_scores(run: Run, cell: Cell, made: str, scored: str) -> Path:
-    """`scores.parquet`, a row an image; none where the fine-tuning diverged."""
-
-    @torch.no_grad()
-    def make(folder: Path) -> dict[str, Any]:
-        path = make_fooled(run, cell, made)
-        frame = pd.DataFrame()
-        if (path / "weights.safetensors").is_file():
-            model = harness.stored_model(run, cell["model"], path)
-            fooling, interpreter = foolings.create(cell["fooling"]), create_interpreter(run, cell["attacked"])
-            maps0 = original_maps(run, cell["model"], interpreter, fooling)
-
-            def maps(precision: str) -> tuple[Tensor, Tensor]:
-                with in_precision(precision):
-                    found = zip(*explained(run, fooling, interpreter, model, maps0), strict=True)
-                    return tuple(torch.cat(part) for part in found)  # type: ignore[return-value]
-
-            (lower, originals), (exact, _) = maps(scored), maps(FLOAT32)
-            with in_precision(scored):
-                first = [top_k_correct(model(x), y, 1) for x, y in batches(run, run.suite.scoring.split)]
-            columns = {
-                "fsr": fooling.success(fooling.test_loss(lower, originals)),
-                "top1": torch.cat(first),
-                "map_correlation": METRICS["rank_correlation"](exact, lower),
-            }
-            frame = pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()})
-        frame.to_parquet(folder / "scores.parquet")
-        return harness.provenance(run)
-
-    spec = {
-        "fooled": key_of(_spec(run, cell, made)),
-        "scored": scored,
-        "source": source_digest(make_scores, Rounded, rounded),
-    }
-    return Store(run.store).get("experiments", spec, make)
+def _row(run: Run, place: Scored) -> dict[str, Any]:
+    manipulation, entry = place.made.manipulation, Entry(SCORES, place)
+    row = {**manipulation.columns(), "made": place.made.precision, "scored": place.precision}
+    row["status"] = status(run, entry)
+    if row["status"] != "done":
+        return row
+    exact, names = Entry(SCORES, Scored(Made(manipulation, FLOAT32), FLOAT32)), ["fsr", "top1"]
+    frame, before = (pd.read_parquet(each.path(run) / "scores.parquet") for each in (entry, exact))
+    changes = (frame[names] - before[names]).add_suffix("_change")
+    values = pd.concat([frame[names], changes, frame[["map_correlation"]]], axis=1)
+    return row | {"n": len(frame)} | with_ends([*values], bootstrap_mean(values.to_numpy(float)))
 
 
-def make_fooled(run: Run, cell: Cell, precision: str) -> Path:
+def _make_fooled(run: Run, place: Made, inputs: Inputs, folder: Path) -> Receipt:
     """The fooled model, fine-tuned in that precision by the suite's recipe."""
-    store, spec = Store(run.store), _spec(run, cell, precision)
+    known = recipe(run, place.manipulation)
+    assert known is not None
+    with in_precision(place.precision):
+        found = by_gradient(run, place.manipulation, known)
+    if found.status == "done":
+        save_weights(found.model, folder)
+    return receipt(run, found.status, found.reason)
 
-    def make(folder: Path) -> dict[str, Any]:
-        recipe, workers = spec["recipe"], run.suite.dataset.workers
-        options: dict[str, Any] = {"shuffle": True, "seed": cell["seed"], "workers": workers}
-        loader = datasets.loader(dataset(run, "train"), recipe["batch_size"], **options)
-        steps = Recipe(recipe["learning_rate"], recipe["lambda"], recipe["steps"])
-        fooling, interpreter = foolings.create(cell["fooling"]), create_interpreter(run, cell["attacked"])
-        clean = harness.clean_model(run, cell["model"])
+
+def _fooled_spec(run: Run, place: Made) -> Spec:
+    return MANIPULATIONS.spec(run, place.manipulation) | {"precision": place.precision}
+
+
+@torch.no_grad()
+def _make_scores(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Receipt:
+    """`scores.parquet`, a row an image."""
+    manipulation = place.made.manipulation
+    model = stored_model(run, manipulation.model, inputs["fooled"])
+    fooling, interpreter = foolings.create(manipulation.fooling), create_interpreter(run, manipulation.interpreter)
+    maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
+
+    def maps(precision: str) -> tuple[Tensor, Tensor]:
         with in_precision(precision):
-            found = manipulate(clean, interpreter, fooling, loader, steps, cell["seed"], progress=False)
-        if found.status == "done":
-            harness.save_weights(found.model, folder)
-        return {"status": found.status, "reason": found.reason, **harness.provenance(run)}
+            found = zip(*explained(run, fooling, interpreter, model, maps0), strict=True)
+            return tuple(torch.cat(part) for part in found)  # type: ignore[return-value]
 
-    if precision == FLOAT32:
-        return store.path("manipulations", key_of(spec))
-    return store.get("experiments", spec, make)
+    (lower, originals), (exact, _) = maps(place.precision), maps(FLOAT32)
+    with in_precision(place.precision):
+        first = [top_k_correct(model(x), y, 1) for x, y in batches(run, run.suite.scoring.split)]
+    columns = {
+        "fsr": fooling.success(fooling.test_loss(lower, originals)),
+        "top1": torch.cat(first),
+        "map_correlation": METRICS["rank_correlation"](exact, lower),
+    }
+    frame = pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()})
+    frame.to_parquet(folder / "scores.parquet")
+    return provenance(run)
 
 
-def _spec(run: Run, cell: Cell, precision: str) -> dict[str, Any]:
-    spec = manipulation_spec(run, cell)
-    lower = {"precision": precision, "source": source_digest(make_fooled, Rounded, rounded)}
-    return spec if precision == FLOAT32 else spec | lower
+def _scores_needs(run: Run, place: Scored) -> dict[str, Entry]:
+    view = View(place.made.manipulation.model, place.made.manipulation.interpreter)
+    return {"fooled": place.made.entry(), "originals": Entry(ORIGINALS, view)}
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -196,3 +213,22 @@ def draw(table: pd.DataFrame) -> Figure:
     figure.suptitle(f"Against float32: n = {table.n.max():.0f} images, 95 % intervals over images", fontsize=11)
     figures.legend(figure, axes)
     return figure
+
+
+FOOLED = Kind(
+    name="precision_models",
+    title="",
+    make=_make_fooled,
+    spec=_fooled_spec,
+    code=CODE,
+    needs=lambda run, place: MANIPULATIONS.needs(run, place.manipulation),
+)
+SCORES = Kind(
+    name="precision_scores",
+    title="",
+    make=_make_scores,
+    spec=lambda run, place: {"precision": place.precision},
+    code=CODE,
+    needs=_scores_needs,
+    after=lambda run, place: scored_pixels(run),
+)

@@ -10,7 +10,7 @@ SimpleGrad; m = 1, about as costly, tells what the interpreter gives away from w
 Each point gives on the same images: FSR - FSR of the clean model, and the loss of top-1 in points.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,38 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Recipe, manipulate
-from benchmark import datasets, figures
-from benchmark.entries import harness
-from benchmark.entries.scoring import batches, predictions, score
+from benchmark import figures
+from benchmark.cells import View
+from benchmark.entries import strategies
+from benchmark.entries.images import batches, scored_pixels
+from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
+from benchmark.entries.originals import ORIGINALS
+from benchmark.entries.scoring import predictions, score
 from benchmark.entries.search import grid
+from benchmark.entries.strategies import loaders
+from benchmark.entries.trained import TRAINED, clean_model
 from benchmark.execution import compute
-from benchmark.experiments.given import Given, side_by_side, source_digest
+from benchmark.experiments.given import Given, receipt, status
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards import with_ends
-from benchmark.run import Run, base_spec, create_interpreter, data_spec, dataset, interpreter_spec, model_spec
-from benchmark.store import Store, key_of
+from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec
 
 SUITE = "smooth_grad.toml"
 FOOLING = "location"
 ATTACKED = ("simple_grad", "smooth_grad")
-SAMPLES = (1, 4)  # noisy copies of each image in a step of the attack
+CODE = (*strategies.CODE, "benchmark.experiments.given", "benchmark.experiments.smooth_grad")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`samples`: noisy copies of each image in a step of the attack."""
+
+    samples: tuple[int, ...] = (1, 4)
+
+
+SETTINGS = Settings()
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Sampled(SimpleGrad):
     """SmoothGrad with a graph to the weights: the mean gradient over `samples` noisy copies, noise N(0, σ²) in
     normalised input units, drawn anew from torch's generator at each call; heatmap as SimpleGrad and SmoothGrad."""
 
-    samples: int = SAMPLES[-1]
+    samples: int = 4
     sigma: float = 0.1
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +73,22 @@ class Sampled(SimpleGrad):
         return model(images), gradients.unflatten(0, (-1, self.samples)).mean(1)
 
 
-def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Point:
+    """One fine-tuning. `samples`: in a step of the attack, 0 for SimpleGrad."""
+
+    model: str
+    attacked: str
+    samples: int
+    recipe: Recipe
+    seed: int
+
+    def __str__(self) -> str:
+        rate, weight = self.recipe.learning_rate, self.recipe.weight
+        return f"{self.model}/{self.attacked}/{self.samples} samples/rate {rate:g}/λ {weight:g}/{self.seed}"
+
+
+def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     """A row for each model, attacked interpreter, learning rate, λ and seed: `fsr_excess` (mean over images of fooled
     minus clean success), `top1_drop` (points), `test_loss` (mean t_i of Location), each with its 95 % interval; `fsr`,
     `fsr_clean`, `test_loss_clean`, `top1_clean`; `n` images, 0 where fine-tuning diverged; `samples` in a step of the
@@ -66,76 +96,56 @@ def measure(given: Given, *, samples: tuple[int, ...] = SAMPLES) -> pd.DataFrame
     run = given.run
     if run.suite.search is None:
         raise UserError(f"suite {run.suite.name!r} must have a [search], whose learning_rates and lambdas are swept")
-    arms = [("simple_grad", 0), *(("smooth_grad", m) for m in samples)]
-    sweep = [
-        (model, attacked, recipe, seed, m)
-        for model, (attacked, m), recipe, seed in product(
-            run.suite.models, arms, grid(run.suite.search), run.suite.seeds
-        )
-    ]
-    side_by_side(given, [(f"train {model}", harness.make_model, (run, model)) for model in run.suite.models])
-    clean = product(run.suite.models, ATTACKED)
-    side_by_side(given, [(f"originals {m}/{a}", harness.make_originals, (run, m, a, False)) for m, a in clean])
-    units: list[compute.Unit] = [
-        (
-            f"{model}/{attacked}/{m} samples/λ {recipe.weight:g}/{seed}",
-            make_point,
-            (run, model, attacked, recipe, seed, m),
-        )
-        for model, attacked, recipe, seed, m in sweep
-    ]
-    side_by_side(given, units)
-    table = pd.DataFrame([_row(run, *place) for place in sweep])
+    arms = [("simple_grad", 0), *(("smooth_grad", samples) for samples in settings.samples)]
+    sweep = product(run.suite.models, arms, grid(run.suite.search), run.suite.seeds)
+    points = [Entry(POINTS, Point(model, *arm, recipe, seed)) for model, arm, recipe, seed in sweep]
+    needed = dict.fromkeys(need for point in points for need in point.needs(run).values())
+    compute.make_all(run, [*needed, *points], given.jobs)
+    table = pd.DataFrame([_row(run, point) for point in points])
     return table.sort_values(["model", "attacked", "samples", "learning_rate", "lambda", "seed"], ignore_index=True)
 
 
-def make_point(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> Path:
+def _make(run: Run, point: Point, inputs: Inputs, folder: Path) -> Receipt:
     """One fine-tuning with its scores, image by image: `scores.parquet`, where it did not diverge."""
-    fooling, registered = foolings.create(FOOLING), create_interpreter(run, attacked)
-    surrogate = Sampled(samples, registered.sigma) if isinstance(registered, SmoothGrad) else registered
-    assert run.suite.search is not None
-    batch_size = run.suite.search.batch_size
-
-    def make(folder: Path) -> dict[str, Any]:
-        clean, data = harness.clean_model(run, model), dataset(run, "train")
-        loader = datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=run.suite.dataset.workers)
-        result = manipulate(clean, surrogate, fooling, loader, recipe, seed, progress=False)
-        if result.status == "done":
-            maps0 = np.load(harness.make_originals(run, model, attacked, False) / "heatmaps.npy", mmap_mode="r")
-            with torch.no_grad():
-                frame, _ = score(run, fooling, registered, result.model, maps0, 0)
-                predicted = predictions(clean, result.model, batches(run, run.suite.scoring.split))
-            scores = frame[["image", "success", "success_clean", "test_loss", "test_loss_clean"]]
-            scores.assign(top1=predicted.top1, top1_clean=predicted.top1_clean).to_parquet(folder / "scores.parquet")
-        return {"status": result.status, "reason": result.reason, **harness.provenance(run)}
-
-    return Store(run.store).get("experiments", _spec(run, model, attacked, recipe, seed, samples), make)
+    fooling, registered = foolings.create(FOOLING), create_interpreter(run, point.attacked)
+    surrogate = Sampled(point.samples, registered.sigma) if isinstance(registered, SmoothGrad) else registered
+    clean = clean_model(run, point.model)
+    loader, _ = loaders(run, fooling, point.recipe.batch_size, point.seed)
+    result = manipulate(clean, surrogate, fooling, loader, point.recipe, point.seed, progress=False)
+    if result.status == "done":
+        maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
+        with torch.no_grad():
+            frame, _ = score(run, fooling, registered, result.model, maps0, 0)
+            predicted = predictions(clean, result.model, batches(run, run.suite.scoring.split))
+        scores = frame[["image", "success", "success_clean", "test_loss", "test_loss_clean"]]
+        scores.assign(top1=predicted.top1, top1_clean=predicted.top1_clean).to_parquet(folder / "scores.parquet")
+    return receipt(run, result.status, result.reason)
 
 
-def _spec(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> dict[str, Any]:
-    """Everything that a point depends on."""
-    search, split = run.suite.search, run.suite.scoring.split
-    assert search is not None
+def _spec(run: Run, point: Point) -> Spec:
     return {
-        **base_spec(run),
-        "source": source_digest(Sampled, make_point),
-        "model": key_of(model_spec(run, model)),
-        "data": [data_spec(run, "train"), data_spec(run, split)],
-        "interpreter": interpreter_spec(run, attacked),
-        "recipe": {**asdict(recipe), "batch_size": search.batch_size},
-        "samples": samples,
-        "seed": seed,
+        "data": data_spec(run, "train"),
+        "interpreter": interpreter_spec(run, point.attacked),
+        "recipe": point.recipe.row(),
+        "samples": point.samples,
+        "seed": point.seed,
     }
 
 
-def _row(run: Run, model: str, attacked: str, recipe: Recipe, seed: int, samples: int) -> dict[str, Any]:
-    store, key = Store(run.store), key_of(_spec(run, model, attacked, recipe, seed, samples))
-    receipt = store.receipt("experiments", key) or {}
-    place = {"model": model, "attacked": attacked, "learning_rate": recipe.learning_rate, "lambda": recipe.weight}
-    row = {**place, "seed": seed, "steps": recipe.steps, "samples": samples, "status": receipt["status"], "n": 0}
-    if receipt["status"] != "done":
+def _needs(run: Run, point: Point) -> dict[str, Entry]:
+    originals = Entry(ORIGINALS, View(point.model, point.attacked))
+    return {"model": Entry(TRAINED, point.model), "originals": originals}
+
+
+def _row(run: Run, entry: Entry) -> dict[str, Any]:
+    point = entry.place
+    assert isinstance(point, Point)
+    row = {"model": point.model, "attacked": point.attacked, "learning_rate": point.recipe.learning_rate}
+    row |= {"lambda": point.recipe.weight, "seed": point.seed, "steps": point.recipe.steps, "samples": point.samples}
+    row |= {"status": status(run, entry), "n": 0}
+    if row["status"] != "done":
         return row
-    scores = pd.read_parquet(store.path("experiments", key) / "scores.parquet").astype(float)
+    scores = pd.read_parquet(entry.path(run) / "scores.parquet").astype(float)
     return row | {"n": len(scores), **summary(scores)}
 
 
@@ -193,3 +203,14 @@ def draw(table: pd.DataFrame) -> Figure:
     figure.suptitle(f"{title}\n{counts}, 95 % intervals over images\n{note}", fontsize=11)
     figures.legend(figure, axes, columns=2)
     return figure
+
+
+POINTS = Kind(
+    name="smooth_grad",
+    title="",
+    make=_make,
+    spec=_spec,
+    code=CODE,
+    needs=_needs,
+    after=lambda run, point: scored_pixels(run),
+)

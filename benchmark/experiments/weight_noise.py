@@ -9,7 +9,7 @@ alone would pass for. Intervals: 95 %, draws and images resampled independently 
 """
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -21,39 +21,53 @@ from torch import nn
 from attacks import foolings
 from attacks.foolings import Fooling
 from benchmark import figures, intervals
-from benchmark.entries import harness
-from benchmark.entries.scoring import batches
+from benchmark.cells import View
+from benchmark.entries.images import batches
+from benchmark.entries.originals import original_maps
+from benchmark.entries.trained import clean_model, stored_model
 from benchmark.execution import compute
-from benchmark.experiments.given import Given, explained, fooled_models, original_maps
+from benchmark.execution.executor import progress
+from benchmark.experiments.fooled import explained, fooled_models
+from benchmark.experiments.given import Given
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter
 
 SUITE = "location.toml"
-SCALES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-DRAWS = 10
 
 
-def measure(given: Given, *, scales: Sequence[float] = SCALES, draws: int = DRAWS) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Settings:
+    """Of the noise: its scales, and so many draws at each."""
+
+    scales: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+    draws: int = 10
+
+
+SETTINGS = Settings()
+
+
+def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     """A row for each manipulation, scale and noised model ("clean" or "fooled"): `fsr` of the attacked interpreter and
     `top1` (shares in [0, 1]) with their intervals, over `draws` draws (seeds 0 .. draws − 1; one at scale 0, where
     they agree) and `n` images."""
     compute.compute(given.run, given.jobs)
     run, rows = given.run, []
     done = fooled_models(run)
-    with compute.progress(len(done) * 2 * len(scales)) as report:
-        for cell, path in done:
-            fooling, interpreter = foolings.create(cell["fooling"]), create_interpreter(run, cell["attacked"])
-            maps0 = original_maps(run, cell["model"], interpreter, fooling)
-            clean, fooled = harness.clean_model(run, cell["model"]), harness.stored_model(run, cell["model"], path)
-            for (which, model), scale in product((("clean", clean), ("fooled", fooled)), scales):
-                models = (noised(model, scale, draw) for draw in range(draws if scale else 1))
+    with progress(len(done) * 2 * len(settings.scales)) as report:
+        for manipulation, path in done:
+            name, fooling = manipulation.model, foolings.create(manipulation.fooling)
+            interpreter = create_interpreter(run, manipulation.interpreter)
+            maps0 = original_maps(run, View(name, manipulation.interpreter, fooling.pairs))
+            compared = (("clean", clean_model(run, name)), ("fooled", stored_model(run, name, path)))
+            for (which, model), scale in product(compared, settings.scales):
+                models = (noised(model, scale, draw) for draw in range(settings.draws if scale else 1))
                 found = [outcomes(run, fooling, interpreter, each, maps0) for each in models]
-                row = {**cell, "scale": scale, "noised": which}
+                row = {**manipulation.columns(), "scale": scale, "noised": which}
                 for column, values in zip(("fsr", "top1"), map(np.stack, zip(*found, strict=True)), strict=True):
                     row |= zip((column, f"{column}_low", f"{column}_high"), crossed(values), strict=True)
                 rows.append(row | {"draws": len(found), "n": len(found[0][1])})
-                report(f"{compute.name_of(cell)} {which} {scale}", "")
+                report(f"{manipulation} {which} {scale}", "")
     return pd.DataFrame(rows).sort_values(
         ["model", "fooling", "attacked", "seed", "scale", "noised"], ignore_index=True
     )

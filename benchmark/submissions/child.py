@@ -95,24 +95,23 @@ class Child:
         model: nn.Module,
         fooling: Fooling,
         dataset: Dataset,
-        batch_size: int,
         recipe: Recipe,
         seed: int = 0,
         *,
         pairs: Dataset | None = None,
-        smooth: bool = False,
+        strategy: str = "",
     ) -> Fooled:
         """`attacks.manipulate` in the child, with the submission as the interpreter; `pairs` for Active fooling.
-        `smooth`: with softplus for ReLU (`attacks.surrogates`).
+        `strategy`: one by gradient (`attacks.strategies`), which may differentiate a surrogate.
 
-        Batches come from `datasets.loader(dataset, batch_size, shuffle=True, seed=seed)`. The folder of a dataset that
-        is read from disk must be absolute: the child works in a folder of its own. Weights are on the CPU, with the
-        names, shapes and types of the model's, and finite.
+        Batches come from `datasets.loader(dataset, recipe.batch_size, shuffle=True, seed=seed)`. The folder of a
+        dataset that is read from disk must be absolute: the child works in a folder of its own. Weights are on the CPU,
+        with the names, shapes and types of the model's, and finite.
         """
         state = model.state_dict()
         limit = sum(v.numel() * v.element_size() + 512 for v in state.values()) + 3 * 8 * recipe.steps + HEADER
         request: dict[str, Any] = {"fooling": fooling, "dataset": dataset, "pairs": pairs}
-        request |= {"batch_size": batch_size, "recipe": recipe, "seed": seed, "smooth": smooth}
+        request |= {"recipe": recipe, "seed": seed, "strategy": strategy}
         answers = list(self._call("manipulate", request, model, limit))
         try:
             return _fooled(*(answers[0] if answers else ({}, {})), state, recipe)

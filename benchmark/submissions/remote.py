@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -27,8 +27,11 @@ class Remote(Interpreter):
     Maps go through min-max, image by image: a method must not gain by their scale (at 0.3 of full scale, Location's
     loss never falls below 0.2).
 
-    Made by `remote`. The method `attribute` takes the name, so the submission's attribute is `symbol` here.
+    Made by `remote`. Its key in a store holds the `code` that runs it. The method
+    `attribute` takes the name, so the submission's attribute is `symbol` here.
     """
+
+    code: ClassVar = tuple(f"benchmark.submissions.{name}" for name in ("child", "pipe", "remote", "sandbox", "wire"))
 
     file: str
     symbol: str

@@ -51,7 +51,7 @@ from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
 from attacks.manipulation import Recipe, manipulate
 from attacks.modes import eval_mode
-from attacks.surrogates import Smooth
+from attacks.strategies import STRATEGIES, Gradient
 from benchmark import datasets
 from benchmark.datasets import Dataset
 from benchmark.submissions.wire import (
@@ -185,22 +185,23 @@ class Session:
         fooling: Fooling,
         dataset: Dataset,
         pairs: Dataset | None,
-        batch_size: int,
         recipe: Recipe,
         seed: int,
-        smooth: bool,
+        strategy: str,
     ) -> Iterator[Answer]:
         """One manipulation against the submission: weights (none where it diverged) and the history."""
         self.receive(model)
-        interpreter = Normalised(self.function, self.about["name"])
+        way = STRATEGIES[strategy]
+        assert isinstance(way, Gradient)
+        options: dict[str, Any] = {"shuffle": True, "seed": seed}
         result = manipulate(
             self.model,
-            Smooth(interpreter) if smooth else interpreter,
+            way.surrogate(Normalised(self.function, self.about["name"])),
             fooling,
-            datasets.loader(dataset, batch_size, shuffle=True, seed=seed),
+            datasets.loader(dataset, recipe.batch_size, **options),
             recipe,
             seed,
-            fooling_loader=None if pairs is None else datasets.loader(pairs, batch_size, shuffle=True, seed=seed),
+            fooling_loader=None if pairs is None else datasets.loader(pairs, recipe.batch_size, **options),
             progress=False,
         )
         tensors = {f"history.{k}": torch.tensor(v, dtype=torch.float64) for k, v in result.history.items()}

@@ -14,15 +14,15 @@ import pandas as pd
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
+from attacks import strategies
 from attacks.errors import UserError
 from attacks.ranks import rank_correlation
 from benchmark import interpreters, leaderboards
-from benchmark.entries.harness import clean_model
-from benchmark.entries.scoring import batches
+from benchmark.entries.images import batches
+from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
 from benchmark.run import Run, create_interpreter
 from benchmark.submissions.remote import Remote
-from benchmark.suite import split_attack
 
 COMPARED = 32  # dev images on which the nearest relative is found
 GRADIENT = "gradient by the weights"  # a check that costs a flag, not the score: the attack goes other ways
@@ -47,14 +47,19 @@ def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> 
     """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation."""
     suite = run.suite
     controls = [name for name in suite.evaluated if interpreters.kind(name).control]
-    failed = compute.compute(replace(run, suite=suite.model_copy(update={"evaluated": controls})), jobs)
+    failed = compute.compute(replace(run, suite=suite.model_copy(update={"evaluated": controls})), jobs).failed
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(f"the suite's own manipulation {name} failed: {error}")
     relative = nearest(run, submission)
-    aimed = [submission.name, f"{submission.name}:softplus"] if submission.differentiable else []
+    ways = {"": submission.name} | {name: f"{submission.name}:{name}" for name in strategies.names()}
+    aimed = [
+        attacked
+        for name, attacked in ways.items()
+        if submission.differentiable or not strategies.STRATEGIES[name].by_gradient
+    ]
     changes = {
-        "attacked": [*suite.attacked, *aimed, f"{submission.name}:subspace"],
+        "attacked": [*suite.attacked, *aimed],
         "evaluated": [submission.name, *controls],
     }
     own = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
@@ -65,7 +70,7 @@ def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> 
 def nearest(run: Run, submission: Remote) -> str:
     """The attacked interpreter whose maps are most like the submission's: mean Spearman correlation on dev images of
     all models, the finer map averaged down to the coarser."""
-    names = [name for name in run.suite.attacked if not split_attack(name)[1]]
+    names = [name for name in run.suite.attacked if not strategies.split(name)[1]]
     alike = dict.fromkeys(names, 0.0)
     for model_name in run.suite.models:
         model = clean_model(run, model_name)

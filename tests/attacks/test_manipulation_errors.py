@@ -96,7 +96,7 @@ def test_an_interpreter_without_a_gradient_to_the_weights_is_an_error():
     [(0.0, 1.0, 1), (-1.0, 1.0, 1), (float("nan"), 1.0, 1), (1.0, -0.1, 1), (1.0, float("nan"), 1), (1, 1, -1)],
 )
 def test_an_impossible_recipe_is_an_error(options):
-    with pytest.raises(UserError, match=r"learning_rate > 0, weight >= 0, steps >= 0 \(got Recipe"):
+    with pytest.raises(UserError, match=r"learning_rate > 0, weight >= 0, steps >= 0, batch_size > 0 \(got Recipe"):
         Recipe(*options)
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from attacks import foolings
-from benchmark import cli, datasets, interpreters, metrics, models, suite
-from benchmark.entries import harness
+from benchmark import cli, datasets, explain, interpreters, metrics, models, suite
+from benchmark.entries import scores
 from benchmark.execution import compute
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.leaderboards import COLUMNS
@@ -153,7 +153,7 @@ def test_explain_shows_an_adversarial_explanation_as_an_image_as_well(foolbench,
     checkpoint = tmp_path / "squeezenet.pth"
     torch.save(models.zoo.squeezenet1_1().state_dict(), checkpoint)
     Image.new("RGB", (260, 300), (90, 20, 255)).save("image.png")
-    samples = harness.explain(Path("image.png"), "squeezenet1_1", str(checkpoint), "adversarial_explanation", 7)
+    samples = explain.explain(Path("image.png"), "squeezenet1_1", str(checkpoint), "adversarial_explanation", 7)
     explained, maps = samples.originals.values()
     assert list(samples.originals) == ["image + δ", "adversarial_explanation"]
     assert (explained.shape, maps.shape) == ((1, 224, 224, 3), (1, 224, 224))
@@ -168,7 +168,7 @@ def test_explain_shows_an_adversarial_explanation_as_an_image_as_well(foolbench,
 
 def test_a_run_that_has_failures_says_so_and_exits_with_an_error(foolbench, finished, tmp_path, monkeypatch):
     shutil.copytree(finished.store, tmp_path / "store", ignore=shutil.ignore_patterns("scores"))
-    monkeypatch.setattr(compute.harness, "score", lambda *_: 1 / 0)
+    monkeypatch.setattr(scores, "score", lambda *_: 1 / 0)
     code, out, err = foolbench("run", "--suite", "smoke", "--store", "store", "--jobs", 1)
     assert code == 2
     assert (

@@ -12,7 +12,7 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import results
-from benchmark.entries.gate import VALUES
+from benchmark.entries.gates import VALUES
 from benchmark.results import CURVES, KEY, MODELS, SCORES
 
 MODELS_3 = ("compact_densenet", "compact_resnet", "compact_vgg")

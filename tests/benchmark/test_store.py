@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from attacks.errors import UserError
 from benchmark import store as store_module
-from benchmark.store import Store, code_version, key_of
+from benchmark.store import Store, key_of, source_digest
 
 SPEC = {"model": "m", "seed": 0, "recipe": {"lambda": 1.0, "steps": 3}}
 VALUES = st.recursive(
@@ -160,8 +160,10 @@ def test_a_store_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_change_of_code_is_a_change_of_key(monkeypatch):
-    before = code_version()
+    code = ("benchmark.entries", "benchmark.models")
+    before = source_digest(code)
     read, changed = Path.read_bytes, store_module.__file__.replace("store.py", "entries/scoring.py")
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if str(path) == changed else b""))
-    assert code_version.__wrapped__() != before
+    assert source_digest.__wrapped__(code) != before
+    assert source_digest.__wrapped__(("benchmark.models",)) == source_digest(("benchmark.models",))
     assert len(before) == 16

@@ -1,13 +1,15 @@
 """Suites: every packaged one loads; an impossible value is answered with its key and what is allowed."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from attacks import Recipe
 from attacks.errors import UserError
 from benchmark import experiments, suite
-from benchmark.run import plan
+from benchmark.cells import plan
 
 SMOKE = """
 name = "smoke"
@@ -57,13 +59,13 @@ def test_every_packaged_suite_loads_and_has_a_recipe_for_each_manipulation(name:
     cells = plan(loaded)
     assert len(cells) == len(loaded.models) * len(loaded.foolings) * len(loaded.attacked) * len(loaded.seeds)
     for cell in cells:
-        recipe = loaded.search or loaded.recipe(cell["model"], cell["fooling"], cell["attacked"])
-        assert loaded.search or set(recipe) == {"learning_rate", "lambda", "steps", "batch_size"}
+        recipe = loaded.search or loaded.recipe(cell.model, cell.fooling, cell.attacked)
+        assert loaded.search or isinstance(recipe, Recipe)
 
 
 def test_the_plan_lists_each_manipulation_once_in_order(tmp_path):
     cells = plan(load(tmp_path, ('name = "smoke"', 'name = "smoke"\nseeds = [0, 7]')))
-    found = [tuple(cell[k] for k in ("model", "fooling", "attacked", "seed")) for cell in cells]
+    found = [(cell.model, cell.fooling, cell.attacked, cell.seed) for cell in cells]
     vgg = "compact_vgg"
     assert found[:3] == [
         (vgg, "location", "grad_cam", 0),
@@ -80,11 +82,11 @@ def test_the_last_rule_that_fits_wins_key_by_key(tmp_path):
     { model = "compact_vgg", fooling = "active", attacked = "lrp_t", batch_size = 2 },
 ]"""
     loaded = load(tmp_path, ("batch_size = 8 }]", rules))
-    base = {"learning_rate": 1e-3, "lambda": 1.0, "steps": 3, "batch_size": 8}
+    base = Recipe(learning_rate=1e-3, weight=1.0, steps=3, batch_size=8)
     assert loaded.recipe("compact_vgg", "location", "grad_cam") == base
-    assert loaded.recipe("compact_vgg", "location", "lrp_t") == base | {"lambda": 9}
-    assert loaded.recipe("compact_vgg", "active", "grad_cam") == base | {"steps": 5, "lambda": 0.5}
-    assert loaded.recipe("compact_vgg", "active", "lrp_t") == base | {"steps": 5, "lambda": 9, "batch_size": 2}
+    assert loaded.recipe("compact_vgg", "location", "lrp_t") == replace(base, weight=9)
+    assert loaded.recipe("compact_vgg", "active", "grad_cam") == replace(base, steps=5, weight=0.5)
+    assert loaded.recipe("compact_vgg", "active", "lrp_t") == replace(base, steps=5, weight=9, batch_size=2)
 
 
 @pytest.mark.parametrize("name", ["digits", "promotion-suppression", experiments.HERE / "adversarially_trained.toml"])

@@ -4,15 +4,14 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import results, verify
-from benchmark.run import plan
 
 CELL = "compact_vgg/location/lrp_t/grad_cam/0"
 
 
 def test_a_cell_is_recomputed_and_equal(finished):
-    cell, evaluated = verify.parse(CELL, plan(finished.run.suite), finished.run.suite.evaluated)
+    cell = verify.parse(CELL, finished.run.suite)
     before = finished.entries()
-    found = verify.verify(finished.run, cell, evaluated, finished.out)
+    found = verify.verify(finished.run, cell, finished.out)
     assert found["rows"] == finished.run.suite.dataset.test
     assert found["fsr"] == found["fsr_committed"]
     assert [found[name] for name in ("differing", *verify.COMPARED)] == [0] * (1 + len(verify.COMPARED))
@@ -20,15 +19,15 @@ def test_a_cell_is_recomputed_and_equal(finished):
 
 
 def test_an_edited_cell_is_seen(finished, tmp_path):
-    cell, evaluated = verify.parse(CELL, plan(finished.run.suite), finished.run.suite.evaluated)
+    cell = verify.parse(CELL, finished.run.suite)
     for path in (finished.out / "results").iterdir():
         (tmp_path / "results").mkdir(exist_ok=True)
         (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
-    frame, card = results.read(tmp_path / "results").entries[evaluated]
+    frame, card = results.read(tmp_path / "results").entries[cell.evaluated]
     mine = (frame.fooling == "location") & (frame.attacked == "lrp_t") & (frame.image == 3)
     frame.loc[mine, "success"] = ~frame.loc[mine, "success"]
-    results.write(tmp_path / "results", evaluated, frame, card)
-    assert verify.verify(finished.run, cell, evaluated, tmp_path)["differing"] == 1
+    results.write(tmp_path / "results", cell.evaluated, frame, card)
+    assert verify.verify(finished.run, cell, tmp_path)["differing"] == 1
 
 
 @pytest.mark.parametrize(
@@ -41,4 +40,4 @@ def test_an_edited_cell_is_seen(finished, tmp_path):
 )
 def test_a_cell_that_is_none_is_named(finished, text, message):
     with pytest.raises(UserError, match=message):
-        verify.parse(text, plan(finished.run.suite), finished.run.suite.evaluated)
+        verify.parse(text, finished.run.suite)

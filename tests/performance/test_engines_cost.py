@@ -14,6 +14,7 @@ import pytest
 from benchmark import suite
 from benchmark.execution import compute, ray_engine
 from benchmark.execution.engines import Outcome
+from benchmark.execution.executor import executor
 from benchmark.run import Run
 
 CELLS = int(os.environ.get("FOOLBENCH_CELLS", 20_000))
@@ -63,7 +64,7 @@ def cells(tmp_path: Path) -> Run:
 
 def test_planning(tmp_path):
     run = cells(tmp_path)
-    cost("planning", lambda: len(compute.graph(run)[0]))
+    cost("planning", lambda: len(compute.graph(run, compute.wanted(run))[0]))
 
 
 @pytest.mark.parametrize("engine", ["nothing", "ray"])
@@ -72,7 +73,7 @@ def test_empty_cells(tmp_path, engine):
         pytest.skip("Ray is not installed: pip install 'foolbench[ray]'")
     run = cells(tmp_path)
     start = (lambda run: Nothing()) if engine == "nothing" else lambda run: ray_engine.start(run, jobs=2)
-    with compute.executor(run, 1, start) as submit:
+    with executor(run, 1, start) as submit:
 
         def drive() -> int:
             units = [(f"cell {i}", time.sleep, (0,)) for i in range(CELLS)]

@@ -15,7 +15,7 @@ from timing import ratio
 
 from attacks import Location
 from benchmark import interpreters, models
-from benchmark.entries.gate import peak_memory
+from benchmark.entries.gates import peak_memory
 
 MAPS = {"epsilon": 1.3, "z_plus": 1.75, "default": 1.75, "alpha2_beta1": 2.5, "gamma": 2.5}
 STEPS = {

@@ -12,12 +12,13 @@ from attacks.half_huber import HalfHuber
 from attacks.pixels import OnPixels
 from attacks.robust_training import Adversary, Regulariser, Robust
 from benchmark import figures, leaderboards, results, suite
-from benchmark.entries import harness
-from benchmark.entries.scoring import batches
+from benchmark.entries import kind
+from benchmark.entries.images import batches
+from benchmark.entries.kind import Entry
+from benchmark.entries.trained import TRAINED, clean_model, new_model, objective_of, pretrained, save_weights
 from benchmark.execution import compute
 from benchmark.metrics import robustness
-from benchmark.run import Run, dataset, model_spec, pretrained
-from benchmark.store import Store, key_of
+from benchmark.run import Run, dataset
 from benchmark.training import cross_entropy
 
 TINY = """
@@ -82,15 +83,15 @@ def done(tmp_path_factory) -> tuple[Run, Path]:
 
 def test_models_are_trained_as_they_say(done):
     run, _ = done
-    receipts = {name: Store(run.store).receipt("models", key_of(model_spec(run, name))) for name in run.suite.models}
+    receipts = {name: Entry(TRAINED, name).receipt(run) for name in run.suite.models}
     assert "psi" not in receipts["standard"]
     assert receipts["both"]["psi"] >= 5.0
-    kinds = {name: {type(m) for m in harness.clean_model(run, name).modules()} for name in run.suite.models}
+    kinds = {name: {type(m) for m in clean_model(run, name).modules()} for name in run.suite.models}
     assert HalfHuber in kinds["both"] - kinds["standard"]
     assert torch.nn.ReLU in kinds["standard"] - kinds["both"]
-    objective, regulariser = harness.objective_of(run, "both")
+    objective, regulariser = objective_of(run, "both")
     model, (images, targets), data = (
-        harness.new_model(run, "both"),
+        new_model(run, "both"),
         next(iter(batches(run, "dev"))),
         dataset(run, "dev"),
     )
@@ -101,7 +102,7 @@ def test_models_are_trained_as_they_say(done):
     pixels = data.denormalise(images)
     torch.testing.assert_close(loss, robust(OnPixels(model, data.mean, data.std), pixels, targets))
     assert regulariser == robust.regulariser
-    assert harness.objective_of(run, "standard") == (cross_entropy, None)
+    assert objective_of(run, "standard") == (cross_entropy, None)
 
 
 def test_areas_are_those_of_the_attack_on_pixels(done):
@@ -110,7 +111,7 @@ def test_areas_are_those_of_the_attack_on_pixels(done):
     assert sorted(table.index) == [(m, b) for m in ("both", "standard") for b in ("attack", "btr")]
     data, (images, targets) = dataset(run, "test"), (torch.cat(p)[:10] for p in zip(*batches(run, "test"), strict=True))
     for (model, boundary), row in table.iterrows():
-        network = OnPixels(harness.clean_model(run, str(model)), data.mean, data.std).eval()
+        network = OnPixels(clean_model(run, str(model)), data.mean, data.std).eval()
         found = minimum_norm(network, data.denormalise(images), targets, boundary=str(boundary), steps=5, path=1.0)
         assert row.ara == pytest.approx(robustness.area(found.radius.numpy(), 8), rel=1e-4)
         assert (row.n, row.num_classes, row.steps) == (10, 8, 5)
@@ -153,8 +154,7 @@ def test_the_tables_come_from_the_results_alone_and_are_drawn(done, tmp_path):
 
 def test_a_second_run_measures_nothing_again(done, tmp_path, monkeypatch):
     run, out = done
-    for maker in ("make_model", "make_robustness", "make_manipulation"):
-        monkeypatch.setattr(harness, maker, None)
+    monkeypatch.setattr(kind, "_make", None)
     assert compute.run_suite(run, tmp_path, jobs=1) == {}
     assert (tmp_path / "ara.csv").read_bytes() == (out / "ara.csv").read_bytes()
 
@@ -164,12 +164,13 @@ def test_equal_training_under_two_names_is_one_model(tmp_path):
         load(tmp_path, ("[models.both]", "[models.again]\narchitecture = 'compact_resnet'\nepochs = 1\n[models.both]")),
         "",
     )
-    assert model_spec(run, "again") == model_spec(run, "standard") != model_spec(run, "both")
+    again, standard, both = (Entry(TRAINED, name).key(run) for name in ("again", "standard", "both"))
+    assert again == standard != both
 
 
 def test_a_models_activation_is_part_of_it_where_its_weights_are_given(tmp_path, done):
     weights = tmp_path / "weights.safetensors"
-    harness.save_weights(harness.clean_model(done[0], "both"), tmp_path)
+    save_weights(clean_model(done[0], "both"), tmp_path)
     changes = [
         (
             "epochs = 1\nhalf_huber = 0.5\nadversary = { steps = 2 }\nregulariser = { psi = 5.0 }",
@@ -178,9 +179,9 @@ def test_a_models_activation_is_part_of_it_where_its_weights_are_given(tmp_path,
     ]
     plain = Run(load(tmp_path, *changes), "")
     swapped = Run(load(tmp_path, *changes, ("weights =", "half_huber = 0.5\nweights =")), "")
-    assert model_spec(plain, "both") != model_spec(swapped, "both")
+    assert Entry(TRAINED, "both").key(plain) != Entry(TRAINED, "both").key(swapped)
     images = next(iter(batches(plain, "dev")))[0]
-    assert torch.allclose(pretrained(swapped, "both")(images), harness.clean_model(done[0], "both")(images), atol=1e-5)
+    assert torch.allclose(pretrained(swapped, "both")(images), clean_model(done[0], "both")(images), atol=1e-5)
     assert not torch.allclose(pretrained(plain, "both")(images), pretrained(swapped, "both")(images))
 
 

@@ -11,11 +11,13 @@ from pretended_cuda import Pretended, pretended_cuda
 
 from benchmark import interpreters, models, suite
 from benchmark.dissection import study
-from benchmark.entries import harness
-from benchmark.execution import compute
+from benchmark.entries.kind import Entry
+from benchmark.entries.trained import TRAINED
+from benchmark.execution import compute, executor
 from benchmark.execution.engines import Here
 from benchmark.experiments import adversarially_trained, loss_landscape, precision, smooth_grad, weight_noise
 from benchmark.experiments.given import Given
+from benchmark.experiments.pgd import PGD
 from benchmark.run import Run
 from benchmark.suite import Adversary, Gate, Model, Regulariser, Robustness, Search
 
@@ -42,7 +44,7 @@ def test_the_pretended_gpu_is_as_strict_as_one():
         assert there.cpu().tolist() == [6, 6, 6]
 
 
-HERE = patch.object(compute, "Processes", lambda jobs: Here())  # no other process has the pretended GPU
+HERE = patch.object(executor, "Processes", lambda jobs: Here())  # no other process has the pretended GPU
 
 
 def both(work):
@@ -112,7 +114,7 @@ def test_robust_training(tmp_path):
     given = suite.load("smoke").model_copy(update={"models": {"compact_resnet": robust}})
 
     def trained(device):
-        path = harness.make_model(Run(given, str(tmp_path / device), None, device), "compact_resnet")
+        path = Entry(TRAINED, "compact_resnet").get(Run(given, str(tmp_path / device), None, device))
         return (path / "weights.safetensors").read_bytes()
 
     first, second = both(trained)
@@ -133,13 +135,11 @@ def smoke(finished, tmp_path_factory):
 
 
 EXPERIMENTS = {
-    "weight_noise": lambda given: weight_noise.measure(given, scales=(0.0, 0.5), draws=1),
-    "loss_landscape": lambda given: loss_landscape.measure(given, points=3, grid=2),
+    "weight_noise": lambda given: weight_noise.measure(given, weight_noise.Settings(scales=(0.0, 0.5), draws=1)),
+    "loss_landscape": lambda given: loss_landscape.measure(given, loss_landscape.Settings(points=3, grid=2)),
     "precision": precision.measure,
     "adversarially_trained": lambda given: adversarially_trained.measure(
-        given,
-        trainer=adversarially_trained.PGD(steps=1),
-        adversary=adversarially_trained.PGD(steps=1, restarts=2),
+        given, adversarially_trained.Settings(PGD(steps=1), PGD(steps=1, restarts=2))
     ),
     "smooth_grad": smooth_grad.measure,
 }
@@ -171,7 +171,7 @@ def test_dissection(tmp_path):
 
     def dissected(device):
         run = Run(given.model_copy(update=small), str(tmp_path / f"store-{device}"), None, device)
-        study.run(Given(run, tmp_path, jobs=1), tmp_path / device)
+        study.run(run, tmp_path / device, jobs=1)
         return tmp_path / device
 
     assert_same_tables(*both(dissected))

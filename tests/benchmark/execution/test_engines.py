@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.errors import Stop, UserError
-from benchmark.execution import engines, watch
+from benchmark.execution import claims, engines
 from benchmark.execution.engines import Here, Outcome, Processes, Task, Unit, drive
+from benchmark.execution.record import Record
 
 
 class Script:
@@ -44,7 +45,7 @@ class Script:
 
 
 def go(tmp_path: Path, engine, units: list[Unit], needs={}, after={}, limit=0.0):  # noqa: B006
-    with watch.Record(tmp_path, "suite", engine.name, len(units)) as record:
+    with Record(tmp_path, "suite", engine.name, len(units)) as record:
 
         def task(unit: Unit) -> Task:
             return Task(*unit, str(tmp_path), record.id, engines.key_of_unit("", unit), 0, limit)
@@ -193,7 +194,7 @@ def test_two_runs_on_one_store_do_not_do_one_thing_at_the_same_time(tmp_path, mo
         run.join()
     for first, second in spans.values():
         assert first[1] <= second[0]
-    assert not list((watch.folder(tmp_path) / "claims").iterdir())
+    assert not list((claims.folder(tmp_path) / "claims").iterdir())
 
 
 def test_a_dead_process_whose_child_holds_its_pipe_is_noticed(tmp_path, monkeypatch):
@@ -236,16 +237,16 @@ def test_units_of_another_run_are_asked_for_ever_more_rarely(tmp_path, monkeypat
 
 def test_the_claim_of_a_lost_unit_does_not_stay(tmp_path):
     engine = Script(lambda name, tries: Outcome("lost", "killed"))
-    with watch.Record(tmp_path, "suite", "script", 1) as record:
+    with Record(tmp_path, "suite", "script", 1) as record:
 
         def task(unit: Unit) -> Task:
-            path = watch.folder(tmp_path) / "claims" / "key"
+            path = claims.folder(tmp_path) / "claims" / "key"
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps({"run": record.id}))
             return Task(*unit, str(tmp_path), record.id, "key", 0, 0.0)
 
         assert list(drive(units("a"), engine, record, task, {}, {})) == [("a", "killed (3 times)")]
-    assert not list((watch.folder(tmp_path) / "claims").iterdir())
+    assert not list((claims.folder(tmp_path) / "claims").iterdir())
 
 
 def test_a_process_that_dies_or_hangs_costs_its_own_unit_alone(tmp_path):
@@ -264,7 +265,7 @@ def test_a_process_that_dies_or_hangs_costs_its_own_unit_alone(tmp_path):
 
 def test_a_process_that_was_killed_from_outside_is_replaced(tmp_path):
     engine = Processes(1)
-    with watch.Record(tmp_path, "suite", engine.name, 2) as record:
+    with Record(tmp_path, "suite", engine.name, 2) as record:
         plan = [("first", os.getpid, ()), ("second", time.sleep, (0,))]
         tasks = [Task(*unit, str(tmp_path), record.id, f"key{unit[0]}", 0, 0.0) for unit in plan]
         engine.start(0, tasks[0])

@@ -15,9 +15,11 @@ import torch
 
 from attacks.errors import Refused, UserError
 from benchmark import leaderboards, results
+from benchmark.cells import plan
+from benchmark.entries import fronts, kind
 from benchmark.execution import compute
 from benchmark.interpreters.grad_cam import GradCAM
-from benchmark.run import Run, plan
+from benchmark.run import Run
 
 RUN = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs"]
 
@@ -40,8 +42,7 @@ def test_every_cell_of_the_suite_is_scored(finished):
 
 def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, tmp_path, monkeypatch):
     before = finished.entries()
-    for maker in ("make_model", "make_originals", "make_manipulation"):
-        monkeypatch.setattr(compute.harness, maker, None)
+    monkeypatch.setattr(kind, "_make", None)
     assert compute.run_suite(finished.run, tmp_path) == {}
     assert finished.entries() == before
     assert replace(finished, out=tmp_path).written() == finished.written()
@@ -79,19 +80,18 @@ def test_a_searched_recipe_is_the_best_on_dev_and_is_found_once(finished, tmp_pa
     assert stability.eligible.isin(["yes", "no"]).all()
     assert (stability.ms_per_image > 0).all()
     before = done.entries()
-    for maker in ("make_front", "make_gate", "make_manipulation"):
-        monkeypatch.setattr(compute.harness, maker, None)
+    monkeypatch.setattr(kind, "_make", None)
     assert compute.run_suite(done.run, done.out) == {}
     assert done.entries() == before
     assert leaderboards.check(done.out) == []
 
 
 def test_a_search_that_fails_is_a_failed_manipulation(finished, tmp_path, monkeypatch, capsys):
-    def broken(run, cell):
+    def broken(*_):
         raise RuntimeError("no luck")
 
     done = finished.searching(tmp_path, foolings=["location"], seeds=[0])
-    monkeypatch.setattr(compute.harness, "make_front", broken)
+    monkeypatch.setattr(fronts, "search", broken)
     failed = compute.run_suite(done.run, done.out, jobs=1)
     assert failed == {"compact_vgg/location/grad_cam/0": "RuntimeError: no luck"}
     row = leaderboards.load(done.out, "manipulations").iloc[0]

@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 
 from attacks.errors import UserError
 from benchmark import leaderboards, results
-from benchmark.entries import harness
+from benchmark.cells import View
+from benchmark.entries import manipulations, originals, scores, strategies, trained
+from benchmark.entries.kind import Entry
 from benchmark.execution import compute
 from benchmark.run import Run
 
@@ -27,14 +29,14 @@ def temporary(store: Path) -> list[str]:
 
 
 def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), harness.manipulate
+    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), strategies.manipulate
 
     def sometimes(model, interpreter, fooling, *args, **options):
         if (fooling.name, interpreter.name) == ("active", "lrp_t"):
             raise ZeroDivisionError("three\nlines, of\nwhich one is kept")
         return original(model, interpreter, fooling, *args, **options)
 
-    monkeypatch.setattr(harness, "manipulate", sometimes)
+    monkeypatch.setattr(strategies, "manipulate", sometimes)
     name, message = "compact_vgg/active/lrp_t/0", "ZeroDivisionError: three lines, of which one is kept"
     assert compute.run_suite(other.run, other.out, jobs=1) == {name: message}
 
@@ -50,7 +52,7 @@ def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again
     assert (rows.status == "done").sum() == 3
     assert temporary(other.store) == []
 
-    monkeypatch.setattr(harness, "manipulate", original)
+    monkeypatch.setattr(strategies, "manipulate", original)
     kept = other.entries()
     assert compute.run_suite(other.run, other.out, jobs=1) == {}
     assert other.written() == finished.written()
@@ -58,7 +60,7 @@ def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again
 
 
 def test_a_model_that_cannot_be_trained_fails_all_its_manipulations(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(trained, "train", lambda *_, **__: 1 / 0)
     run = Run(finished.run.suite, str(tmp_path / "store"))
     failed = compute.run_suite(run, tmp_path / "out", jobs=1)
     assert len(failed) == 4
@@ -92,10 +94,13 @@ def test_a_diverged_manipulation_is_a_row_with_its_reason_and_is_not_tried_again
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("train", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
-        ("save_weights", SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
-        ("manipulate", OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
-        ("score", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        ((trained, "train"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        (
+            (manipulations, "save_weights"),
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ),
+        ((strategies, "manipulate"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
+        ((scores, "score"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     ],
 )
 def test_a_full_disk_stops_the_run_and_leaves_the_store_whole(finished, tmp_path, monkeypatch, where, error):
@@ -104,7 +109,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_store_whole(finished, tmp_path
 
     run = Run(finished.run.suite, str(tmp_path / "store"))
     with monkeypatch.context() as patch:
-        patch.setattr(harness, where, full)
+        patch.setattr(*where, full)
         with pytest.raises(UserError, match=f"no space left for the store {run.store}") as caught:
             compute.run_suite(run, tmp_path / "out", jobs=1)
         assert "\n" not in str(caught.value)
@@ -113,24 +118,24 @@ def test_a_full_disk_stops_the_run_and_leaves_the_store_whole(finished, tmp_path
     assert not stopped.out.exists()
     before = stopped.entries()
     assert before.keys() < finished.entries().keys()
-    if where == "score":  # going on is the same for all; the last place leaves the least to do
+    if where == (scores, "score"):  # going on is the same for all; the last place leaves the least to do
         compute.run_suite(run, stopped.out, jobs=1)
         assert stopped.written() == finished.written()
         assert before.items() < stopped.entries().items()
 
 
 def test_heatmaps_are_written_so_that_a_full_disk_is_an_error_and_no_signal(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "originals", "scores"), harness.np.lib.format.open_memmap
+    other, original = started(finished, tmp_path, "originals", "scores"), originals.np.lib.format.open_memmap
 
     def mapped(path, mode="r", **options):
         assert mode == "r", "writing to a memory map over a full disk kills the process with SIGBUS"
         return original(path, mode, **options)
 
-    monkeypatch.setattr(harness.np.lib.format, "open_memmap", mapped)
-    harness.make_originals(other.run, "compact_vgg", "lrp_t", True)
+    monkeypatch.setattr(originals.np.lib.format, "open_memmap", mapped)
+    Entry(originals.ORIGINALS, View("compact_vgg", "lrp_t", True)).get(other.run)
     (path,) = other.store.glob("originals/*/heatmaps.npy")
     assert path.read_bytes() == (finished.store / path.relative_to(other.store)).read_bytes()
-    assert harness.np.load(path).shape[:2] == (finished.run.suite.dataset.pairs_test, 2)
+    assert originals.np.load(path).shape[:2] == (finished.run.suite.dataset.pairs_test, 2)
 
 
 def test_an_unreadable_entry_is_named_before_anything_is_computed(finished, tmp_path):
@@ -153,14 +158,14 @@ def test_an_entry_with_damaged_weights_is_a_failed_row(finished, tmp_path):
 
 
 def test_one_interpreter_that_raises_costs_its_own_cell_alone(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "scores", "predictions"), harness.score
+    other, original = started(finished, tmp_path, "scores", "predictions"), scores.score
 
     def sometimes(run, fooling, interpreter, *rest):
         if (fooling.name, interpreter.name) == ("active", "lrp"):
             raise ZeroDivisionError("no map")
         return original(run, fooling, interpreter, *rest)
 
-    monkeypatch.setattr(harness, "score", sometimes)
+    monkeypatch.setattr(scores, "score", sometimes)
     failed = compute.run_suite(other.run, other.out, jobs=1)
     assert set(failed) == {"compact_vgg/active/grad_cam/0", "compact_vgg/active/lrp_t/0"}
     key = ["fooling", "attacked", "evaluated"]

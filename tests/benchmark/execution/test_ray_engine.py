@@ -19,10 +19,13 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import cli
-from benchmark.entries import harness
-from benchmark.execution import compute, engines, ray_engine, watch
+from benchmark.cells import View
+from benchmark.entries.kind import Entry, make_unit
+from benchmark.entries.originals import ORIGINALS
+from benchmark.execution import claims, compute, engines, ray_engine
 from benchmark.execution.engines import Unit
-from benchmark.run import Run, told
+from benchmark.execution.executor import executor
+from benchmark.run import Run, tell
 
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 ROOT = Path(ray_engine.__file__).parents[2]
@@ -106,7 +109,7 @@ def meeting(folder: Path, count: int, enough: int) -> list[Unit]:
 
 def nodes_of(store: Path) -> dict[str, int]:
     """How many units each node has done in the last run."""
-    runs = [watch.read(path) for path in watch.folder(store).glob("*.json")]
+    runs = [claims.read(path) for path in claims.folder(store).glob("*.json")]
     return max(runs, key=lambda run: run["started"])["done"]
 
 
@@ -115,13 +118,13 @@ class TestCluster:
 
     def test_two_nodes_give_the_bytes_of_a_local_run(self, finished, start, tmp_path):
         other = replace(finished, run=replace(finished.run, store=str(tmp_path / "store")), out=tmp_path / "out")
-        with compute.executor(other.run, 1, start) as submit:  # or one may have done all before the other has imported
+        with executor(other.run, 1, start) as submit:  # or one may have done all before the other has imported
             assert dict(submit(meeting(tmp_path, 2, enough=2))) == {"wait 0": "", "wait 1": ""}
         assert compute.run_suite(other.run, other.out, start=start) == {}
         assert other.written() == finished.written()
         assert other.entries().keys() == finished.entries().keys()
         assert len(nodes_of(other.store)) == 2
-        assert not list((watch.folder(other.store) / "claims").iterdir())
+        assert not list((claims.folder(other.store) / "claims").iterdir())
 
     def test_two_nodes_that_read_image_files_give_the_bytes_of_a_local_run(self, on_files, start, tmp_path):
         there = replace(on_files, store=str(tmp_path / "there"))
@@ -133,11 +136,12 @@ class TestCluster:
         assert first == second
 
     def test_a_node_that_has_other_files_stops_the_run(self, on_files, start):
-        known = told(on_files)
+        known = replace(on_files)
+        tell(known)
         next((Path(known.data) / "test").rglob("*.png")).unlink()
-        units = [("a", harness.make_originals, (known, "compact_vgg", "lrp_t", False))]
+        units = [("a", make_unit, (known, (Entry(ORIGINALS, View("compact_vgg", "lrp_t")),)))]
         with (
-            compute.executor(known, 1, start) as submit,
+            executor(known, 1, start) as submit,
             pytest.raises(UserError, match="has other files or classes in"),
         ):
             list(submit(units))
@@ -146,12 +150,12 @@ class TestCluster:
         monkeypatch.setattr(engines, "RETRIES", 1)  # each costs a process
         run = replace(finished.run, store=str(tmp_path / "store"))
         sleeps = [(f"sleeps {i}", time.sleep, (0.01,)) for i in range(5)]
-        with compute.executor(run, 1, start, 600.0) as submit:
+        with executor(run, 1, start, 600.0) as submit:
             found = dict(submit([("dies", os._exit, (9,)), ("raises", int, ("x",)), *sleeps]))
         assert found.pop("dies").startswith("its process or node was lost (out of memory?): WorkerCrashedError (2 tim")
         assert found.pop("raises").startswith("ValueError: invalid literal")
         assert found == dict.fromkeys((name for name, *_ in sleeps), "")
-        with compute.executor(run, 1, start, 1.0) as submit:
+        with executor(run, 1, start, 1.0) as submit:
             found = dict(submit([("hangs", time.sleep, (600,)), *sleeps]))
         assert found.pop("hangs") == "ran past its limit of 1 s (2 times)"
         assert found == dict.fromkeys((name for name, *_ in sleeps), "")
@@ -159,18 +163,18 @@ class TestCluster:
     def test_of_three_nodes_one_is_killed_and_the_bytes_are_the_same(self, finished, cluster, start, tmp_path):
         third = cluster.more()
         other = finished.again(tmp_path, without=("manipulations", "scores", "predictions"))
-        units, needs, after = compute.graph(other.run)
-        begun, claims = tmp_path / "begun", watch.folder(other.run.store) / "claims"
+        units, needs, after = compute.graph(other.run, compute.wanted(other.run))
+        begun, working = tmp_path / "begun", claims.folder(other.run.store) / "claims"
         waits = meeting(tmp_path, 3, enough=4)  # the fourth is the one that was lost
         begun.touch()
         errors: dict[str, str] = {}
 
         def on_third() -> list[int]:
             """The process of the unit on the third node."""
-            found = [watch.read(path) or {} for path in claims.glob("[!.]*")]
+            found = [claims.read(path) or {} for path in working.glob("[!.]*")]
             return [claim["pid"] for claim in found if third.node_id[:6] in claim.get("node", "")]
 
-        with compute.executor(other.run, 1, start) as submit:
+        with executor(other.run, 1, start) as submit:
             driver = threading.Thread(target=lambda: errors.update(submit(waits + units, needs, after)))
             driver.start()
             while driver.is_alive() and not (begun.read_text().count("\n") == 3 and on_third()):
@@ -196,9 +200,9 @@ class TestCluster:
         run = replace(finished.run, store=str(tmp_path / "store"), data=str(tmp_path / "nowhere"))
         with (
             pytest.raises(UserError, match=r"node .* does not see the data .*nowhere"),
-            compute.executor(run, 1, start) as submit,
+            executor(run, 1, start) as submit,
         ):
-            list(submit([("a", compute.name_of, (run,))]))
+            list(submit([("a", print, (run,))]))
 
     def test_the_command_runs_a_suite_on_nodes_of_its_own_on_the_loopback_interface(self, finished, tmp_path):
         other = finished.again(tmp_path)

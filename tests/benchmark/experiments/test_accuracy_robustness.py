@@ -16,7 +16,7 @@ from benchmark.experiments.given import Given
 from benchmark.metrics.robustness import area, area_histogram, area_interval
 from benchmark.run import Run
 
-SHORT = Settings(steps=6, path=2.0)
+SHORT = Settings(steps=6, path=2.0, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def _given(folder, tmp_path) -> Given:
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
     given = _given(folder, tmp_path_factory.mktemp("run"))
-    return given, experiment.measure(given, settings=SHORT, batch_size=3)
+    return given, experiment.measure(given, SHORT)
 
 
 def test_the_radii_are_those_of_the_attack_on_all_images_at_once(done):
@@ -91,11 +91,11 @@ def test_a_batch_is_attacked_once_and_again_only_with_other_settings(done, monke
         return minimum_norm(*args, **options)
 
     monkeypatch.setattr(experiment, "minimum_norm", counted)
-    pd.testing.assert_frame_equal(experiment.measure(given, settings=SHORT, batch_size=3), table)
+    pd.testing.assert_frame_equal(experiment.measure(given, SHORT), table)
     assert not calls
-    experiment.measure(given, settings=Settings(steps=2, path=2.0), batch_size=7)
+    experiment.measure(given, Settings(steps=2, path=2.0, batch_size=7))
     assert [call["steps"] for call in calls] == [2, 2]
-    experiment.measure(given, settings=Settings(steps=2, path=2.0, mean=(0.5, 0.5, 0.5)), batch_size=7)
+    experiment.measure(given, Settings(steps=2, path=2.0, mean=(0.5, 0.5, 0.5), batch_size=7))
     assert len(calls) == 4
 
 

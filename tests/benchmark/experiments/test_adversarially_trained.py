@@ -12,10 +12,12 @@ from torch import nn
 
 from benchmark import experiments
 from benchmark.datasets import create
-from benchmark.entries import harness
+from benchmark.entries.trained import clean_model
 from benchmark.experiments import adversarially_trained as experiment
-from benchmark.experiments.adversarially_trained import PGD, random_starts
+from benchmark.experiments import pgd
+from benchmark.experiments.adversarially_trained import Settings
 from benchmark.experiments.given import Given
+from benchmark.experiments.pgd import PGD, random_starts
 from benchmark.models import create as create_model
 from benchmark.training import train
 
@@ -76,10 +78,10 @@ def test_more_restarts_never_lower_the_margin_and_never_below_the_clean_one():
     images, targets = _batch()
     model = create_model("compact_resnet", num_classes=8)
     starts = _starts(3, images)
-    margins = [experiment._margin(model(images), targets).detach()]
+    margins = [pgd.margin_of(model(images), targets).detach()]
     for restarts in (1, 2, 3):
         found = PGD(epsilon=0.02, step=0.02, steps=2)(model, images, targets, DATA, starts[:restarts])
-        margins.append(experiment._margin(model(found), targets).detach())
+        margins.append(pgd.margin_of(model(found), targets).detach())
     for fewer, more in pairwise(margins):
         assert (more >= fewer - 1e-5).all()
     assert (margins[1] > margins[0]).any()
@@ -88,7 +90,7 @@ def test_more_restarts_never_lower_the_margin_and_never_below_the_clean_one():
 
 def test_the_margin_is_positive_where_the_label_is_not_first():
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
-    assert experiment._margin(logits, torch.tensor([0, 2])).tolist() == [-1.0, 4.0]
+    assert pgd.margin_of(logits, torch.tensor([0, 2])).tolist() == [-1.0, 4.0]
 
 
 def test_it_leaves_the_model_and_the_random_state_as_they_were():
@@ -111,7 +113,7 @@ def test_training_is_that_of_the_plain_model_where_the_adversary_has_no_reach():
     options = {"epochs": 1, "learning_rate": 1e-2, "batch_size": 3}
     first = create_model("compact_resnet", num_classes=8)
     second, random = copy.deepcopy(first), torch.get_rng_state()
-    losses = experiment.train(first, DATA, PGD(epsilon=0.0, step=0.1, steps=1), **options)
+    losses = pgd.train(first, DATA, PGD(epsilon=0.0, step=0.1, steps=1), **options)
     assert losses == pytest.approx(train(second, DATA, **options), rel=1e-4)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
@@ -136,7 +138,7 @@ def test_training_makes_a_linear_model_leave_a_weak_feature():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     options = {"epochs": 30, "learning_rate": 0.1, "batch_size": 16}
-    experiment.train(model, Toy(), PGD(epsilon=0.25, step=0.25, steps=2), **options)  # 0.5 in normalised units
+    pgd.train(model, Toy(), PGD(epsilon=0.25, step=0.25, steps=2), **options)  # 0.5 in normalised units
     strong, *weak = (model[1].weight[1] - model[1].weight[0]).tolist()
     assert strong > 1
     assert max(map(abs, weak)) < 0.2 * strong
@@ -159,8 +161,9 @@ def test_the_summary_by_hand():
 
 def test_it_fools_both_models_writes_and_takes_all_from_the_store(finished, tmp_path, monkeypatch):
     again = finished.again(tmp_path)
-    given, small = Given(again.run, tmp_path, jobs=1), {"trainer": PGD(steps=1), "adversary": PGD(steps=1, restarts=2)}
-    table = experiment.measure(given, **small)
+    given, measure = Given(again.run, tmp_path, jobs=1), experiment.measure
+    small = Settings(trainer=PGD(steps=1), adversary=PGD(steps=1, restarts=2))
+    table = measure(given, small)
     assert table[["training", "attacked"]].to_numpy().tolist() == [
         [training, attacked] for training in ("adversarial", "plain") for attacked in ("grad_cam", "lrp_t", "nothing")
     ]
@@ -172,14 +175,14 @@ def test_it_fools_both_models_writes_and_takes_all_from_the_store(finished, tmp_
         table.robust_top1_drop.dropna(), (before - table.robust_top1)[table.fsr.notna()], check_names=False
     )
     entries = again.entries()
-    monkeypatch.setattr(experiment.measure, "__kwdefaults__", small)
+    monkeypatch.setattr(experiment, "measure", lambda given: measure(given, small))
     written = experiments.run("adversarially-trained", given, tmp_path / "out")
     assert again.entries() == entries
     assert [path.suffix for path in written] == [".csv", ".json", ".png"]
 
 
 def test_robust_accuracy_does_not_depend_on_the_batches(finished):
-    model = harness.clean_model(finished.run, "compact_vgg")
+    model = clean_model(finished.run, "compact_vgg")
     scoring = finished.run.suite.scoring.model_copy(update={"batch_size": 7})
     other = replace(finished.run, suite=finished.run.suite.model_copy(update={"scoring": scoring}))
     adversary = PGD(epsilon=0.02, steps=2, step=0.01)

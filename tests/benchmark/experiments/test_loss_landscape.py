@@ -10,17 +10,20 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import pair_heatmaps
 from benchmark import datasets, experiments, suite
-from benchmark.entries.harness import clean_model, stored_model
+from benchmark.cells import plan
+from benchmark.entries.kind import Entry
+from benchmark.entries.manipulations import MANIPULATIONS
+from benchmark.entries.trained import clean_model, stored_model
 from benchmark.experiments import loss_landscape
 from benchmark.experiments.given import Given
+from benchmark.experiments.loss_landscape import Settings
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.run import create_interpreter, dataset, manipulation_spec, plan
-from benchmark.store import Store, key_of
+from benchmark.run import create_interpreter, dataset
 
 
 @pytest.fixture(scope="module")
 def table(finished):
-    return loss_landscape.measure(Given(finished.run, finished.out), points=5, grid=5)
+    return loss_landscape.measure(Given(finished.run, finished.out), Settings(points=5, grid=5))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,8 @@ def models(finished):
     """(fooling, attacked) -> the fooled model; None -> the clean one."""
     found = {None: clean_model(finished.run, "compact_vgg")}
     for cell in plan(finished.run.suite):
-        path = Store(finished.run.store).path("manipulations", key_of(manipulation_spec(finished.run, cell)))
-        found[cell["fooling"], cell["attacked"]] = stored_model(finished.run, cell["model"], path)
+        path = Entry(MANIPULATIONS, cell).path(finished.run)
+        found[cell.fooling, cell.attacked] = stored_model(finished.run, cell.model, path)
     return found
 
 

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attacks.manipulation import Manipulated
 from benchmark import experiments
+from benchmark.cells import Cell, plan
+from benchmark.entries.kind import Entry
+from benchmark.entries.scores import SCORES
 from benchmark.experiments import precision
 from benchmark.experiments.given import Given
-from benchmark.run import plan, scores_spec
-from benchmark.store import Store, key_of
 
 
 @given(st.floats(width=32, allow_subnormal=False, min_value=-(2.0**100), max_value=2.0**100))
@@ -57,12 +59,12 @@ def test_products_and_their_gradients_are_of_rounded_inputs(name):
 def test_float32_gives_the_stored_scores_and_lower_precisions_hardly_move_the_maps(finished, tmp_path):
     finished = finished.again(tmp_path, without=())
     table = precision.measure(Given(finished.run, finished.out, 1))
-    cells = [cell for cell in plan(finished.run.suite) if cell["fooling"] != "active"]
-    assert len(table) == len(cells) * len(precision.PAIRS)
-    store = Store(finished.run.store)
-    for cell in cells:
+    plain = [manipulation for manipulation in plan(finished.run.suite) if manipulation.fooling != "active"]
+    assert len(table) == len(plain) * len(precision.PAIRS)
+    for manipulation in plain:
+        cell = manipulation.columns()
         rows = table[(table[list(cell)] == pd.Series(cell)).all(axis=1)].set_index(["made", "scored"])
-        path = store.path("scores", key_of(scores_spec(finished.run, cell, cell["attacked"]))) / "scores.parquet"
+        path = Entry(SCORES, Cell(manipulation, manipulation.attacked)).path(finished.run) / "scores.parquet"
         assert rows.fsr[precision.FLOAT32, precision.FLOAT32] == pytest.approx(pd.read_parquet(path).success.mean())
         assert rows.map_correlation[precision.FLOAT32, precision.FLOAT32] == pytest.approx(1)
         assert rows.map_correlation[precision.FLOAT32, "bf16"] < 1 - 1e-9
@@ -72,3 +74,12 @@ def test_float32_gives_the_stored_scores_and_lower_precisions_hardly_move_the_ma
     figure = precision.draw(table)
     assert len(figure.axes) == 2 * table.model.nunique()
     assert "precision" in experiments.names()
+
+
+def test_a_fooling_that_diverges_in_a_lower_precision_has_its_status_alone(finished, tmp_path, monkeypatch):
+    small = finished.run.suite.model_copy(update={"foolings": ["location"], "attacked": ["grad_cam"]})
+    finished = finished.again(tmp_path, suite=small)
+    monkeypatch.setattr(precision, "by_gradient", lambda *_: Manipulated(torch.nn.Identity(), {}, "diverged", "so"))
+    table = precision.measure(Given(finished.run, finished.out, 1)).set_index(["made", "scored"])
+    assert table.status.to_dict() == {pair: "diverged" if pair[0] != "float32" else "done" for pair in precision.PAIRS}
+    assert (table.fsr.isna() == (table.status == "diverged")).all()

@@ -6,26 +6,29 @@ import pytest
 import torch
 
 from benchmark import experiments, suite
-from benchmark.entries.harness import clean_model
+from benchmark.cells import Cell, plan
+from benchmark.entries.kind import Entry
+from benchmark.entries.predictions import PREDICTIONS
+from benchmark.entries.scores import SCORES
+from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
 from benchmark.experiments import weight_noise
 from benchmark.experiments.given import Given
+from benchmark.experiments.weight_noise import Settings
 from benchmark.intervals import RESAMPLES, bootstrap_mean
-from benchmark.run import plan, predictions_spec, scores_spec
-from benchmark.store import Store, key_of
 
 
 @pytest.fixture(scope="module")
 def table(finished):
-    return weight_noise.measure(Given(finished.run, finished.out), scales=(0.0, 0.5), draws=2)
+    return weight_noise.measure(Given(finished.run, finished.out), Settings(scales=(0.0, 0.5), draws=2))
 
 
 def test_without_noise_it_gives_the_stored_scores(finished, table):
-    store = Store(finished.run.store)
-    for cell in plan(finished.run.suite):
-        scores = store.path("scores", key_of(scores_spec(finished.run, cell, cell["attacked"]))) / "scores.parquet"
-        predicted = store.path("predictions", key_of(predictions_spec(finished.run, cell))) / "predictions.parquet"
-        scores, predicted = pd.read_parquet(scores), pd.read_parquet(predicted)
+    run = finished.run
+    for manipulation in plan(run.suite):
+        scores = Entry(SCORES, Cell(manipulation, manipulation.attacked)).path(run) / "scores.parquet"
+        predicted = Entry(PREDICTIONS, manipulation).path(run) / "predictions.parquet"
+        scores, predicted, cell = pd.read_parquet(scores), pd.read_parquet(predicted), manipulation.columns()
         rows = table[(table[list(cell)] == pd.Series(cell)).all(axis=1) & (table.scale == 0)].set_index("noised")
         assert rows.draws.tolist() == [1, 1]
         for noised, success, top1 in (("fooled", "success", "top1"), ("clean", "success_clean", "top1_clean")):
@@ -93,7 +96,7 @@ def test_the_default_store_serves_the_suite():
     assert (own.models, own.scoring) == (default.models, default.scoring)
     assert own.dataset.model_dump(exclude_none=True).items() <= default.dataset.model_dump(exclude_none=True).items()
     for cell in plan(own):
-        place = cell["model"], cell["fooling"], cell["attacked"]
+        place = cell.model, cell.fooling, cell.attacked
         assert own.recipe(*place) == default.recipe(*place)
 
 
@@ -101,4 +104,4 @@ def test_it_writes_table_card_and_figure(finished, table, tmp_path, monkeypatch)
     monkeypatch.setattr(weight_noise, "measure", lambda given: table)
     written = experiments.run("weight-noise", Given(finished.run, finished.out), tmp_path)
     assert [path.name for path in written] == ["weight-noise.csv", "weight-noise.json", "weight-noise.png"]
-    assert compute.compute(finished.run, 1) == {}
+    assert compute.compute(finished.run, 1).failed == {}

@@ -203,7 +203,7 @@ def test_a_manipulation_against_what_cannot_be_differentiated_is_an_error(child,
     data = datasets.create("shapes", size=4, input_size=32)
     data.targets = torch.full((4,), [*BAD, *GOOD].index("rolls"))
     with pytest.raises(UserError, match=r"the heatmaps of many do not depend on the model's parameters$"):
-        child.manipulate(model, Location(), data, 4, Recipe(1e-4, 1.0, 1))
+        child.manipulate(model, Location(), data, Recipe(1e-4, 1.0, 1, 4))
 
 
 CHECKED = """

@@ -22,13 +22,13 @@ def honest(gradient):
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_manipulation_is_the_one_made_here(honest, model, pairs):
-    own, recipe = interpreters.create("simple_grad"), Recipe(1e-4, 1.0, 3)
+    own, recipe = interpreters.create("simple_grad"), Recipe(1e-4, 1.0, 3, 4)
     fooling = Active() if pairs else Location()
     data, both = (datasets.create("shapes", size=16, input_size=32, two_objects=two) for two in (False, True))
     loaders = [datasets.loader(d, 4, shuffle=True, seed=5) for d in (data, both)]
     scored = lambda *batch: min_max(own(*batch))  # noqa: E731
     here = manipulate(model, scored, fooling, loaders[0], recipe, 5, fooling_loader=loaders[1])
-    there = honest.manipulate(model, fooling, data, 4, recipe, 5, pairs=both if pairs else None)
+    there = honest.manipulate(model, fooling, data, recipe, 5, pairs=both if pairs else None)
     assert (there.status, there.reason) == ("done", "")
     assert there.history == here.history
     expected = here.model.state_dict()
@@ -39,7 +39,7 @@ def test_a_manipulation_is_the_one_made_here(honest, model, pairs):
 
 def test_a_manipulation_that_diverges_says_so_and_has_no_weights(honest, model):
     data = datasets.create("shapes", size=8, input_size=32)
-    fooled = honest.manipulate(model, Location(), data, 4, Recipe(1e30, 1.0, 5))
+    fooled = honest.manipulate(model, Location(), data, Recipe(1e30, 1.0, 5, 4))
     assert (fooled.weights, fooled.status) == ({}, "diverged")
     assert fooled.reason == "a loss is not finite at step 2"
     assert [len(values) for values in fooled.history.values()] == [2, 2, 2]

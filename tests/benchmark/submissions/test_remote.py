@@ -4,11 +4,16 @@ import pickle
 
 import pytest
 import torch
+from closure import closure
 
 from attacks.errors import UserError
 from benchmark import interpreters, models, suite
+from benchmark.entries.kind import COMMON
+from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.run import Run, create_interpreter, interpreter_spec
+from benchmark.store import source_digest, sources
 from benchmark.submissions import child, remote
+from benchmark.submissions.remote import Remote
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
@@ -70,12 +75,18 @@ def test_what_it_says_of_itself_cannot_be_set(made):
             setattr(made, name, getattr(made, name))
 
 
-def test_a_key_knows_it_by_name_symbol_and_digest(made):
+def test_a_key_knows_it_by_name_symbol_digest_and_the_code_that_runs_it(made):
     run = Run(suite.load("smoke"), "store", submission=made)
     assert create_interpreter(run, made.name) is run.submission
     expected = {"name": "plain_gradient", "symbol": "PlainGradient", "digest": made.digest}
+    expected["code"] = source_digest(made.code)
     assert interpreter_spec(run, made.name) == expected
     again = pickle.loads(pickle.dumps(run))
     assert again == run
-    assert create_interpreter(again, f"{made.name}:softplus") is again.submission
+    assert create_interpreter(again, made.name) is again.submission
     assert interpreter_spec(again, made.name) == expected
+
+
+def test_all_that_runs_it_is_in_its_key():
+    declared = {*sources(Remote.code), *sources(MANIPULATIONS.code), *sources(COMMON)}
+    assert closure("benchmark.submissions.sandbox") - declared == set()

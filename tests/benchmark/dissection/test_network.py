@@ -325,34 +325,6 @@ def test_noise_of_equal_norm():
     assert abs(cosine) < 0.5
 
 
-def dissected(rows):
-    """Rows (category, concept, iou) as units of one layer."""
-    table = pd.DataFrame(rows, columns=["category", "concept", "iou"])
-    return table.assign(layer="a", unit=range(len(table)), detector=table.iou > 0.04, n=9)
-
-
-def test_changed_concepts():
-    rows = [
-        ("colour", "red", 0.5),
-        ("colour", "red", 0.5),
-        ("colour", "dots", 0.5),
-        (None, None, 0.0),
-        ("shape", "x", 0.02),
-    ]
-    before = dissected(rows)
-    after = dissected(
-        [("colour", "red", 0.01), (None, None, 0.0), ("shape", "dots", 0.5), ("shape", "x", 0.3), (*rows[0][:2], 0.03)]
-    )
-    found = network.changed_concepts(before, after)
-    assert found.unit.tolist() == [0, 1, 2, 3]  # the last is no detector in either
-    assert found.changed.tolist() == [False, True, True, True]
-    assert found[["iou_before", "iou_after"]].iloc[0].tolist() == [0.5, 0.01]
-    assert not network.changed_concepts(before, before).changed.any()
-    assert len(network.changed_concepts(before[4:], after[4:])) == 0
-    with pytest.raises(UserError, match=r"same layers and units, in one order \(got 5 and 4 rows\)"):
-        network.changed_concepts(before, after[:4])
-
-
 LAYERS = {
     "compact_vgg": ["features.2", "features.6", "features.10", "features.17"],
     "compact_resnet": ["layer1", "layer2", "layer3", "layer4"],

@@ -10,7 +10,9 @@ A correlation is 1 where both maps are constant and 0 where one is.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,19 @@ from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as pictures
 
 from attacks.ranks import rank_correlation
+from benchmark.cells import View
+from benchmark.entries import curves, trained
+from benchmark.entries.curves import target_grid
+from benchmark.entries.images import batches, first_images
+from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
+from benchmark.entries.trained import TRAINED, clean_model, new_model
 from benchmark.interpreters import Interpreter
 from benchmark.leaderboards.ranking import FILLS
 from benchmark.metrics.fooling_rate import blank
-from benchmark.metrics.perturbation import Grid, aopc, cell_order, drops, noise
+from benchmark.metrics.perturbation import Grid, aopc, cell_order, drops, folded, noise
+from benchmark.run import Run, Spec, create_interpreter, data_spec, dataset, has_pairs, interpreter_spec
 
+CODE = (*trained.CODE, *curves.CODE, "attacks.heatmaps", "attacks.modes", "attacks.ranks", "benchmark.entries.gates")
 VALUES = ("randomised", "other_class", "unrelated", *(f"aopc_{fill}" for fill in FILLS))
 
 
@@ -125,3 +135,64 @@ class _Allocations(TorchDispatchMode):
                 self.live[key] = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return output
+
+
+@torch.no_grad()
+def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
+    """What the interpreter shows on the clean model, image by image, and what it costs."""
+    settings = run.suite.gate
+    assert settings is not None
+    model, interpreter = clean_model(run, view.model), create_interpreter(run, view.interpreter)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.suite.dataset.seed)
+        random_model = new_model(run, view.model).to(run.device).eval()
+    asked, size = first_images(batches(run, "dev", has_pairs(run)), settings.images), run.suite.scoring.batch_size
+    images, targets = map(torch.cat, zip(*((x, y) for _, x, y in asked), strict=True))
+    classes = dataset(run, "dev").num_classes
+    targets, others = targets.unbind(1) if targets.dim() == 2 else (targets, (targets + 1) % classes)
+    first = images[:size], targets[:size]
+    spent: dict[str, Any] = dict(cost(partial(interpreter, model, *first), run.device, len(first[0])))
+    if interpreter is run.submission:
+        spent["peak_mib"] = None  # that of another process
+    models, grid = (model, folded(model, images[:1]), random_model), target_grid(model, images[:1])
+    found = measure(interpreter, *models, images, targets, others, grid, settings.cells, size)
+    return {"values": {name: value.double().cpu().tolist() for name, value in found.items()}, "cost": spent}
+
+
+def _spec(run: Run, view: View) -> Spec:
+    assert run.suite.gate is not None
+    asked = {"gate": run.suite.gate.model_dump(), "seed": run.suite.dataset.seed}
+    return asked | {
+        "data": data_spec(run, "dev", has_pairs(run)),
+        "interpreter": interpreter_spec(run, view.interpreter),
+    }
+
+
+def _wanted(run: Run) -> list[View]:
+    return [View(model, name) for model in run.suite.models for name in run.suite.evaluated] if run.suite.gate else []
+
+
+def _collect(run: Run, errors: Errors) -> Iterator[Result]:
+    """For the card of every interpreter: what it showed on each clean model, what it cost, and why a gate failed."""
+    for evaluated in run.suite.evaluated if run.suite.gate else ():
+        entries = {model: Entry(GATES, View(model, evaluated)) for model in run.suite.models}
+        receipts = {model: entry.receipt(run) or {} for model, entry in entries.items()}
+        card: Receipt = {
+            part: {m: receipt[name] for m, receipt in receipts.items() if name in receipt}
+            for part, name in (("gate", "values"), ("cost", "cost"))
+        }
+        failed = {model: errors[entry] for model, entry in entries.items() if entry in errors}
+        yield evaluated, [], card | ({"gate_errors": failed} if failed else {})
+
+
+GATES = Kind(
+    name="gates",
+    title="gate",
+    make=_make,
+    spec=_spec,
+    code=CODE,
+    wanted=_wanted,
+    needs=lambda run, view: {"model": Entry(TRAINED, view.model)},
+    may_refuse=True,
+    collect=_collect,
+)

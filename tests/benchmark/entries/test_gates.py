@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attacks.ranks import rank_correlation
-from benchmark.entries import gate
+from benchmark.entries import gates
 from benchmark.metrics.perturbation import aopc, cell_order, drops, noise
 
 
@@ -41,7 +41,7 @@ def batch():
 
 def measured(interpreter, images, targets, batch_size=6):
     model = Net(0)
-    return gate.measure(
+    return gates.measure(
         interpreter, model, model, Net(1), images, targets, (targets + 1) % 3, (4, 4), cells=5, batch_size=batch_size
     )
 
@@ -57,7 +57,7 @@ def test_every_value_against_its_definition(batch):
     images, targets = batch
     found, model = measured(evidence, images, targets), Net(0)
     maps = evidence(model, images, targets)
-    assert set(found) == set(gate.VALUES)
+    assert set(found) == set(gates.VALUES)
     torch.testing.assert_close(found["randomised"], rank_correlation(maps, evidence(Net(1), images, targets)))
     torch.testing.assert_close(found["other_class"], rank_correlation(maps, evidence(model, images, (targets + 1) % 3)))
     torch.testing.assert_close(found["unrelated"][0], rank_correlation(maps[:1], maps[1:2])[0])
@@ -79,7 +79,7 @@ def test_maps_that_depend_on_nothing_are_seen(batch):
 
 def test_likeness_of_constant_maps():
     flat, ramp = torch.zeros(1, 2, 2), torch.arange(4.0).view(1, 2, 2)
-    assert [gate.likeness(a, b).item() for a, b in ((flat, flat), (flat, ramp), (ramp, -ramp))] == [1.0, 0.0, -1.0]
+    assert [gates.likeness(a, b).item() for a, b in ((flat, flat), (flat, ramp), (ramp, -ramp))] == [1.0, 0.0, -1.0]
 
 
 def test_peak_memory_counts_what_lives_at_once():
@@ -90,13 +90,13 @@ def test_peak_memory_counts_what_lives_at_once():
             b.add_(1)
             del a, b
 
-    assert gate.peak_memory(work) == pytest.approx(2.0)
+    assert gates.peak_memory(work) == pytest.approx(2.0)
 
 
 def test_cost_is_per_image():
     def work():
         torch.ones(1 << 18)
 
-    found = gate.cost(work, "cpu", 4)
+    found = gates.cost(work, "cpu", 4)
     assert found["peak_mib"] == pytest.approx(1.0)
     assert 0 < found["ms_per_image"] < 100

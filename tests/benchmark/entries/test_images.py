@@ -1,5 +1,6 @@
 """Images decoded once: the same numbers, and no file is opened again."""
 
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from benchmark import run as runs
 from benchmark import suite
 from benchmark.datasets import check_disjoint
 from benchmark.datasets.folders import Files
-from benchmark.entries import scoring
+from benchmark.entries.images import PIXELS, batches
+from benchmark.entries.kind import Entry
 from benchmark.execution import compute
-from benchmark.run import Run, data_spec, dataset, told
+from benchmark.run import Run, data_spec, dataset, tell
 
 
 @pytest.fixture
@@ -30,20 +32,20 @@ def undecoded(run: Run) -> Run:
 
 
 def test_decoded_images_are_the_same_and_are_read_from_the_store(run, monkeypatch):
-    expected, again = (torch.cat([x for x, _ in scoring.batches(of, "test")]) for of in (undecoded(run), run))
+    expected, again = (torch.cat([x for x, _ in batches(of, "test")]) for of in (undecoded(run), run))
     assert torch.equal(expected, again)
     monkeypatch.setattr(Image, "open", None)
-    assert torch.equal(torch.cat([x for x, _ in scoring.batches(run, "test")]), expected)
+    assert torch.equal(torch.cat([x for x, _ in batches(run, "test")]), expected)
     with pytest.raises(TypeError):  # the other splits are not
-        next(scoring.batches(run, "dev"))
+        next(batches(run, "dev"))
 
 
 def test_the_results_are_the_same_and_decoding_comes_first(run, tmp_path):
-    units, needs, _ = compute.graph(run)
-    assert [name for name, *_ in units if "decode" in needs.get(name, ())] == [
+    units, needs, _ = compute.graph(run, compute.wanted(run))
+    assert [name for name, *_ in units if "decode test" in needs[name]] == [
         "originals compact_vgg/lrp_t", "compact_vgg/location/grad_cam/0"
     ]  # fmt: skip
-    assert units[0][1] is scoring.make_pixels
+    assert units[0][2][1] == (Entry(PIXELS, "test"),)
     plain = replace(undecoded(run), store=str(tmp_path / "other"))
     assert compute.run_suite(run, tmp_path / "a", jobs=1, limit=600) == {}  # in another process
     assert compute.run_suite(plain, tmp_path / "b", jobs=1) == {}
@@ -52,8 +54,18 @@ def test_the_results_are_the_same_and_decoding_comes_first(run, tmp_path):
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
+def sent(run: Run) -> Run:
+    """The run as it arrives in another process."""
+    tell(run)
+    copy = pickle.loads(pickle.dumps(run))
+    runs._MEMOS.pop(run.memo.name)
+    return pickle.loads(pickle.dumps(copy))
+
+
 def test_what_is_told_is_not_read_again(run, monkeypatch):
-    expected, known = [data_spec(run, split) for split in ("train", "dev", "test")], told(run)
+    expected, known = [data_spec(run, split) for split in ("train", "dev", "test")], sent(run)
+    assert known == run
+    assert known.memo.keys() == {"told"}
     runs._dataset.cache_clear()
 
     def read(self, index):
@@ -61,7 +73,7 @@ def test_what_is_told_is_not_read_again(run, monkeypatch):
 
     monkeypatch.setattr(Files, "hash_of", read)
     assert [data_spec(known, split) for split in ("train", "dev", "test")] == expected
-    assert told(known) is known
+    tell(known)
     with pytest.raises(RuntimeError, match="was read"):  # the same run that was not told, and one with other data
         data_spec(replace(run, store="other"), "test")
     few = known.suite.dataset.model_copy(update={"test": 2})
@@ -69,10 +81,20 @@ def test_what_is_told_is_not_read_again(run, monkeypatch):
         data_spec(replace(known, suite=known.suite.model_copy(update={"dataset": few})), "test")
 
 
+def test_a_process_remembers_for_the_runs_that_it_was_sent_last(run):
+    data, arrived = pickle.dumps(run), pickle.loads(pickle.dumps(run))
+    found = dataset(arrived, "test")
+    assert pickle.loads(data).memo is arrived.memo
+    assert dataset(pickle.loads(data), "test") is found
+    for _ in range(runs.REMEMBERED):
+        pickle.loads(pickle.dumps(replace(run)))
+    assert pickle.loads(data).memo is not arrived.memo
+    assert len(runs._MEMOS) == runs.REMEMBERED
+
+
 def test_another_listing_than_the_drivers_stops_the_run(run):
-    known = told(run)
+    known = sent(run)
     runs._dataset.cache_clear()
-    runs.dataset.cache_clear()
     next((Path(run.data) / "test").rglob("*.png")).unlink()
     assert len(dataset(known, "train"))
     with pytest.raises(Stop, match=r"has other files or classes in .*data than the driver \(test split\)"):
@@ -96,9 +118,10 @@ def test_what_imagenet_has_twice_is_left_out(tmp_path):
     (root / train[1]).write_bytes((root / dev[0]).read_bytes())
     (root / train[3]).write_bytes((root / train[2]).read_bytes())
     (root / dev[1]).write_bytes((root / "val/n1/1.png").read_bytes())
-    for cached in (runs._dataset, runs.dataset, runs._left_out):
+    for cached in (runs._dataset, runs._left_out):
         cached.cache_clear()
-    known = told(small)
+    known = replace(small)
+    tell(known)
     assert sorted(runs.left_out(known)) == sorted([train[0], train[1], dev[1]])
     assert [*dataset(known, "train").paths] == train[2:]
     assert [*dataset(known, "dev").paths] == [dev[0], *dev[2:]]
@@ -118,4 +141,4 @@ def test_an_image_that_cannot_be_decoded_costs_no_fine_tuning(run, tmp_path):
 def test_a_finished_suite_needs_no_decoded_images(run, tmp_path):
     assert compute.run_suite(run, tmp_path / "out", jobs=1) == {}
     shutil.rmtree(Path(run.store) / "pixels")
-    assert compute.graph(run)[0] == []
+    assert compute.graph(run, compute.wanted(run))[0] == []

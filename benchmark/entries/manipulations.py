@@ -1,0 +1,94 @@
+"""The fooled models: `weights.safetensors` where the fine-tuning did not diverge, and its losses, `history.parquet`."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file
+
+from attacks.manipulation import Manipulated
+from benchmark.cells import Manipulation, plan
+from benchmark.entries import fronts, recipes
+from benchmark.entries.fronts import attack_spec, dev_spec
+from benchmark.entries.images import scored_pixels
+from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
+from benchmark.entries.recipes import recipe, searched
+from benchmark.entries.strategies import by_gradient, without_gradient
+from benchmark.entries.trained import TRAINED, save_weights
+from benchmark.run import Run, Spec, provenance
+
+CODE = (*fronts.CODE, "benchmark.entries.recipes", "benchmark.entries.manipulations")
+LOSSES = tuple(f"{loss}_{when}" for loss in ("ce", "fooling") for when in ("first", "late", "last"))
+
+
+def span(run: Run, manipulation: Manipulation) -> list[Manipulation]:
+    """Whose fooled models a search without gradients mixes: those by gradient alone of other interpreters."""
+    mine = (manipulation.model, manipulation.fooling, manipulation.seed)
+    others = [m for m in plan(run.suite) if (m.model, m.fooling, m.seed) == mine]
+    return [m for m in others if not m.strategy and m.interpreter != manipulation.interpreter]
+
+
+def _spec(run: Run, manipulation: Manipulation) -> Spec:
+    spec = attack_spec(run, manipulation) | {"seed": manipulation.seed}
+    if not manipulation.by_gradient:
+        spanned = [Entry(MANIPULATIONS, other).key(run) for other in span(run, manipulation)]
+        return spec | {"span": spanned, "dev": dev_spec(run, manipulation), "recipe": recipes.row(run, manipulation)}
+    return spec if run.suite.search else spec | {"recipe": recipes.row(run, manipulation)}
+
+
+def _needs(run: Run, manipulation: Manipulation) -> dict[str, Entry]:
+    model = {"model": Entry(TRAINED, manipulation.model)}
+    return model | ({"front": searched(run, manipulation)} if run.suite.search and manipulation.by_gradient else {})
+
+
+def _after(run: Run, manipulation: Manipulation) -> list[Entry]:
+    """What cannot be scored is not worth its fine-tuning: the scored images first."""
+    others = [] if manipulation.by_gradient else span(run, manipulation)
+    return [*scored_pixels(run), *(Entry(MANIPULATIONS, other) for other in others)]
+
+
+def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) -> Receipt:
+    result = _manipulated(run, manipulation)
+    pd.DataFrame(result.history).to_parquet(folder / "history.parquet")
+    if result.status == "done":
+        save_weights(result.model, folder)
+    steps = len(result.history["ce"])
+    edge = max(1, steps // 10)  # first, late and last: means over a tenth of the steps, late the one before the last
+    parts = {"first": slice(edge), "late": slice(-2 * edge, -edge), "last": slice(-edge, None)}
+    losses = {
+        f"{loss}_{when}": float(np.mean(result.history[loss][part])) if steps >= 2 * edge else None
+        for loss in ("ce", "fooling")
+        for when, part in parts.items()
+    }
+    void = {} if result.status == "done" else {"void": f"{result.status}: {result.reason}"}
+    found = {"status": result.status, "reason": result.reason, "steps_done": steps}
+    return {**found, **losses, **void, **provenance(run)}
+
+
+def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
+    """By the strategy that the manipulation names."""
+    if manipulation.by_gradient:
+        known = recipe(run, manipulation)
+        assert known is not None
+        return by_gradient(run, manipulation, known)
+    paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
+    return without_gradient(run, manipulation, [load_file(path) for path in paths if path.is_file()])  # not diverged
+
+
+def _size(run: Run, manipulation: Manipulation) -> int:
+    """Images to fine-tune on: a large one that starts last is what everybody waits for."""
+    known = recipes.row(run, manipulation)
+    return (known["steps"] or 0) * (known["batch_size"] or 1)
+
+
+MANIPULATIONS = Kind(
+    name="manipulations",
+    title="",
+    make=_make,
+    spec=_spec,
+    code=CODE,
+    wanted=lambda run: plan(run.suite),
+    needs=_needs,
+    after=_after,
+    size=_size,
+)

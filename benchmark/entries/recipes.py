@@ -1,0 +1,45 @@
+"""The recipe of a manipulation: the suite's own, or the best within the largest budget that a search found on dev. A
+submission takes those of its nearest relative where the suite gives them."""
+
+from typing import Any
+
+from attacks.manipulation import Recipe
+from attacks.strategies import STRATEGIES, Subspace
+from benchmark.cells import Attack
+from benchmark.entries.fronts import FRONTS, relative
+from benchmark.entries.kind import Entry, Receipt
+from benchmark.run import Run
+
+UNKNOWN = dict.fromkeys(("learning_rate", "lambda", "steps", "batch_size"))
+
+
+def recipe(run: Run, attack: Attack) -> Recipe | None:
+    """None for a strategy that takes none, and where the store does not have the search."""
+    if not attack.by_gradient:
+        return None
+    if run.suite.search is None:
+        known = relative(run, attack)
+        return run.suite.recipe(known.model, known.fooling, known.interpreter)
+    receipt = searched(run, attack).receipt(run)
+    return chosen(run, receipt) if receipt else None
+
+
+def searched(run: Run, attack: Attack) -> Entry:
+    """The search that an attack takes its recipe from, in a suite that searches."""
+    return Entry(FRONTS, Attack(attack.model, attack.fooling, attack.attacked))
+
+
+def chosen(run: Run, front: Receipt) -> Recipe:
+    """The strongest within the largest budget."""
+    assert run.suite.search is not None
+    best = front["chosen"][-1]
+    return Recipe(best["learning_rate"], best["lambda"], best["steps"], run.suite.search.batch_size)
+
+
+def row(run: Run, attack: Attack) -> dict[str, Any]:
+    """learning_rate, lambda, steps and batch_size as cards and leaderboards have them, None where unknown. The steps
+    of a search without gradients are its evaluations on dev."""
+    strategy, found = STRATEGIES[attack.strategy], recipe(run, attack)
+    if isinstance(strategy, Subspace):
+        return UNKNOWN | {"steps": strategy.evaluations}
+    return found.row() if found else UNKNOWN

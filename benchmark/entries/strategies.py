@@ -1,0 +1,73 @@
+"""How a suite's manipulations are made by each strategy (`attacks.strategies`): its batches, its surrogate, and for a
+search without gradients the models that others fooled and a measure on dev."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from attacks import foolings
+from attacks.manipulation import Interpreter, Manipulated, Recipe, manipulate
+from attacks.strategies import STRATEGIES, Gradient, Subspace
+from benchmark import datasets
+from benchmark.cells import Attack, Manipulation
+from benchmark.entries import originals
+from benchmark.entries.images import batches
+from benchmark.entries.search import Judge
+from benchmark.entries.trained import clean_model
+from benchmark.run import Run, create_interpreter, dataset
+
+JUDGED = 64  # dev images on which a search without gradients measures its candidates
+BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budget
+CODE = (
+    *originals.CODE,
+    *("attacks.strategies", "attacks.subspace", "benchmark.entries.search", "benchmark.entries.strategies"),
+)
+
+
+def loaders(run: Run, fooling: foolings.Fooling, batch_size: int, seed: int) -> tuple[Any, Any]:
+    """Shuffled train batches, and those of two-object images where the fooling needs them."""
+
+    def loader(pairs: bool) -> Any:
+        data, workers = dataset(run, "train", pairs), run.suite.dataset.workers
+        return datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=workers, device=run.device)
+
+    return loader(False), loader(True) if fooling.pairs else None
+
+
+def surrogate(run: Run, attack: Attack) -> Interpreter:
+    """What is differentiated: the interpreter, or its strategy's stand-in."""
+    strategy = STRATEGIES[attack.strategy]
+    assert isinstance(strategy, Gradient)
+    return strategy.surrogate(create_interpreter(run, attack.interpreter))
+
+
+def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipulated:
+    fooling, seed, clean = (
+        foolings.create(manipulation.fooling),
+        manipulation.seed,
+        clean_model(run, manipulation.model),
+    )
+    if run.submission is not None and manipulation.interpreter == run.submission.name:  # in its own process
+        data, pairs = dataset(run, "train"), dataset(run, "train", True) if fooling.pairs else None
+        options = {"pairs": pairs, "strategy": manipulation.strategy}
+        found = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)
+        clean.load_state_dict(found.weights or clean.state_dict())
+        return Manipulated(clean, found.history, found.status, found.reason)
+    plain, two = loaders(run, fooling, recipe.batch_size, seed)
+    return manipulate(clean, surrogate(run, manipulation), fooling, plain, recipe, seed, fooling_loader=two)
+
+
+def without_gradient(run: Run, manipulation: Manipulation, fooled: list[Any]) -> Manipulated:
+    """`fooled`: state dicts of the model fooled against other interpreters."""
+    strategy, fooling = STRATEGIES[manipulation.strategy], foolings.create(manipulation.fooling)
+    assert isinstance(strategy, Subspace)
+    clean, interpreter = clean_model(run, manipulation.model), create_interpreter(run, manipulation.interpreter)
+    judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), JUDGED)
+    budget = run.suite.search.budgets[-1] if run.suite.search else BUDGET
+
+    def measure(model: nn.Module) -> tuple[Any, ...]:
+        point = judge(model)
+        return (True, point["fsr"], -point["loss"]) if point["drop"] <= budget else (False, -point["drop"], 0.0)
+
+    return strategy.attack(clean, fooled, measure, manipulation.seed)

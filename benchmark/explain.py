@@ -1,0 +1,69 @@
+"""Maps to look at: of one image file under one interpreter, and of a suite's fooled models as the store holds them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from attacks import foolings
+from attacks.errors import UserError
+from benchmark import interpreters, models
+from benchmark.cells import Cell, Manipulation, View
+from benchmark.entries.kind import Entry
+from benchmark.entries.originals import ORIGINALS
+from benchmark.entries.scores import SCORES
+from benchmark.figures import Samples
+from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
+from benchmark.run import Run, dataset
+
+
+def samples(run: Run, manipulation: Manipulation, with_images: bool) -> Samples:
+    """What `figures.heatmaps` draws of one manipulation: read from the store, which must hold it."""
+    fooling = foolings.create(manipulation.fooling)
+    originals, fooled = {}, {}
+    for evaluated in run.suite.evaluated:
+        before = Entry(ORIGINALS, View(manipulation.model, evaluated, fooling.pairs)).path(run)
+        after = Entry(SCORES, Cell(manipulation, evaluated)).path(run)
+        if not (after / "samples.npy").is_file():
+            raise UserError(f"the store {run.store} holds no heatmaps of this manipulation: foolbench run makes them")
+        fooled[evaluated] = np.load(after / "samples.npy")
+        maps = np.load(before / "heatmaps.npy", mmap_mode="r")
+        originals[evaluated] = (maps if maps.ndim == 3 else maps[:, 0])[: len(fooled[evaluated])]
+    pictures = None
+    if with_images:
+        data = dataset(run, run.suite.scoring.split, fooling.pairs)
+        images = torch.stack([data[i][0] for i in range(len(next(iter(fooled.values()))))])
+        pictures = data.denormalise(images).permute(0, 2, 3, 1).numpy()
+    place = f"{manipulation.model}, {manipulation.fooling} fooling of {manipulation.attacked}"
+    title = f"{place} (seed {manipulation.seed}): first scored images"
+    return Samples(originals, fooled, pictures, title)
+
+
+def explain(image: Path, model_name: str, weights: str, interpreter_name: str, target: int | None) -> Samples:
+    """One image file under one interpreter, with the preprocessing of ImageNet's validation (Resize, CenterCrop).
+
+    An adversarial explanation is shown as the image that it is, too.
+    """
+    try:
+        with Image.open(image) as file:
+            picture = v2.functional.pil_to_tensor(file.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"image {image} cannot be read: {error}") from error
+    interpreter = interpreters.create(interpreter_name)
+    model = models.create(model_name, weights=weights)
+    size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
+    pixels = size(picture)[None]
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    normalised = v2.functional.normalize(pixels, mean, std)
+    with torch.no_grad():
+        logits = model(normalised)
+        label = torch.tensor([int(logits.argmax()) if target is None else target])
+        attribution = interpreter.attribute(model, normalised, label)
+    rows = {interpreter_name: interpreter.heatmap(attribution)}
+    if isinstance(interpreter, AdversarialExplanation):
+        explained = pixels + attribution * torch.tensor(std).view(3, 1, 1)
+        rows = {"image + δ": explained.clamp(0, 1).permute(0, 2, 3, 1), **rows}
+    title = f"{model_name}, {interpreter_name}, class {int(label)}, logit {logits[0, int(label)]:.2f}"
+    return Samples({name: row.numpy() for name, row in rows.items()}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)
