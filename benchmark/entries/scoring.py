@@ -15,7 +15,7 @@ from benchmark import datasets
 from benchmark.datasets.folders import Files
 from benchmark.interpreters import Interpreter
 from benchmark.interpreters.base import tap
-from benchmark.metrics import METRICS
+from benchmark.metrics import CHANCE, METRICS
 from benchmark.metrics.accuracy import agreement, top_k_correct
 from benchmark.metrics.fooling_rate import blank
 from benchmark.metrics.perturbation import cell_order, drops, folded, noise, random_order
@@ -116,7 +116,7 @@ def _rows(
         "success_null": fooling.success(fooling.test_loss(others, originals)),
         "blank": blank(flat),
         **{name: metric(flat_originals, flat) for name, metric in METRICS.items()},
-        "rank_correlation_null": METRICS["rank_correlation"](flat_originals, flat_others),
+        **{f"{name}_null": METRICS[name](flat_originals, flat_others) for name in CHANCE},
     }
     pairs = 2 if fooling.pairs else 1
     frame = pd.DataFrame({name: value.flatten().cpu().numpy() for name, value in columns.items()})
