@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 
 from attacks.errors import UserError, unknown
-from benchmark import results
+from benchmark import metrics
 from benchmark.entries import harness
 from benchmark.execution.compute import name_of
+from benchmark.leaderboards import stored
 from benchmark.results import KEY
 from benchmark.run import Cell, Run, scores_spec, span
 from benchmark.store import Store, key_of
 from benchmark.suite import RecipeRule, split_attack
 
 TRAINED = ("learning_rate", "steps", "batch_size")
-COMPARED = ("test_loss", "rank_correlation", "ssim", "iou")
+COMPARED = ("test_loss", *metrics.names())
 
 
 def parse(text: str, suite_cells: list[Cell], evaluated: list[str]) -> tuple[Cell, str]:
@@ -40,7 +41,7 @@ def verify(run: Run, cell: Cell, evaluated: str, folder: Path) -> dict[str, Any]
     Returns the number of rows, the FSR as committed and as found, the rows whose success differs, and the largest
     difference of each of COMPARED. Raises `UserError` where the cell is not among the results in `folder`.
     """
-    committed = results.read(folder / "results")
+    committed = stored.read(folder / "results")
     recipes = [
         RecipeRule.model_construct(**{k: m[k] for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
         for m in committed.models_card["manipulations"]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from attacks.errors import UserError
-from benchmark.figures import panels
+from benchmark.figures.style import panels
 
 # as benchmark.dissection.promotion numbers them
 TYPES: dict[str, dict[str, Any]] = {

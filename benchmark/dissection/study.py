@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from attacks.adversarial import OnPixels, carlini_wagner, elastic_net, fgsm, pgd, rmse
 from attacks.errors import UserError, unknown
 from attacks.structured import structured
-from benchmark import datasets, figures
+from benchmark import datasets
 from benchmark.datasets.shapes import Shapes
 from benchmark.dissection import detection_figures, network, promotion, promotion_figures
 from benchmark.dissection.class_activation import class_activation_map
@@ -45,11 +45,11 @@ from benchmark.entries import harness
 from benchmark.entries.scoring import batches, first_images
 from benchmark.execution import compute
 from benchmark.experiments import Given, fooled_models, side_by_side, source_digest
+from benchmark.figures import style as figures
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import csv_text, with_ends
-from benchmark.results import write_atomic
+from benchmark.leaderboards.table import csv_text, with_ends
 from benchmark.run import Cell, Run, base_spec, data_spec, dataset, manipulation_spec, model_spec, plan, recipe, told
-from benchmark.store import Store, key_of
+from benchmark.store import Store, key_of, write_atomic
 from benchmark.suite import Dissection, RecipeRule, Suite, load, split_attack
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {

@@ -45,7 +45,7 @@ from benchmark.entries.scoring import (
     write_npy,
 )
 from benchmark.entries.search import Judge, State, ahead, grid, search
-from benchmark.figures import Samples
+from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.metrics.perturbation import folded

@@ -18,10 +18,11 @@ import torch
 from tqdm.auto import tqdm
 
 from attacks import foolings
-from benchmark import datasets, leaderboards, results
+from benchmark import datasets, leaderboards
 from benchmark.entries import harness, scoring
 from benchmark.execution import watch
 from benchmark.execution.engines import Engine, Here, Names, Processes, Task, Unit, drive, key_of_unit
+from benchmark.leaderboards import stored
 from benchmark.run import (
     Cell,
     Run,
@@ -278,7 +279,7 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
             if pairs in _pair_forms(run)}  # fmt: skip
     card = {"suite": suite.name, "dataset": data, "manipulations": manipulations, **origin}
     folder = out / "results"
-    results.write(folder, "models", _concat(frames, results.MODELS), card)
+    stored.write(folder, "models", _concat(frames, "models"), card)
     for evaluated in suite.evaluated:
         frames, failures = [], []
         for cell, manipulation in zip(plan(suite), manipulations, strict=True):
@@ -305,7 +306,7 @@ def collect(run: Run, out: Path, failed: dict[str, str]) -> None:
             **_gates(run, evaluated),
             **origin,
         }
-        results.write(folder, evaluated, _concat(frames, results.SCORES), entry)
+        stored.write(folder, evaluated, _concat(frames, evaluated), entry)
     if suite.search:
         _collect_fronts(run, folder, origin)
     if suite.robustness:
@@ -340,7 +341,7 @@ def _collect_fronts(run: Run, folder: Path, origin: dict[str, Any]) -> None:
             for part in ("points", "chosen"):
                 card[part] += [place | point for point in receipt[part]]
             frames.append(pd.read_parquet(path).assign(**place))
-    results.write(folder, "fronts", _concat(frames, results.FRONTS), card)
+    stored.write(folder, "fronts", _concat(frames, "fronts"), card)
 
 
 def _collect_robustness(run: Run, folder: Path, origin: dict[str, Any]) -> None:
@@ -354,10 +355,10 @@ def _collect_robustness(run: Run, folder: Path, origin: dict[str, Any]) -> None:
             found.append({"model": model, "num_classes": receipt["num_classes"], "psi": trained.get("psi")})
             frames.append(pd.read_parquet(store.path("robustness", key) / "radii.parquet").assign(model=model))
     card = {"suite": run.suite.name, "models": found, "attack": run.suite.robustness.model_dump(), **origin}
-    results.write(folder, "robustness", _concat(frames, results.ROBUSTNESS), card)
+    stored.write(folder, "robustness", _concat(frames, "robustness"), card)
 
 
-def _concat(frames: list[pd.DataFrame], schema: Any) -> pd.DataFrame:
+def _concat(frames: list[pd.DataFrame], name: str) -> pd.DataFrame:
     if frames:
         return pd.concat(frames, ignore_index=True)
-    return pd.DataFrame({name: [] for name in schema.names})
+    return pd.DataFrame({column: [] for column in stored.table(name).schema.names})

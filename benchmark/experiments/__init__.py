@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
-from benchmark import figures, suite
+from benchmark import suite
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches, heatmaps
 from benchmark.execution import compute
+from benchmark.figures import style as figures
 from benchmark.interpreters import Interpreter
-from benchmark.leaderboards import csv_text
-from benchmark.results import write_atomic
+from benchmark.leaderboards.table import csv_text
 from benchmark.run import Cell, Run, manipulation_spec, plan, told
-from benchmark.store import Store, key_of
+from benchmark.store import Store, key_of, write_atomic
 
 HERE = Path(__file__).parent
 

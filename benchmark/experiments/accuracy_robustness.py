@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 from attacks.adversarial import BOUNDARIES, OnPixels, minimum_norm
 from attacks.errors import UserError
-from benchmark import datasets, figures, models
+from benchmark import datasets, models
 from benchmark.entries import harness
 from benchmark.experiments import HERE, Given, side_by_side, source_digest
+from benchmark.figures import style as figures
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics import robustness
 from benchmark.run import Run, base_spec
 from benchmark.store import Store

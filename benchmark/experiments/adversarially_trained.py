@@ -25,14 +25,15 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Manipulated, Recipe, manipulate
 from attacks.modes import eval_mode
-from benchmark import datasets, figures
+from benchmark import datasets
 from benchmark.datasets import Dataset
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches, score
 from benchmark.execution import compute
 from benchmark.experiments import Given, side_by_side, source_digest
+from benchmark.figures import style as figures
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter, data_spec, dataset, interpreter_spec, manipulation_spec, model_spec
 from benchmark.store import Store, key_of

@@ -25,9 +25,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmark import figures
 from benchmark.execution import compute
 from benchmark.experiments import Given
+from benchmark.figures import style as figures
 from benchmark.intervals import bootstrap_mean
 from benchmark.run import Run
 

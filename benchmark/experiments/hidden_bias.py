@@ -41,10 +41,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
-from benchmark import figures
 from benchmark.execution import compute
 from benchmark.experiments import Given
 from benchmark.experiments.decision_boundary import fit, input_gradients, mlp
+from benchmark.figures import style as figures
 from benchmark.intervals import bootstrap_mean
 
 SUITE = "smoke"  # for the device and the threads alone: no images are used

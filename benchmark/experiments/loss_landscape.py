@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.foolings import Fooling
-from benchmark import figures
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
 from benchmark.experiments import Given, explained, fooled_models, original_maps
+from benchmark.figures import style as figures
 from benchmark.interpreters import Interpreter
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmark import figures, leaderboards
+from benchmark import leaderboards
 from benchmark.experiments import HERE, Given
+from benchmark.figures import style as figures
 
 SUITE = "imagenet"
 TABLES = HERE / "tables"

@@ -22,13 +22,14 @@ from torch.utils._pytree import tree_map
 
 from attacks import Recipe, foolings, manipulate
 from attacks.errors import UserError
-from benchmark import datasets, figures
+from benchmark import datasets
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
 from benchmark.experiments import Given, explained, fooled_models, original_maps, side_by_side, source_digest
+from benchmark.figures import style as figures
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics import METRICS
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Cell, Run, create_interpreter, dataset, manipulation_spec

@@ -24,16 +24,17 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Recipe, manipulate
-from benchmark import datasets, figures
+from benchmark import datasets
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches, predictions, score
 from benchmark.entries.search import grid
 from benchmark.execution import compute
 from benchmark.experiments import Given, side_by_side, source_digest
+from benchmark.figures import style as figures
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.run import Run, base_spec, create_interpreter, data_spec, dataset, interpreter_spec, model_spec
 from benchmark.store import Store, key_of
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attacks.errors import UserError
-from benchmark import figures, leaderboards
+from benchmark import leaderboards
 from benchmark.experiments import Given
+from benchmark.figures import style as figures
 
 SUITE = "board"
 WORKED = 0.5

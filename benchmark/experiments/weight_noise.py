@@ -20,11 +20,12 @@ from torch import nn
 
 from attacks import foolings
 from attacks.foolings import Fooling
-from benchmark import figures, intervals
+from benchmark import intervals
 from benchmark.entries import harness
 from benchmark.entries.scoring import batches
 from benchmark.execution import compute
 from benchmark.experiments import Given, explained, fooled_models, original_maps
+from benchmark.figures import style as figures
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from attacks.errors import UserError
-from benchmark import figures
 from benchmark.dissection.detection_figures import changed_figure, detectors_figure, masking_figure
 
 
@@ -29,7 +29,7 @@ def masked() -> pd.DataFrame:
     return table.assign(top1_clean=values[0], top1_attacked=values[1], n=128)
 
 
-def panels(figure: Figure) -> dict[str, figures.Axes]:
+def panels(figure: Figure) -> dict[str, Axes]:
     return {panel.get_title(): panel for panel in figure.axes}
 
 

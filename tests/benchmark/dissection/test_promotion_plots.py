@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer
 
 from attacks.errors import UserError
-from benchmark import figures
 from benchmark.dissection import promotion_figures
 from benchmark.dissection.promotion_figures import Maps, four_maps, shares_figure
+from benchmark.figures import style as figures
 
 SHOWN = ("suppression", "promotion", "balanced", "inactive")
 

@@ -1,0 +1,138 @@
+"""Figures of leaderboards: drawn from CSVs alone, every value in its place, equal bytes for equal input."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from synthetic import ATTACKED, FAILED, FOOLINGS, INTERPRETERS, MODELS_3, make_results
+
+from attacks.errors import UserError
+from benchmark import leaderboards
+from benchmark.figures import FIGURES, boards
+from benchmark.figures.style import save
+from benchmark.leaderboards import stored
+
+DRAWN = ("transfer", "accuracy", "aopc")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    make_results(folder / "results")
+    leaderboards.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    few = {"models": MODELS_3[:1], "foolings": FOOLINGS[:1], "attacked": ATTACKED[:1]}
+    make_results(folder / "results", **few, interpreters=ATTACKED[:1], seeds=(0, 1), steps=3)
+    leaderboards.write(folder)
+    return folder
+
+
+def panels(figure: Figure) -> dict[str, Axes]:
+    return {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
+
+
+def test_transfer_shows_every_cell(suite: Path) -> None:
+    shown = panels(boards.transfer(suite))
+    assert list(shown) == [f"{model} · {fooling}" for fooling in FOOLINGS for model in MODELS_3]
+    table = pd.read_csv(suite / "transfer.csv")
+    for title, panel in shown.items():
+        model, fooling = title.split(" · ")
+        texts = {(round(t.get_position()[0]), round(t.get_position()[1])): [] for t in panel.texts}
+        for text in panel.texts:
+            texts[round(text.get_position()[0]), round(text.get_position()[1])].append(text.get_text())
+        scored = table[(table.model == model) & (table.fooling == fooling) & (table.n > 0)]
+        assert texts == {
+            (INTERPRETERS.index(row.evaluated), ATTACKED.index(row.attacked)): [
+                f"{row.fsr:.2f}",
+                f"{row.fsr_clean:.2f}",
+            ]
+            for row in scored.itertuples()
+        }
+        assert sum(not patch.get_fill() for patch in panel.patches) == len(ATTACKED)  # the self cells' outlines
+
+
+def test_transfer_leaves_controls_out(tmp_path: Path) -> None:
+    make_results(tmp_path / "results", models=MODELS_3[:1], foolings=FOOLINGS[:1], attacked=ATTACKED[:1], seeds=(0,))
+    frame, card = stored.read(tmp_path / "results").entries[INTERPRETERS[-1]]
+    stored.write(tmp_path / "results", INTERPRETERS[-1], frame, card | {"control": True})
+    leaderboards.write(tmp_path)
+    (panel,) = panels(boards.transfer(tmp_path)).values()
+    assert [label.get_text() for label in panel.get_xticklabels()] == list(INTERPRETERS[:-1])
+
+
+def test_values_are_legible_on_their_cells(suite: Path) -> None:
+    def luminance(colour: object) -> float:
+        channels = np.array(to_rgb(colour))  # type: ignore[arg-type]
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    for rate in np.linspace(0, 1, 101):
+        colour, ink = boards._cell_colours(rate)
+        light, dark = sorted((luminance(colour), luminance(ink)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
+
+
+def test_failed_cells_are_hatched(suite: Path) -> None:
+    hatched = [patch for patch in panels(boards.transfer(suite))["compact_vgg · top_k"].patches if patch.get_hatch()]
+    assert len(hatched) == len(INTERPRETERS)
+    shown = panels(boards.accuracy(suite))
+    assert [sum(bool(p.get_hatch()) for p in shown[model].patches) for model in MODELS_3] == [0, 0, 1]
+    assert FAILED[0] == MODELS_3[2]
+
+
+def test_accuracy_shows_every_manipulation(suite: Path) -> None:
+    shown, table = panels(boards.accuracy(suite)), pd.read_csv(suite / "accuracy.csv")
+    for model in MODELS_3:
+        drawn = sorted(bar.lines[0].get_ydata()[0] for bar in shown[model].containers)
+        expected = table[(table.model == model) & (table.n > 0)].top1_drop
+        np.testing.assert_allclose(drawn, sorted(expected))
+        assert any(line.get_label() == "2 points" and set(line.get_ydata()) == {2} for line in shown[model].lines)
+
+
+def test_aopc_averages_the_self_cells(suite: Path) -> None:
+    shown, table = panels(boards.aopc(suite)), pd.read_csv(suite / "aopc.csv")
+    assert len(shown) == len(MODELS_3) * len(ATTACKED)
+    lines = {line.get_label(): line for line in shown["compact_resnet · lrp_t"].lines}
+    assert len(lines) == 6
+    cells = table[(table.model == "compact_resnet") & (table.attacked == "lrp_t") & (table.evaluated == "lrp_t")]
+    mean = cells[(cells.scored == "fooled") & (cells.order == "original")].filter(like="drop_").mean()
+    np.testing.assert_allclose(lines["fooled model, order of h(w0)"].get_ydata(), [0, *mean])
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines.values()}) == 6
+
+
+def test_front_shows_every_point_and_the_best_on_test(suite: Path) -> None:
+    shown, table = panels(boards.front(suite)), pd.read_csv(suite / "fronts.csv")
+    assert len(shown) == len(MODELS_3) * len(FOOLINGS)
+    panel = shown["compact_resnet · top_k"]
+    here = table[(table.model == "compact_resnet") & (table.fooling == "top_k") & (table.split == "test")]
+    drawn = sorted(y for bar in panel.containers for y in bar.lines[0].get_ydata())
+    np.testing.assert_allclose(drawn, sorted(here.fsr))
+    tried = [line for line in panel.lines if line.get_markersize() == 3]
+    assert sum(len(line.get_xdata()) for line in tried) == 3 * len(ATTACKED)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_same_csv_gives_the_same_png(name: str, small: Path, tmp_path: Path) -> None:
+    for file in ("a.png", "b.png"):
+        save(FIGURES[name].load()(small), tmp_path / file)
+    data = (tmp_path / "a.png").read_bytes()
+    assert data == (tmp_path / "b.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert b"Software" not in data
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_to_draw_is_one_line(name: str, suite: Path, tmp_path: Path) -> None:
+    header = (suite / f"{name}.csv").read_text().splitlines()[0]
+    (tmp_path / f"{name}.csv").write_text(header + "\n")
+    with pytest.raises(UserError, match="nothing to draw"):
+        FIGURES[name].load()(tmp_path)
