@@ -1,4 +1,4 @@
-"""Leaderboards as files: every cell a row, equal bytes for equal results, and what differs or cannot be read is named."""
+"""Leaderboards as files: a row a cell, equal bytes for equal results, and what differs or cannot be read is named."""
 
 import subprocess
 import sys
