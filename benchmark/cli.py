@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
+from benchmark import figures
 
 app = typer.Typer(
     name="foolbench",
@@ -70,7 +71,7 @@ def run(
 ) -> None:
     """Train, fool and score a suite, and write its leaderboards. What the store holds is not computed again."""
     from benchmark.execution import compute, executor
-    from benchmark.leaderboards import show
+    from benchmark.leaderboards.show import show
     from benchmark.run import Run
 
     chosen = _load_suite(suite)
@@ -104,6 +105,7 @@ def leaderboard(
 ) -> None:
     """Regenerate the CSVs of a suite from its committed results; no training, no torch."""
     from benchmark import leaderboards
+    from benchmark.leaderboards.show import show as board
 
     folder = out or _default_out(suite)
     if check:
@@ -114,7 +116,7 @@ def leaderboard(
     else:
         leaderboards.write(folder)
     if show:
-        typer.echo(leaderboards.show(folder), nl=False)
+        typer.echo(board(folder), nl=False)
 
 
 @app.command()
@@ -173,88 +175,43 @@ def verify(
     typer.echo(f"{cell}: as committed")
 
 
-plot_app = typer.Typer(help="Draw the figures of a suite from its leaderboards.", no_args_is_help=True)
-app.add_typer(plot_app, name="plot")
-FileOption = Annotated[Path | None, typer.Option("--file", help="The PNG to write. [OUT/figures/NAME.png]")]
-
-
-def _plot(name: str, suite: str, out: Path | None, file: Path | None) -> None:
-    from benchmark import figures
-
-    folder = out or _default_out(suite)
-    target = file or folder / "figures" / f"{name}.png"
-    figures.save(getattr(figures, name)(folder), target)
-    typer.echo(str(target))
-
-
-@plot_app.command()
-def transfer(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
-    """Fooling success rate, attacked × evaluated, a panel a model and fooling."""
-    _plot("transfer", suite, out, file)
-
-
-@plot_app.command()
-def aopc(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
-    """Drop of the logit against the number of removed cells, clean and fooled, by three orders."""
-    _plot("aopc", suite, out, file)
-
-
-@plot_app.command()
-def accuracy(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
-    """Top-1 drop of every manipulation with its interval."""
-    _plot("accuracy", suite, out, file)
-
-
-@plot_app.command()
-def front(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
-    """Attack strength against the accuracy it costs, in a suite that searches its recipes."""
-    _plot("front", suite, out, file)
-
-
-@plot_app.command()
-def resistance(suite: SuiteOption = "default", out: OutOption = None, file: FileOption = None) -> None:
-    """Fooling success rate against the Accuracy-Robustness Area of the model, in a suite that measures it."""
-    _plot("resistance", suite, out, file)
-
-
-@plot_app.command()
-def heatmaps(
+@app.command(no_args_is_help=True, epilog="\n\n".join(f"{name}: {of.about}" for name, of in figures.FIGURES.items()))
+def plot(
+    context: typer.Context,
+    figure: Annotated[str, typer.Argument(metavar="NAME", help="One of the figures below.")],
     suite: SuiteOption = "default",
-    model: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
+    out: OutOption = None,
+    file: Annotated[Path | None, typer.Option("--file", help="The PNG to write. [OUT/figures/NAME.png]")] = None,
+    model: Annotated[str | None, typer.Option(help="Of heatmaps, as all below. [the suite's first]")] = None,
     fooling: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
     attacked: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
     seed: Annotated[int | None, typer.Option(help="[the suite's first]")] = None,
     images: Annotated[bool, typer.Option(help="Draw the images beside the maps.")] = True,
     data: DataOption = None,
     store: StoreOption = STORE,
-    out: OutOption = None,
-    file: FileOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Original and fooled heatmap of every interpreter but the controls, for the first scored images. Needs the store
-    of the run."""
-    from benchmark import explain, figures, interpreters
-    from benchmark.cells import Manipulation
-    from benchmark.run import Run
+    """Draw a figure of a suite from its leaderboards; heatmaps, of the first scored images by every interpreter but
+    the controls, from the store of its run."""
+    from benchmark.figures.style import save
 
-    chosen = _load_suite(suite)
-    evaluated = [name for name in chosen.evaluated if not interpreters.kind(name).control]
-    chosen = chosen.model_copy(update={"evaluated": evaluated})
-    cell: dict[str, Any] = {}
-    options = {
-        "model": (model, list(chosen.models)),
-        "fooling": (fooling, chosen.foolings),
-        "seed": (seed, chosen.seeds),
-    }
-    for key, (value, allowed) in {**options, "attacked": (attacked, chosen.attacked)}.items():
-        if value is not None and value not in allowed:
-            raise unknown(f"{key} of suite {chosen.name!r}", str(value), map(str, allowed))
-        cell[key] = allowed[0] if value is None else value
-    samples = explain.samples(Run(chosen, str(store), data, _device(device)), Manipulation(**cell), images)
-    folder = out or _default_out(suite)
-    name = "heatmaps-{model}-{fooling}-{attacked}.png".format(**cell)
-    target = file or folder / "figures" / name
-    figures.save(figures.heatmaps(samples), target)
+    drawing, folder, name = figures.find(figure), out or _default_out(suite), figure
+    drawn: Any = folder
+    if drawing.of_cell:
+        from benchmark.cells import Manipulation
+        from benchmark.explain import samples
+        from benchmark.run import Run
+
+        chosen = _without_controls(_load_suite(suite))
+        cell = _cell(chosen, model=model, fooling=fooling, seed=seed, attacked=attacked)
+        drawn = samples(Run(chosen, str(store), data, _device(device)), Manipulation(**cell), images)
+        name += "-{model}-{fooling}-{attacked}".format(**cell)
+    else:
+        sources = {option: context.get_parameter_source(option) for option in figures.OF_CELL}
+        if given := [f"--{option}" for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
+            raise UserError(f"figure {figure!r} takes --suite, --out and --file alone (got {', '.join(given)})")
+    target = file or folder / "figures" / f"{name}.png"
+    save(drawing.load()(drawn), target)
     typer.echo(str(target))
 
 
@@ -308,25 +265,29 @@ def experiment(
         typer.echo(str(path))
 
 
+LISTED = {
+    "interpreters": "benchmark.interpreters:names",
+    "foolings": "attacks.foolings:names",
+    "strategies": "benchmark.suite:STRATEGIES",
+    "metrics": "benchmark.metrics:names",
+    "datasets": "benchmark.datasets:names",
+    "models": "benchmark.models:names",
+    "suites": "benchmark.suite:names",
+    "experiments": "benchmark.experiments:names",
+    "figures": "benchmark.figures:names",
+}
+
+
 @app.command(name="list")
-def list_(
-    kind: Annotated[str, typer.Argument(help="interpreters, foolings, metrics, datasets, models, suites, experiments")],
-) -> None:
+def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
     """List what can be named, one a line."""
     from importlib import import_module
 
-    modules = {
-        "interpreters": "benchmark.interpreters",
-        "foolings": "attacks.foolings",
-        "metrics": "benchmark.metrics",
-        "datasets": "benchmark.datasets",
-        "models": "benchmark.models",
-        "suites": "benchmark.suite",
-        "experiments": "benchmark.experiments",
-    }
-    if kind not in modules:
-        raise unknown("kind", kind, modules)
-    for name in import_module(modules[kind]).names():
+    if kind not in LISTED:
+        raise unknown("kind", kind, LISTED)
+    module, attribute = LISTED[kind].split(":")
+    found = getattr(import_module(module), attribute)
+    for name in found() if callable(found) else found:
         typer.echo(name)
 
 
@@ -341,10 +302,11 @@ def explain(
 ) -> None:
     """Draw the heatmap of one image."""
     from benchmark import explain as explaining
-    from benchmark import figures
+    from benchmark.figures.heatmaps import heatmaps
+    from benchmark.figures.style import save
 
     samples = explaining.explain(image, model, weights, interpreter, target)
-    figures.save(figures.heatmaps(samples), file)
+    save(heatmaps(samples), file)
     typer.echo(f"{samples.title}\n{file}")
 
 
@@ -364,6 +326,22 @@ def _load_suite(name: str) -> Any:
     from benchmark import suite
 
     return suite.load(name)
+
+
+def _without_controls(suite: Any) -> Any:
+    from benchmark import interpreters
+
+    evaluated = [name for name in suite.evaluated if not interpreters.kind(name).control]
+    return suite.model_copy(update={"evaluated": evaluated})
+
+
+def _cell(suite: Any, **given: Any) -> dict[str, Any]:
+    """A manipulation of the suite: what is given, and of the others the first."""
+    allowed = {"model": list(suite.models), "fooling": suite.foolings, "seed": suite.seeds, "attacked": suite.attacked}
+    for key, value in given.items():
+        if value is not None and value not in allowed[key]:
+            raise unknown(f"{key} of suite {suite.name!r}", str(value), map(str, allowed[key]))
+    return {key: allowed[key][0] if value is None else value for key, value in given.items()}
 
 
 def _default_out(suite: str, split: str | None = None) -> Path:

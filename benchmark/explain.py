@@ -14,7 +14,7 @@ from benchmark.cells import Cell, Manipulation, View
 from benchmark.entries.kind import Entry
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scores import SCORES
-from benchmark.figures import Samples
+from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.run import Run, dataset
 

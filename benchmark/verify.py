@@ -10,10 +10,11 @@ import pandas as pd
 
 from attacks import strategies
 from attacks.errors import UserError, unknown
-from benchmark import metrics, results
+from benchmark import metrics
 from benchmark.cells import Cell, Manipulation, plan
 from benchmark.entries.kind import Entry
 from benchmark.entries.scores import SCORES
+from benchmark.leaderboards import stored
 from benchmark.results import KEY
 from benchmark.run import Run
 from benchmark.suite import RecipeRule, Suite
@@ -41,7 +42,7 @@ def verify(run: Run, cell: Cell, folder: Path) -> dict[str, Any]:
     Returns the number of rows, the FSR as committed and as found, the rows whose success differs, and the largest
     difference of each of COMPARED. Raises `UserError` where the cell is not among the results in `folder`.
     """
-    committed = results.read(folder / "results")
+    committed = stored.read(folder / "results")
     recipes = [
         RecipeRule.model_construct(**{k: m[k] for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
         for m in committed.models_card["manipulations"]

@@ -20,6 +20,7 @@ SOURCES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "benchmark.intervals", "attacks.errors"]
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
+LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
 FLOORS = """
 cli
 experiments dissection submissions
@@ -139,7 +140,7 @@ def test_what_draws_and_tabulates_reaches_no_torch(module):
 
 def test_in_fact_the_command_and_the_plots_start_without_torch():
     heavy = ("torch", "torchvision", "captum", "scipy", "sklearn")
-    code = "import sys, benchmark.cli, benchmark.figures, benchmark.leaderboards, attacks, benchmark.datasets\n"
+    code = "import sys, benchmark.cli, benchmark.figures.boards, benchmark.leaderboards, attacks, benchmark.datasets\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
 from attacks.errors import UserError
-from benchmark.figures import MARKERS, PALETTE, legend, panels
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 # as benchmark.dissection.promotion numbers them

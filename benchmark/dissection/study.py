@@ -44,10 +44,10 @@ from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.recipes import recipe
 from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
-from benchmark.figures import save
-from benchmark.leaderboards import csv_text
-from benchmark.results import write_atomic
+from benchmark.figures.style import save
+from benchmark.leaderboards.table import csv_text
 from benchmark.run import Run, dataset, provenance
+from benchmark.store import write_atomic
 from benchmark.suite import RecipeRule, Suite, load
 
 Seen = list[tuple[Run, Victim]]  # what is looked at, in order, each with the run that has its manipulation

@@ -8,7 +8,7 @@ import pandas as pd
 
 from attacks.errors import UserError
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 
 PLACE = ["model", "fooling", "attacked"]
 KEYS = {

@@ -12,7 +12,7 @@ from attacks.manipulation import pair_heatmaps
 from benchmark.entries import curves
 from benchmark.entries.images import batches
 from benchmark.interpreters import Interpreter
-from benchmark.metrics import METRICS
+from benchmark.metrics import CHANCE, METRICS
 from benchmark.metrics.accuracy import agreement, top_k_correct
 from benchmark.metrics.fooling_rate import blank
 from benchmark.run import Run
@@ -63,7 +63,7 @@ def _rows(
         "success_null": fooling.success(fooling.test_loss(others, originals)),
         "blank": blank(flat),
         **{name: metric(flat_originals, flat) for name, metric in METRICS.items()},
-        "rank_correlation_null": METRICS["rank_correlation"](flat_originals, flat_others),
+        **{f"{name}_null": METRICS[name](flat_originals, flat_others) for name in CHANCE},
     }
     pairs = 2 if fooling.pairs else 1
     frame = pd.DataFrame({name: value.flatten().cpu().numpy() for name, value in columns.items()})

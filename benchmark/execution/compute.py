@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from attacks.errors import UserError
-from benchmark import datasets, leaderboards, results
+from benchmark import datasets, leaderboards
 from benchmark.entries.fronts import FRONT_SCORES, FRONTS
 from benchmark.entries.gates import GATES
 from benchmark.entries.images import PIXELS
@@ -25,6 +25,7 @@ from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import TRAINED
 from benchmark.execution.engines import Names, Unit
 from benchmark.execution.executor import Start, Submit, executor, processes, progress
+from benchmark.leaderboards import stored
 from benchmark.run import Run, dataset, left_out, pair_forms, tell
 from benchmark.store import Store
 
@@ -88,9 +89,9 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
             known[1].update(card)
     for name, (rows, card) in found.items():
         frames = [pd.read_parquet(path).assign(**columns) for path, columns in rows]
-        columns = results.OTHERS.get(name, results.SCORES).names
+        columns = stored.table(name).schema.names
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({column: [] for column in columns})
-        results.write(out / "results", name, frame, card | about)
+        stored.write(out / "results", name, frame, card | about)
     leaderboards.write(out)
 
 

@@ -70,8 +70,8 @@ def run(name: str, given: "Given", out: Path) -> list[Path]:
     import pandas as pd  # here, so that names can be listed without pandas and torch
     import torch
 
-    from benchmark import figures
-    from benchmark.leaderboards import csv_text
+    from benchmark.figures.style import save
+    from benchmark.leaderboards.table import csv_text
     from benchmark.run import provenance
     from benchmark.store import write_atomic
 
@@ -86,5 +86,5 @@ def run(name: str, given: "Given", out: Path) -> list[Path]:
     about = {"experiment": name, "suite": given.run.suite.name, **provenance(given.run)}
     write_atomic(csv, csv_text(table).encode())
     write_atomic(card, f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
-    figures.save(experiment.draw(pd.read_csv(csv)), figure)  # as read from the file, so that it can be drawn again
+    save(experiment.draw(pd.read_csv(csv)), figure)  # as read from the file, so that it can be drawn again
     return [csv, card, figure]

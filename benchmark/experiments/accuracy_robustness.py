@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from attacks.adversarial import BOUNDARIES, minimum_norm
 from attacks.errors import UserError
 from attacks.pixels import OnPixels
-from benchmark import datasets, figures, models
+from benchmark import datasets, models
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.execution import compute
 from benchmark.experiments import HERE
 from benchmark.experiments.given import Given
+from benchmark.figures.style import PALETTE, panels
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics import robustness
 from benchmark.run import Run, Spec, provenance, remembered
 
@@ -168,13 +169,13 @@ def _spec(run: Run, batch: Batch) -> Spec:
 def draw(table: pd.DataFrame) -> Figure:
     """Accuracy against ε for both boundaries, chance, and the areas between, ours and the paper's, in the legend."""
     networks, images = (table[table.part == part] for part in ("network", "image"))
-    figure, axes = figures.panels(1, 1, 8, 5)
+    figure, axes = panels(1, 1, 8, 5)
     panel = axes[0, 0]
     for index, boundary in enumerate(BOUNDARIES):
         row = networks[(networks.boundary == boundary) & (networks.source == "here")].iloc[0]
         epsilons, accuracy = robustness.curve(images[images.boundary == boundary].radius)
         area = f"area {row.ara:.5f} [{row.ara_low:.5f}, {row.ara_high:.5f}]"
-        style = {"color": figures.PALETTE[index], "linestyle": "-" if index == 0 else (0, (4, 1.5))}
+        style = {"color": PALETTE[index], "linestyle": "-" if index == 0 else (0, (4, 1.5))}
         panel.step(epsilons, accuracy, where="post", linewidth=1.6, label=f"{boundary}: {area}", **style)
     panel.axhline(1 / CLASSES, color="0.4", linewidth=1, linestyle=":", label="chance")
     standard = networks[(networks.source == PUBLISHED) & (networks.network == "standard")].set_index("boundary")

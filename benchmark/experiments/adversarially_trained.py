@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from attacks import foolings
 from attacks.manipulation import Manipulated, manipulate
-from benchmark import figures
 from benchmark.cells import Manipulation
 from benchmark.entries import manipulations
 from benchmark.entries.images import batches, scored_pixels
@@ -34,8 +33,9 @@ from benchmark.entries.trained import TRAINED, clean_model, new_model, save_weig
 from benchmark.execution import compute
 from benchmark.experiments.given import Given, receipt, status
 from benchmark.experiments.pgd import PGD, random_starts, train
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, create_interpreter, data_spec, dataset, provenance
 
@@ -226,9 +226,9 @@ def draw(table: pd.DataFrame) -> Figure:
     places = [NOTHING, *sorted(attacked)]
     shown = {"top1": "top-1, clean images (%)", "robust_top1": "top-1 under PGD (%)"}
     shown["fsr_excess"] = "fooling success rate,\nabove the unfooled model's"
-    figure, axes = figures.panels(len(models), len(shown), 11, 1.6 + 2.9 * len(models))
-    for panels, model in zip(axes, models, strict=True):
-        for panel, (quantity, label) in zip(panels, shown.items(), strict=True):
+    figure, axes = panels(len(models), len(shown), 11, 1.6 + 2.9 * len(models))
+    for row, model in zip(axes, models, strict=True):
+        for panel, (quantity, label) in zip(row, shown.items(), strict=True):
             here = [place for place in places if quantity != "fsr_excess" or place != NOTHING]
             for index, training in enumerate(TRAININGS):
                 rows = table[(table.model == model) & (table.training == training) & table.attacked.isin(here)]
@@ -236,7 +236,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 x = [here.index(name) + 0.24 * (index - 0.5) for name in rows.attacked]
                 value = rows[quantity]
                 spans = [value - rows[f"{quantity}_low"], rows[f"{quantity}_high"] - value]
-                style = {"color": figures.PALETTE[index], "marker": figures.MARKERS[index], "capsize": 3}
+                style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 3}
                 panel.errorbar(x, value, spans, linestyle="none", label=f"{training} training", **style)
             panel.set_xticks(range(len(here)), ["before\nfooling" if name == NOTHING else name for name in here])
             panel.set_xlim(-0.5, len(here) - 0.5)
@@ -253,7 +253,7 @@ def draw(table: pd.DataFrame) -> Figure:
     failed = int((table.n == 0).sum())
     counts += f"; {failed} diverged, not drawn" if failed else ""
     figure.suptitle(f"Location fooling of an adversarially trained model\n{note}; {counts}", fontsize=11)
-    figures.legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 

@@ -24,10 +24,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmark import figures
 from benchmark.execution import compute
 from benchmark.experiments.given import Given
 from benchmark.experiments.toys import cross_entropy, draw_points, fit, input_gradients, mlp
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.intervals import bootstrap_mean
 from benchmark.run import Run
 
@@ -161,7 +161,7 @@ def _places(x: Tensor, **columns: object) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """The boundary of w0 and of w with the direction of their input gradients at test points, first seed; beside them
     the accuracy and the angle against σ."""
-    figure, axes = figures.panels(1, 3, 13.5, 5.2)
+    figure, axes = panels(1, 3, 13.5, 5.2)
     means = table[table.part == "mean"].set_index(["noise", "model", "quantity"])
     for panel, name in zip(axes[0, :2], ("w0", "w"), strict=True):
         _picture(panel, table, name)
@@ -177,8 +177,8 @@ def draw(table: pd.DataFrame) -> Figure:
             row = means.xs((name, quantity), level=("model", "quantity"))
             ends = scale * np.stack([row.value - row.low, row.high - row.value])
             line: dict[str, Any] = {
-                "color": figures.PALETTE[2 + index],
-                "marker": figures.MARKERS[2 + index],
+                "color": PALETTE[2 + index],
+                "marker": MARKERS[2 + index],
                 "linestyle": style,
             }
             label: dict[str, Any] = {"label": MODELS[name]} if style == "-" else {}
@@ -198,7 +198,7 @@ def draw(table: pd.DataFrame) -> Figure:
         "points each, 95 % over seeds; line: boundary, arrows: direction of ∂z/∂x at 24 test points of the first seed",
         fontsize=11,
     )
-    figures.legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -212,8 +212,8 @@ def _picture(panel: Axes, table: pd.DataFrame, name: str) -> None:
     for value in (0, 1):
         at = point[(point.quantity == "label") & (point.value == value)]
         style: dict[str, Any] = {
-            "color": figures.PALETTE[value],
-            "marker": figures.MARKERS[value],
+            "color": PALETTE[value],
+            "marker": MARKERS[value],
             "markersize": 4,
             "linestyle": "none",
         }

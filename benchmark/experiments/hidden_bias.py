@@ -34,12 +34,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmark import figures
 from benchmark.execution import compute
 from benchmark.experiments import tabular
 from benchmark.experiments.given import Given
 from benchmark.experiments.tabular import Coded, Frames
 from benchmark.experiments.toys import fit, input_gradients, mlp
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.intervals import bootstrap_mean
 
 SUITE = "smoke"  # for the device and the threads alone: no images are used
@@ -245,7 +245,7 @@ def draw(table: pd.DataFrame) -> Figure:
     means = table[table.seed.isna()]
     datas = sorted(means["data"].unique(), reverse=True)
     features = means[means.quantity == "share"].groupby("data").feature.nunique()
-    figure, axes = figures.panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
+    figure, axes = panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
     for row, data in zip(axes, datas, strict=True):
         _panels(row, means[means["data"] == data], data)
     test = table[table.seed.notna() & (table.quantity == "accuracy")].groupby("data", sort=False).n.first()
@@ -253,7 +253,7 @@ def draw(table: pd.DataFrame) -> Figure:
     seeds = int(means[means.quantity == "accuracy"].n.max())
     title = "Does the explanation of A say what the model does with it?"
     figure.suptitle(f"{title}\n{counts}; mean of {seeds} seeds, 95 % over seeds", fontsize=11)
-    figures.legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -288,8 +288,8 @@ def _points(panel: Axes, means: pd.DataFrame, by: str, order: list[str], across:
         at = np.arange(len(order)) + 0.14 * (index - 1)
         ends = np.stack([part.value - part.low, part.high - part.value])
         style: dict[str, Any] = {
-            "color": figures.PALETTE[index],
-            "marker": figures.MARKERS[index],
+            "color": PALETTE[index],
+            "marker": MARKERS[index],
             "linestyle": "none",
             "capsize": 2,
         }

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.foolings import Fooling
-from benchmark import figures
 from benchmark.cells import View
 from benchmark.entries.images import batches
 from benchmark.entries.originals import original_maps
@@ -38,9 +37,10 @@ from benchmark.execution import compute
 from benchmark.execution.executor import progress
 from benchmark.experiments.fooled import explained, fooled_models
 from benchmark.experiments.given import Given
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.interpreters import Interpreter
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter
 
@@ -166,15 +166,15 @@ def draw(table: pd.DataFrame) -> Figure:
     places, planes = sorted(set(zip(table.model, table.fooling, strict=True))), table[table.part == "plane"]
     shown = [("ce", None), *(("loss", name) for name in planes.evaluated.unique())] if len(planes) else []
     columns = 2 + len(shown)
-    figure, axes = figures.panels(len(places), columns, 0.5 + 3 * columns, 2.4 + 2.8 * len(places))
-    for panels, (model, fooling) in zip(axes, places, strict=True):
+    figure, axes = panels(len(places), columns, 0.5 + 3 * columns, 2.4 + 2.8 * len(places))
+    for row, (model, fooling) in zip(axes, places, strict=True):
         here = table[(table.model == model) & (table.fooling == fooling)]
-        for panel, column in zip(panels, LABELS, strict=False):
+        for panel, column in zip(row, LABELS, strict=False):
             _segments(panel, here[here.part == "segment"], column)
             panel.set_ylabel(LABELS[column])
-        panels[0].set_title(f"{model} · {fooling}", fontsize=10, loc="left", fontweight="bold")
-    for panels, (column, name) in zip(axes.T[2:], shown, strict=True):
-        for panel, (model, fooling) in zip(panels, places, strict=True):
+        row[0].set_title(f"{model} · {fooling}", fontsize=10, loc="left", fontweight="bold")
+    for row, (column, name) in zip(axes.T[2:], shown, strict=True):
+        for panel, (model, fooling) in zip(row, places, strict=True):
             rows = planes[(planes.model == model) & (planes.fooling == fooling)]
             if rows.empty:  # a single fooled model
                 panel.set_axis_off()
@@ -182,27 +182,27 @@ def draw(table: pd.DataFrame) -> Figure:
             rows = rows[rows.evaluated == (name or rows.evaluated.iloc[0])]
             filled = _contours(panel, rows, column, planes[column])
         label = LABELS[column] + (f" of {name}" if name else "")
-        panels[0].set_title(label, fontsize=10)
+        row[0].set_title(label, fontsize=10)
         ticks = 10.0 ** np.arange(-4, 5) if column == "ce" else np.arange(0, 5, 0.2)
         ticks = ticks[(ticks >= min(filled.levels)) & (ticks <= max(filled.levels))]
         figure.colorbar(
-            filled, ax=panels, location="bottom", aspect=25, pad=0.02, label=label, ticks=ticks, format="%g"
+            filled, ax=row, location="bottom", aspect=25, pad=0.02, label=label, ticks=ticks, format="%g"
         ).minorticks_off()
     title = f"Losses between a clean model and its fooled ones: n = {table.n.max()} images, seed {table.seed.min()}"
     note = "curves: 0 is the clean model, 1 the fooled, bands: 95 % over images; planes: white line where FSR is 0.5"
     figure.suptitle(f"{title}\n{note}", fontsize=11)
-    figures.legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
 def _segments(panel: Axes, rows: pd.DataFrame, column: str) -> None:
     """The loss along each segment, with its models marked."""
     for k, name in enumerate(sorted(rows.along_x.unique())):
-        line, colour = rows[rows.along_x == name], figures.PALETTE[k % 7]
+        line, colour = rows[rows.along_x == name], PALETTE[k % 7]
         panel.plot(line.x, line[column], color=colour, linestyle=("-", "--", ":")[k % 3], label=f"toward {name}")
         panel.fill_between(line.x, line[f"{column}_low"], line[f"{column}_high"], color=colour, alpha=0.2, linewidth=0)
         ends = line[line.x.isin((0, 1))]
-        panel.plot(ends.x, ends[column], color=colour, marker=figures.MARKERS[k % 7], linestyle="none")
+        panel.plot(ends.x, ends[column], color=colour, marker=MARKERS[k % 7], linestyle="none")
     panel.set_yscale("log" if column == "ce" else "linear")
     panel.set_xlabel("position on the segment")
     panel.grid(color="0.9")
@@ -224,7 +224,7 @@ def _contours(panel: Axes, rows: pd.DataFrame, column: str, spread: pd.Series) -
     panel.plot(0, 0, color="black", marker="*", label="clean", **style | {"markersize": 12})
     for name, place in zip(along, ((1, 0), (0, 1)), strict=True):
         k = sorted(along).index(name)  # as on the segments
-        panel.plot(*place, color=figures.PALETTE[k], marker=figures.MARKERS[k], label=f"fooled, {name}", **style)
+        panel.plot(*place, color=PALETTE[k], marker=MARKERS[k], label=f"fooled, {name}", **style)
     panel.set_xlabel(f"x: toward {along[0]}")
     panel.set_ylabel(f"y: toward {along[1]}")
     panel.set(aspect="equal", xticks=np.arange(-0.5, 2, 0.5), yticks=np.arange(-0.5, 2, 0.5))

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmark import figures, leaderboards
+from benchmark import leaderboards
 from benchmark.experiments import HERE
 from benchmark.experiments.given import Given
+from benchmark.figures.style import MARKERS, PALETTE, panels
 
 SUITE = "imagenet"
 TABLES = HERE / "tables"
@@ -70,7 +71,7 @@ def _seeds(cells: pd.DataFrame) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Ours against the paper's: FSR left, top-1 right. Cells not run are counted."""
-    figure, axes = figures.panels(1, 2, 9, 4.6)
+    figure, axes = panels(1, 2, 9, 4.6)
     for panel, (quantity, label) in zip(
         axes[0], (("fsr", "fooling success rate"), ("top1", "top-1 of the fooled model, %")), strict=True
     ):
@@ -78,7 +79,7 @@ def draw(table: pd.DataFrame) -> Figure:
         run = rows[rows.status == "run"]
         for index, (name, part) in enumerate(run.groupby("attacked" if quantity == "fsr" else "fooling")):
             spans = [(part.ours - part.ours_low).fillna(0), (part.ours_high - part.ours).fillna(0)]
-            style = {"color": figures.PALETTE[index % 7], "marker": figures.MARKERS[index % 7], "capsize": 2}
+            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "capsize": 2}
             panel.errorbar(part.paper, part.ours, spans, linestyle="none", label=str(name), **style)
         ends = (0, 1) if quantity == "fsr" else (50, 90)
         panel.plot(ends, ends, color="0.6", linewidth=0.8, linestyle="--")

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_map
 
 from attacks import foolings
 from attacks.errors import UserError
-from benchmark import figures
 from benchmark.cells import Manipulation, View
 from benchmark.entries.images import batches, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
@@ -36,8 +35,9 @@ from benchmark.execution import compute
 from benchmark.experiments import fooled
 from benchmark.experiments.fooled import explained, fooled_models
 from benchmark.experiments.given import Given, receipt, status
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.metrics import METRICS
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, create_interpreter, provenance
@@ -192,26 +192,26 @@ def draw(table: pd.DataFrame) -> Figure:
     """The change of FSR (above) and of top-1 (below) against float32, a panel a model, a colour an interpreter."""
     models, attacked = sorted(table.model.unique()), sorted(table.attacked.unique())
     pairs = list(PAIRS[1:])
-    figure, axes = figures.panels(2, len(models), max(1.4 + 3.2 * len(models), 7), 6, sharey="row")
-    for column, panels, label in zip(("fsr", "top1"), axes, ("change of FSR", "change of top-1"), strict=True):
-        for panel, model in zip(panels, models, strict=True):
+    figure, axes = panels(2, len(models), max(1.4 + 3.2 * len(models), 7), 6, sharey="row")
+    for column, row, label in zip(("fsr", "top1"), axes, ("change of FSR", "change of top-1"), strict=True):
+        for panel, model in zip(row, models, strict=True):
             for index, name in enumerate(attacked):
                 rows = table[(table.model == model) & (table.attacked == name) & (table.status == "done")]
                 rows = rows.groupby(["made", "scored"]).mean(numeric_only=True).reindex(pairs)
                 change = rows[f"{column}_change"]
                 ends = [change - rows[f"{column}_change_low"], rows[f"{column}_change_high"] - change]
                 x = np.arange(len(pairs)) + 0.16 * (index - (len(attacked) - 1) / 2)
-                style = {"color": figures.PALETTE[index % 7], "marker": figures.MARKERS[index % 7]}
+                style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7]}
                 panel.errorbar(x, change, ends, linestyle="", markersize=5, capsize=2, label=name, **style)
             panel.axhline(0, color="0.5", linewidth=0.8)
             panel.set_title(model, fontsize=10)
             panel.set_xticks(range(len(pairs)), [f"{made}\n{scored}" for made, scored in pairs], fontsize=8)
             panel.grid(axis="y", color="0.9")
             panel.set_axisbelow(True)
-        panels[0].set_ylabel(label)
+        row[0].set_ylabel(label)
     axes[1, 0].set_xlabel("fooling made in (above), scored in (below)")
     figure.suptitle(f"Against float32: n = {table.n.max():.0f} images, 95 % intervals over images", fontsize=11)
-    figures.legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from attacks import foolings
 from attacks.errors import UserError
 from attacks.manipulation import Recipe, manipulate
-from benchmark import figures
 from benchmark.cells import View
 from benchmark.entries import strategies
 from benchmark.entries.images import batches, scored_pixels
@@ -36,10 +35,11 @@ from benchmark.entries.strategies import loaders
 from benchmark.entries.trained import TRAINED, clean_model
 from benchmark.execution import compute
 from benchmark.experiments.given import Given, receipt, status
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards import with_ends
+from benchmark.leaderboards.table import with_ends
 from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec
 
 SUITE = "smooth_grad.toml"
@@ -168,7 +168,7 @@ def summary(scores: pd.DataFrame) -> dict[str, float]:
 def draw(table: pd.DataFrame) -> Figure:
     """FSR excess against top-1 drop, a marker a point, larger for a larger λ; a panel a model."""
     models, lambdas = (sorted(table[name].unique()) for name in ("model", "lambda"))
-    figure, axes = figures.panels(1, len(models), max(7.5, 1 + 4.5 * len(models)), 5, sharey=True)
+    figure, axes = panels(1, len(models), max(7.5, 1 + 4.5 * len(models)), 5, sharey=True)
     for panel, model in zip(axes[0], models, strict=True):
         arms = table[(table.model == model) & (table.n > 0)].groupby(["attacked", "samples"])
         for index, ((attacked, samples), rows) in enumerate(arms):
@@ -180,7 +180,7 @@ def draw(table: pd.DataFrame) -> Figure:
                     "yerr": [[y - row["fsr_excess_low"]], [row["fsr_excess_high"] - y]],
                 }
                 size = 4 + 8 * lambdas.index(row["lambda"]) / max(1, len(lambdas) - 1)
-                style = {"color": figures.PALETTE[index], "marker": figures.MARKERS[index], "alpha": 0.75}
+                style = {"color": PALETTE[index], "marker": MARKERS[index], "alpha": 0.75}
                 panel.errorbar(x, y, **spans, **style, markersize=size, elinewidth=0.8, capsize=2, label=name)
         panel.axvline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
         panel.set_xscale("symlog", linthresh=2, linscale=1)
@@ -201,7 +201,7 @@ def draw(table: pd.DataFrame) -> Figure:
     note += f"; {failed} of {len(table)} diverged, not drawn" if failed else ""
     title = "Location fooling of SmoothGrad and of SimpleGrad, attacked alike"
     figure.suptitle(f"{title}\n{counts}, 95 % intervals over images\n{note}", fontsize=11)
-    figures.legend(figure, axes, columns=2)
+    legend(figure, axes, columns=2)
     return figure
 
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from attacks.errors import UserError
-from benchmark import figures, leaderboards
+from benchmark import leaderboards
 from benchmark.experiments.given import Given
+from benchmark.figures.style import panels
 
 SUITE = "board"
 WORKED = 0.5
@@ -50,7 +51,7 @@ def draw(table: pd.DataFrame) -> Figure:
     models, evaluated = sorted(table.model.unique()), sorted(table.evaluated.unique())
     attacked = sorted(table.attacked.unique())
     height = 2.2 + len(models) * (0.5 + 0.42 * len(attacked))
-    figure, axes = figures.panels(len(models), 1, max(8.5, 3 + 0.5 * len(evaluated)), height)
+    figure, axes = panels(len(models), 1, max(8.5, 3 + 0.5 * len(evaluated)), height)
     for panel, model in zip(axes[:, 0], models, strict=True):
         rows = table[table.model == model]
         grid = rows.pivot_table("kept", "attacked", "evaluated").reindex(index=attacked, columns=evaluated)

@@ -20,7 +20,7 @@ from torch import nn
 
 from attacks import foolings
 from attacks.foolings import Fooling
-from benchmark import figures, intervals
+from benchmark import intervals
 from benchmark.cells import View
 from benchmark.entries.images import batches
 from benchmark.entries.originals import original_maps
@@ -29,6 +29,7 @@ from benchmark.execution import compute
 from benchmark.execution.executor import progress
 from benchmark.experiments.fooled import explained, fooled_models
 from benchmark.experiments.given import Given
+from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.interpreters import Interpreter
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, create_interpreter
@@ -113,7 +114,7 @@ def draw(table: pd.DataFrame) -> Figure:
     top-1 is drawn once, for it does not depend on the attacked interpreter."""
     places, attacked = sorted(set(zip(table.model, table.fooling, strict=True))), sorted(table.attacked.unique())
     scales = sorted(table.scale.unique())
-    figure, axes = figures.panels(2, len(places), max(1 + 3.6 * len(places), 7), 6.6, sharey=True)
+    figure, axes = panels(2, len(places), max(1 + 3.6 * len(places), 7), 6.6, sharey=True)
     labels = {"fsr": "FSR of the attacked interpreter", "top1": "top-1"}
     for (i, column), (j, (model, fooling)) in product(enumerate(labels), enumerate(places)):
         panel, here = axes[i, j], table[(table.model == model) & (table.fooling == fooling)]
@@ -121,7 +122,7 @@ def draw(table: pd.DataFrame) -> Figure:
             rows = (
                 here[(here.attacked == name) & (here.noised == noised_model)].groupby("scale").mean(numeric_only=True)
             )
-            label, style = f"fooled, {name}", {"color": figures.PALETTE[k % 7], "marker": figures.MARKERS[k % 7]}
+            label, style = f"fooled, {name}", {"color": PALETTE[k % 7], "marker": MARKERS[k % 7]}
             if noised_model == "clean":
                 label, style = f"clean, {name}", style | {"linestyle": ":", "markerfacecolor": "white"}
                 if column == "top1":
@@ -141,5 +142,5 @@ def draw(table: pd.DataFrame) -> Figure:
     title = f"Does a fooling outlive noise on the weights? n = {n} images × {draws} draws of noise"
     seeds = ", ".join(map(str, sorted(table.seed.unique())))
     figure.suptitle(f"{title}, seed {seeds}\n95 % intervals: draws and images resampled together", fontsize=11)
-    figures.legend(figure, axes)
+    legend(figure, axes)
     return figure

@@ -1,314 +1,49 @@
-"""Leaderboards -> figures. Each function takes a folder of CSVs (or arrays) and returns a Figure; none shows it.
+"""Figures by name, as `foolbench plot NAME` draws them. An entry is one line of `FIGURES`; what is drawn with is loaded
+on first use, so that figures can be listed without it."""
 
-Colours: cividis and inferno for magnitudes; Okabe and Ito's palette for names, each with a marker or a line style of
-its own, so that a figure reads without colour vision and in grey. Hatched: failed, nothing to show.
-"""
-
-import io
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import matplotlib
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from attacks.errors import unknown
 
-from attacks.errors import UserError
-from benchmark.leaderboards import load
-from benchmark.results import write_atomic
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
-MARKERS = "osD^vPX"
-_ORDERS = {"original": "order of h(w0)", "fooled": "order of h(w)", "random": "random order"}
-_STYLES = {"clean": "-", "fooled": (0, (3, 1.5))}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What `heatmaps` draws: m images and, for each interpreter, their maps before and after the fooling."""
+class Drawing:
+    """A figure of a folder of leaderboards, or, `of_cell`, of the heatmaps (`Samples`) that a store keeps of a cell."""
 
-    originals: Mapping[str, np.ndarray]  # interpreter -> (m, h, w); pictures (m, H, W, 3) are drawn as such
-    fooled: Mapping[str, np.ndarray]  # interpreter -> (m, h, w); without one, only its original
-    images: np.ndarray | None = None  # (m, H, W, 3) in [0, 1]; None leaves the photographs out
-    title: str = ""
+    place: str  # the module and the function
+    about: str
+    of_cell: bool = False
 
-
-def save(figure: Figure, path: Path | str) -> None:
-    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
-    if Path(path).suffix != ".png":
-        raise UserError(f"a figure's file must end in .png (got {str(path)!r})")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120, metadata={"Software": None})
-    write_atomic(Path(path), data.getvalue())
+    def load(self) -> "Callable[..., Figure]":
+        module, function = self.place.split(":")
+        return getattr(import_module(f"{__name__}.{module}"), function)
 
 
-def transfer(folder: Path | str) -> Figure:
-    """Fooling success rate, attacked × evaluated: a panel for each fooling (down) and model (across); no controls."""
-    table = _filled(load(folder, "transfer"), "transfer")
-    controls = load(folder, "stability").query("reason == 'control'").interpreter
-    table = table[~table.evaluated.isin(controls)]
-    models, foolings = _names(table.model), _names(table.fooling)
-    attacked, evaluated = _names(table.attacked), _names(table.evaluated)
-    width, height = 2.6 + 0.55 * len(evaluated) * len(models), 2.2 + (0.5 + 0.5 * len(attacked)) * len(foolings)
-    figure, axes = panels(len(foolings), len(models), max(width, 7), height)
-    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
-        panel = axes[i, j]
-        panel.set_title(f"{model} · {fooling}", fontsize=10)
-        _matrix(panel, table[(table.fooling == fooling) & (table.model == model)], attacked, evaluated)
-        panel.set_xticks(range(len(evaluated)), evaluated, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
-        panel.set_yticks(range(len(attacked)), attacked, fontsize=9)
-        panel.tick_params(length=0, labelbottom=i == len(foolings) - 1, labelleft=j == 0)
-    colours = ScalarMappable(matplotlib.colors.Normalize(0, 1), "cividis")
-    figure.colorbar(colours, ax=axes, label="fooling success rate", aspect=40, pad=0.01, shrink=0.9)
-    figure.suptitle(f"Transfer: attacked (rows) × evaluated (columns) interpreter\n{_counts(table)}", fontsize=11)
-    note = "large: success rate, mean over seeds; small: that of the unfooled model\n"
-    note += "outlined: attacked = evaluated; hatched: failed; *: of the seeds that did not fail"
-    figure.supxlabel(note, fontsize=9)
-    return figure
+FIGURES = {
+    "transfer": Drawing("boards:transfer", "fooling success rate, attacked × evaluated, a panel a model and fooling"),
+    "aopc": Drawing("boards:aopc", "drop of the logit as cells are removed, clean and fooled, by three orders"),
+    "accuracy": Drawing("boards:accuracy", "top-1 drop of every manipulation with its interval"),
+    "front": Drawing("boards:front", "attack strength against the accuracy it costs, where recipes are searched"),
+    "resistance": Drawing("boards:resistance", "fooling success rate against the model's Accuracy-Robustness Area"),
+    "heatmaps": Drawing("heatmaps:heatmaps", "maps before and after a fooling, from the run's store", of_cell=True),
+}
+
+OF_CELL = ("model", "fooling", "attacked", "seed", "images", "data", "store", "device")
+"""The options of a figure `of_cell`."""
 
 
-def accuracy(folder: Path | str) -> Figure:
-    """What each fooling cost: top-1 drop in points with its interval, a panel for each model."""
-    table = _filled(load(folder, "accuracy"), "accuracy")
-    models, foolings, attacked, seeds = (_names(table[name]) for name in ("model", "fooling", "attacked", "seed"))
-    figure, axes = panels(1, len(models), max(1 + 3.6 * len(models), 6), 4.2, sharey=True)
-    slot = 0.8 / (len(attacked) * len(seeds))
-    for panel, model in zip(axes[0], models, strict=True):
-        panel.set_title(model, fontsize=10)
-        panel.axhline(0, color="0.6", linewidth=0.8)
-        panel.axhline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
-        for row in table[table.model == model].itertuples():
-            index = attacked.index(row.attacked)
-            place = index * len(seeds) + seeds.index(row.seed)
-            x = foolings.index(row.fooling) - 0.4 + slot * (place + 0.5)
-            if row.n == 0:
-                panel.axvspan(x - slot / 2, x + slot / 2, **_hatch())
-                continue
-            ends = [[row.top1_drop - row.top1_drop_low], [row.top1_drop_high - row.top1_drop]]
-            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "markersize": 5, "capsize": 2}
-            panel.errorbar(x, row.top1_drop, ends, linestyle="none", label=row.attacked, **style)
-        panel.set_xticks(range(len(foolings)), foolings, rotation=25, ha="right", rotation_mode="anchor", fontsize=9)
-        panel.set_xlim(-0.5, len(foolings) - 0.5)
-        panel.grid(axis="y", color="0.9")
-        panel.set_axisbelow(True)
-    axes[0, 0].set_ylabel("top-1 drop (percentage points)")
-    figure.suptitle(f"Accuracy lost to fooling, 95 % intervals over images: {_counts(table)}", fontsize=11)
-    legend(figure, axes, failed=bool((table.n == 0).any()))
-    return figure
+def names() -> list[str]:
+    return list(FIGURES)
 
 
-def aopc(folder: Path | str) -> Figure:
-    """Loss of logit against the number of replaced cells, mean over self cells: a panel for each attacked and model."""
-    table = load(folder, "aopc")
-    table = _filled(table[table.attacked == table.evaluated], "aopc (self cells)")
-    models, attacked = _names(table.model), _names(table.attacked)
-    figure, axes = panels(len(attacked), len(models), max(1 + 3.4 * len(models), 8), 1.6 + 2.3 * len(attacked))
-    for (i, name), (j, model) in product(enumerate(attacked), enumerate(models)):
-        panel, cells = axes[i, j], table[(table.attacked == name) & (table.model == model)]
-        panel.set_title(f"{model} · {name}", fontsize=10)
-        if cells.empty:
-            panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **_hatch()))
-        for (index, order), scored in product(enumerate(_ORDERS), _STYLES if len(cells) else ()):
-            curves = cells[(cells.order == order) & (cells.scored == scored)]
-            steps = int(curves.steps.min())
-            drops = [0.0, *curves[[f"drop_{k}" for k in range(1, steps + 1)]].mean()]
-            marks = {"marker": MARKERS[index], "markersize": 4, "markevery": (2 * index, max(1, steps // 6))}
-            style = {"color": PALETTE[index], "linestyle": _STYLES[scored], "linewidth": 1.6, **marks}
-            panel.plot(range(steps + 1), drops, label=f"{scored} model, {_ORDERS[order]}", **style)
-        panel.grid(color="0.9")
-        panel.set_axisbelow(True)
-        if i == len(attacked) - 1:
-            panel.set_xlabel("cells replaced by noise")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.supylabel("mean drop of the label's logit", fontsize=10)
-    figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {_counts(table)}", fontsize=11)
-    legend(figure, axes, columns=3)
-    return figure
-
-
-def front(folder: Path | str) -> Figure:
-    """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test."""
-    table = _filled(load(folder, "fronts"), "fronts")
-    models, foolings, attacked = (_names(table[name]) for name in ("model", "fooling", "attacked"))
-    limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
-    figure, axes = panels(
-        len(foolings), len(models), max(1 + 3.4 * len(models), 8), 1.8 + 2.3 * len(foolings), sharey=True
-    )
-    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
-        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.model == model)]
-        panel.set_title(f"{model} · {fooling}", fontsize=10)
-        for index, name in enumerate(attacked):
-            dev, test = (here[(here.attacked == name) & (here.split == split)] for split in ("dev", "test"))
-            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "linestyle": "none"}
-            drop = dev.top1_drop.clip(0, limit)
-            panel.plot(drop, dev.fsr, markersize=3, alpha=0.35, **style)
-            reached = dev.assign(drop=drop).sort_values("drop").groupby("drop").fsr.max().cummax()
-            panel.step([*reached.index, limit], [*reached, reached.max()], where="post", color=style["color"], lw=1)
-            ends = [test.fsr - test.fsr_low, test.fsr_high - test.fsr]
-            panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=name, **style)
-        panel.set_ylim(-0.03, 1.03)
-        panel.set_xlim(-0.05 * limit, 1.05 * limit)
-        if i == len(foolings) - 1:
-            panel.set_xlabel("top-1 drop (points; beyond an end: at it)")
-        panel.grid(color="0.9")
-        panel.set_axisbelow(True)
-    figure.supylabel("fooling success rate of the attacked interpreter", fontsize=10)
-    note = "small: tried on dev, line: the best so far; large: the best within each budget, on test, 95 % over images"
-    figure.suptitle(f"Attack strength against accuracy: {_counts(table[table.split == 'test'])}\n{note}", fontsize=11)
-    legend(figure, axes)
-    return figure
-
-
-def resistance(folder: Path | str) -> Figure:
-    """FSR of the attacked interpreter against the Accuracy-Robustness Area of the model, the models evenly spaced in
-    its order: a panel for each interpreter."""
-    table = _filled(load(folder, "resistance"), "resistance")
-    foolings, attacked = _names(table.fooling), _names(table.attacked)
-    models = table.drop_duplicates("model").sort_values(["ara_attack", "model"])[["model", "ara_attack"]]
-    order = list(models.model)
-    figure, axes = panels(1, len(attacked), max(1 + (0.6 + 0.75 * len(order)) * len(attacked), 8), 4.8, sharey=True)
-    for panel, name in zip(axes[0], attacked, strict=True):
-        for index, fooling in enumerate(foolings):
-            rows = table[(table.attacked == name) & (table.fooling == fooling)]
-            x = [order.index(model) + 0.14 * (index - (len(foolings) - 1) / 2) for model in rows.model]
-            ends = [rows.excess - rows.excess_low, rows.excess_high - rows.excess]
-            style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 2, "linestyle": "none"}
-            panel.errorbar(x, rows.excess, ends, label=fooling, **style)
-        labels = [f"{model}\n{area:.4f}" for model, area in models.itertuples(index=False)]
-        panel.set_xticks(range(len(order)), labels, fontsize=8, rotation=35, ha="right", rotation_mode="anchor")
-        panel.set_xlim(-0.5, len(order) - 0.5)
-        panel.set_ylim(-0.05, 1.05)
-        panel.set_title(name.replace(":", ":\n"), fontsize=10)
-        panel.set_xlabel("model, attack ARA", fontsize=9)
-        panel.grid(axis="y", color="0.9")
-        panel.set_axisbelow(True)
-    axes[0, 0].set_ylabel("fooling success rate,\nabove the unfooled model's")
-    counts = f"n = {int(table.n.min())} to {int(table.n.max())} images, {int(table.seeds.max())} seed(s)"
-    note = "ARA: RMSE, pixels in [0, 1]"
-    figure.suptitle(
-        f"Does a robust model resist manipulation? {counts}, 95 % intervals over images; {note}", fontsize=11
-    )
-    legend(figure, axes)
-    return figure
-
-
-def heatmaps(samples: Samples) -> Figure:
-    """Rows: the image, then each interpreter's map of the original and of the fooled model; a column an image."""
-    rows = [("image", samples.images)] if samples.images is not None else []
-    for name, originals in samples.originals.items():
-        if name in samples.fooled:
-            rows += [(f"{name}\noriginal", originals), (f"{name}\nfooled", samples.fooled[name])]
-        else:
-            rows += [(name, originals)]
-    columns = len(rows[0][1]) if rows else 0
-    if not columns:
-        raise UserError("no heatmap to draw: at least one image and one interpreter are needed")
-    figure, axes = panels(len(rows), columns, max(1.4 + 1.25 * columns, 5.5), 0.8 + 1.3 * len(rows))
-    for (i, (label, maps)), j in product(enumerate(rows), range(columns)):
-        panel, picture = axes[i, j], np.asarray(maps[j], dtype=float)
-        panel.set(xticks=[], yticks=[])
-        if j == 0:
-            panel.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-        if not np.isfinite(picture).all():
-            panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **_hatch()))
-            panel.set_box_aspect(1)
-        elif picture.ndim == 3:
-            panel.imshow(picture.clip(0, 1))
-        else:
-            panel.imshow(picture, cmap="inferno", interpolation="nearest")
-            if picture.min() == picture.max():
-                panel.text(0.5, 0.5, "constant", color="white", ha="center", transform=panel.transAxes, fontsize=8)
-    figure.suptitle(samples.title, fontsize=11)
-    figure.supxlabel("each map from its own minimum (black) to its maximum (yellow)", fontsize=8)
-    return figure
-
-
-def _matrix(panel: Axes, cells: pd.DataFrame, attacked: list[str], evaluated: list[str]) -> None:
-    """Draw mean FSR over seeds as a matrix, each cell with its value and, small, the unfooled model's."""
-    panel.set(xlim=(-0.5, len(evaluated) - 0.5), ylim=(len(attacked) - 0.5, -0.5))
-    outlines = []
-    for (y, row), (x, column) in product(enumerate(attacked), enumerate(evaluated)):
-        seeds = cells[(cells.attacked == row) & (cells.evaluated == column)]
-        if seeds.empty:  # not in the suite
-            continue
-        scored = seeds[seeds.n > 0]
-        rate, clean = scored.fsr.mean(), scored.fsr_clean.mean()
-        if row == column:
-            outlines.append(
-                Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=PALETTE[1], linewidth=2.2)
-            )
-        if scored.empty:
-            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **_hatch()))
-            continue
-        colour, ink = _cell_colours(rate)
-        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6))
-        panel.text(
-            x,
-            y - 0.12,
-            f"{rate:.2f}{'*' * (len(scored) < len(seeds))}",
-            color=ink,
-            ha="center",
-            va="center",
-            fontsize=9,
-        )
-        panel.text(x, y + 0.25, f"{clean:.2f}", color=ink, ha="center", va="center", fontsize=6.5)
-    for outline in outlines:  # above the neighbours
-        panel.add_patch(outline)
-
-
-def _cell_colours(rate: float) -> tuple[Any, str]:
-    """The colour of a rate, and the ink with more contrast on it (equal at a relative luminance of 0.179, WCAG 2)."""
-    colour = matplotlib.colormaps["cividis"](rate)
-    luminance = np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))
-    return colour, "black" if luminance > 0.179 else "white"
-
-
-def panels(
-    rows: int, columns: int, width: float, height: float, sharey: bool | Literal["row"] = False
-) -> tuple[Figure, np.ndarray]:
-    """A figure, inches, and its panels (rows, columns)."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03))
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-
-
-def legend(figure: Figure, axes: np.ndarray, columns: int = 6, failed: bool = False) -> None:
-    """One legend below all panels, each label once."""
-    handles: dict[str, Any] = {}
-    for panel in axes.flat:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if failed:
-        handles["failed"] = Patch(**_hatch())
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
-    )
-
-
-def _hatch() -> dict[str, Any]:
-    return {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
-
-
-def _filled(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    if table.empty:
-        raise UserError(f"nothing to draw: the leaderboard {name} has no rows")
-    return table
-
-
-def _names(column: pd.Series) -> list:
-    return sorted(column.unique())
-
-
-def _counts(table: pd.DataFrame) -> str:
-    """The images and seeds behind a figure."""
-    counts, seeds = table.n[table.n > 0].astype(int), _names(table.seed) if "seed" in table else []
-    images = f"{counts.min()} to {counts.max()}" if counts.nunique() > 1 else f"{counts.max() if len(counts) else 0}"
-    drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
-    return f"n = {images} images{drawn}"
+def find(name: str) -> Drawing:
+    """The figure of that name. Raises `UserError` for an unknown one."""
+    if name not in FIGURES:
+        raise unknown("figure", name, FIGURES)
+    return FIGURES[name]

@@ -14,6 +14,7 @@ plus the number of eligible interpreters with a higher stability, in each resamp
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -31,6 +32,16 @@ Place = tuple[str, str]  # model, fooling
 Worst = tuple[float, Floats]  # value, replicates (B,)
 Shown = dict[str, dict[str, list[float]]]  # what an interpreter showed at the gate, by model
 Attack = tuple[str, str, str, int, Mean]  # model, fooling, attacked, seed, the scores of one cell
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one interpreter: the worst attack in each place, how many places say nothing, and whether it is ranked."""
+
+    worst: dict[Place, Worst]
+    silent: int
+    eligible: bool | None = None  # None: the suite has no gate
+    reason: str = ""  # why it is not
 
 
 def worst_attacks(attacks: Iterable[Attack]) -> tuple[dict[Place, Worst], int]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from attacks.errors import UserError
 from benchmark.interpreters import INTERPRETERS
-from benchmark.results import OTHERS
+from benchmark.leaderboards.stored import STORED
 from benchmark.submissions.wire import one_line
 
-RESERVED = {*INTERPRETERS, *OTHERS}  # names that results have already
+RESERVED = {*INTERPRETERS, *STORED}  # names that results have already
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def check_name(name: str) -> None:
     if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > 50:
         raise UserError(f"name must be lower snake case, at most 50 characters (got {one_line(name, 60)!r})")
     if name in RESERVED:
-        tables = ", ".join(OTHERS)
+        tables = ", ".join(STORED)
         raise UserError(
             f"name must be a new one, not in foolbench list interpreters and none of {tables} (got {name!r})"
         )

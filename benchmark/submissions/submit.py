@@ -21,6 +21,8 @@ from benchmark import interpreters, leaderboards
 from benchmark.entries.images import batches
 from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
+from benchmark.leaderboards.show import aligned, board_table
+from benchmark.leaderboards.stability import ranks_with
 from benchmark.run import Run, create_interpreter
 from benchmark.submissions.remote import Remote
 
@@ -91,13 +93,13 @@ def show(folder: Path, reference: Path, name: str) -> str:
     if (reference / "stability.csv").is_file() and (reference / "results").is_dir():
         known = leaderboards.load(reference, "stability")
         if rows.eligible.iloc[0] == "yes":
-            ranks = leaderboards.ranks_with(reference, folder, name)
+            ranks = ranks_with(reference, folder, name)
             rows = rows.assign(**dict(zip(("rank", "rank_low", "rank_high"), ranks, strict=True)))
         rows = pd.concat([known, rows], ignore_index=True)
-    text = [leaderboards.board_table(rows)]
+    text = [board_table(rows)]
     transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")
     transfer = transfer.assign(excess=transfer.fsr - transfer.fsr_clean)
     means = transfer.pivot_table("excess", "attacked", "fooling").map("{:.2f}".format).reset_index()
     title = "FSR in excess of the clean model's, by attack (rows) and fooling, mean over models and seeds"
-    text.append(f"{title}\n{leaderboards.aligned(means)}")
+    text.append(f"{title}\n{aligned(means)}")
     return "\n".join(text)

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from attacks import foolings
-from benchmark import cli, datasets, explain, interpreters, metrics, models, suite
+from benchmark import cli, datasets, explain, figures, interpreters, metrics, models, suite
 from benchmark.entries import scores
 from benchmark.execution import compute
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
-from benchmark.leaderboards import COLUMNS
+from benchmark.leaderboards import TABLES
 from benchmark.submissions.child import Child
 from benchmark.submissions.submission import parse
 
@@ -59,6 +59,8 @@ def board(finished, tmp_path) -> Path:
         ("datasets", datasets.names()),
         ("models", models.names()),
         ("suites", suite.names()),
+        ("strategies", list(suite.STRATEGIES)),
+        ("figures", figures.names()),
     ],
 )
 def test_list_prints_one_name_a_line(foolbench, kind, expected):
@@ -96,7 +98,7 @@ def test_leaderboard_regenerates_every_table_from_the_results(foolbench, finishe
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in COLUMNS if name not in ("fronts", "differences", "ara", "resistance")]
+    "name", [name for name in TABLES if name not in ("fronts", "differences", "ara", "resistance")]
 )
 def test_check_finds_one_changed_byte(foolbench, board, name):
     path = board / f"{name}.csv"
@@ -115,6 +117,12 @@ def test_plot_draws_a_figure_from_the_tables(foolbench, board, name):
     target = board / "figures" / f"{name}.png"
     assert foolbench("plot", name, "--out", board) == (0, f"{target}\n", "")
     assert target.read_bytes().startswith(PNG)
+
+
+def test_the_help_of_plot_names_every_figure(foolbench):
+    code, out, _ = foolbench("plot", "--help")
+    assert code == 0
+    assert all(f" {name}: {drawing.about[:30]}" in out for name, drawing in figures.FIGURES.items())
 
 
 def test_plot_heatmaps_draws_the_cell_that_is_named(foolbench, finished, board):

@@ -39,7 +39,11 @@ def suite_file(folder: Path, **changes: str) -> Path:
     ("arguments", "message"),
     [
         (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
-        (["plot", "tranfer"], "No such command 'tranfer'. Did you mean 'transfer'?"),
+        (["plot", "tranfer"], "unknown figure 'tranfer': did you mean 'transfer'? allowed: accuracy, aopc, front, "),
+        (
+            ["plot", "transfer", "--no-images", "--seed", "1"],
+            "figure 'transfer' takes --suite, --out and --file alone (got --seed, --images)",
+        ),
         (["list", "interpreter"], "unknown kind 'interpreter': did you mean 'interpreters'? allowed: datasets, "),
         (["run", "--suite", "defualt"], "unknown suite 'defualt': did you mean 'default'? allowed: "),
         (["run", "--suite", "absent.toml"], "suite file not found: absent.toml"),

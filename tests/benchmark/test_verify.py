@@ -3,7 +3,8 @@
 import pytest
 
 from attacks.errors import UserError
-from benchmark import results, verify
+from benchmark import verify
+from benchmark.leaderboards import stored
 
 CELL = "compact_vgg/location/lrp_t/grad_cam/0"
 
@@ -23,10 +24,10 @@ def test_an_edited_cell_is_seen(finished, tmp_path):
     for path in (finished.out / "results").iterdir():
         (tmp_path / "results").mkdir(exist_ok=True)
         (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
-    frame, card = results.read(tmp_path / "results").entries[cell.evaluated]
+    frame, card = stored.read(tmp_path / "results").entries[cell.evaluated]
     mine = (frame.fooling == "location") & (frame.attacked == "lrp_t") & (frame.image == 3)
     frame.loc[mine, "success"] = ~frame.loc[mine, "success"]
-    results.write(tmp_path / "results", cell.evaluated, frame, card)
+    stored.write(tmp_path / "results", cell.evaluated, frame, card)
     assert verify.verify(finished.run, cell, tmp_path)["differing"] == 1
 
 

@@ -15,7 +15,6 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from attacks.errors import UserError
-from benchmark import figures
 from benchmark.dissection.figures import (
     TYPES,
     Maps,
@@ -25,6 +24,7 @@ from benchmark.dissection.figures import (
     masking_figure,
     shares_figure,
 )
+from benchmark.figures.style import save
 
 SHOWN = ("suppression", "promotion", "balanced", "inactive")
 
@@ -100,13 +100,13 @@ def test_a_blank_perturbation_and_constant_maps_are_drawn(tmp_path: Path):
     blank = replace(
         given, delta=0 * given.delta, cams=0 * given.cams, type=0 * given.type + 4, value=given.value * np.nan
     )
-    figures.save(four_maps(blank), tmp_path / "blank.png")
+    save(four_maps(blank), tmp_path / "blank.png")
 
 
 @pytest.mark.parametrize("draw", [lambda: four_maps(maps()), lambda: shares_figure(table())], ids=["maps", "shares"])
 def test_the_same_arrays_give_the_same_png(draw, tmp_path: Path):
     for name in ("a.png", "b.png"):
-        figures.save(draw(), tmp_path / name)
+        save(draw(), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

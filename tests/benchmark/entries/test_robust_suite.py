@@ -11,12 +11,14 @@ from attacks.errors import UserError
 from attacks.half_huber import HalfHuber
 from attacks.pixels import OnPixels
 from attacks.robust_training import Adversary, Regulariser, Robust
-from benchmark import figures, leaderboards, results, suite
+from benchmark import leaderboards, suite
 from benchmark.entries import kind
 from benchmark.entries.images import batches
 from benchmark.entries.kind import Entry
 from benchmark.entries.trained import TRAINED, clean_model, new_model, objective_of, pretrained, save_weights
 from benchmark.execution import compute
+from benchmark.figures.boards import resistance
+from benchmark.leaderboards import stored
 from benchmark.metrics import robustness
 from benchmark.run import Run, dataset
 from benchmark.training import cross_entropy
@@ -139,16 +141,16 @@ def test_resistance_sets_fooling_beside_robustness(done):
 def test_the_tables_come_from_the_results_alone_and_are_drawn(done, tmp_path):
     _, out = done
     assert leaderboards.check(out) == []
-    panels = [panel for panel in figures.resistance(out).axes if panel.get_title()]
+    panels = [panel for panel in resistance(out).axes if panel.get_title()]
     assert [panel.get_title() for panel in panels] == ["grad_cam"]
     table = leaderboards.load(out, "resistance").sort_values(["ara_attack", "model"])
     labels = [label.get_text() for label in panels[0].get_xticklabels()]
     assert labels == [f"{row.model}\n{row.ara_attack:.4f}" for row in table.itertuples()]
     by_place = sorted(zip(panels[0].lines[0].get_xdata(), panels[0].lines[0].get_ydata(), strict=True))
     assert [y for _, y in by_place] == list(table.excess)
-    read = results.read(out / "results")
-    frame, card = read.robustness
-    results.write(tmp_path, "robustness", frame.sample(frac=1, random_state=0), card)
+    read = stored.read(out / "results")
+    frame, card = read.others["robustness"]
+    stored.write(tmp_path, "robustness", frame.sample(frac=1, random_state=0), card)
     assert (tmp_path / "robustness.parquet").read_bytes() == (out / "results" / "robustness.parquet").read_bytes()
 
 
@@ -203,9 +205,9 @@ def test_impossible_values_are_answered_with_their_key(tmp_path, old, new, messa
 
 
 def test_damaged_results_are_named(done, tmp_path):
-    read = results.read(done[1] / "results")
-    frame, card = read.robustness
-    results.write(tmp_path, "models", read.models, read.models_card)
-    results.write(tmp_path, "robustness", frame, {**card, "models": [{"model": "both"}]})
+    read = stored.read(done[1] / "results")
+    frame, card = read.others["robustness"]
+    stored.write(tmp_path, "models", read.models, read.models_card)
+    stored.write(tmp_path, "robustness", frame, {**card, "models": [{"model": "both"}]})
     with pytest.raises(UserError, match=r"robustness.json: each of its models must hold num_classes, psi"):
-        results.read(tmp_path)
+        stored.read(tmp_path)

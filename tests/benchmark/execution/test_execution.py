@@ -19,13 +19,14 @@ from benchmark.cells import plan
 from benchmark.entries import fronts, kind
 from benchmark.execution import compute
 from benchmark.interpreters.grad_cam import GradCAM
+from benchmark.leaderboards import stored
 from benchmark.run import Run
 
 RUN = [sys.executable, "-m", "benchmark.cli", "run", "--suite", "smoke", "--device", "cpu", "--jobs"]
 
 
 def test_every_cell_of_the_suite_is_scored(finished):
-    read, suite = results.read(finished.out / "results"), finished.run.suite
+    read, suite = stored.read(finished.out / "results"), finished.run.suite
     assert sorted(read.entries) == sorted(suite.evaluated)
     assert [m["status"] for m in read.models_card["manipulations"]] == ["done"] * len(plan(suite))
     images = {"location": suite.dataset.test, "active": suite.dataset.pairs_test}
@@ -62,8 +63,8 @@ def test_the_same_run_from_nothing_gives_the_same_bytes(finished, tmp_path):
 def test_a_searched_recipe_is_the_best_on_dev_and_is_found_once(finished, tmp_path, monkeypatch):
     done = finished.searching(tmp_path)
     assert compute.run_suite(done.run, done.out, jobs=1) == {}
-    read, fronts = results.read(done.out / "results"), leaderboards.load(done.out, "fronts")
-    frame, card = read.fronts
+    read, fronts = stored.read(done.out / "results"), leaderboards.load(done.out, "fronts")
+    frame, card = read.others["fronts"]
     for m in read.models_card["manipulations"]:
         points = [p for p in card["points"] if (p["fooling"], p["attacked"]) == (m["fooling"], m["attacked"])]
         best = max((p for p in points if p["drop"] <= 2), key=lambda p: (p["fsr"], -p["loss"], -p["steps"]))
@@ -166,7 +167,7 @@ def test_no_score_depends_on_the_batch(finished, tmp_path, batch_size):
     other = finished.again(tmp_path, without=("originals", "scores", "predictions"), suite=suite)
     compute.run_suite(other.run, other.out, jobs=1)
     assert other.entries().keys() < finished.entries().keys()  # nor does a key
-    expected, got = (results.read(done.out / "results") for done in (finished, other))
+    expected, got = (stored.read(done.out / "results") for done in (finished, other))
 
     def half(frame: pd.DataFrame) -> pd.DataFrame:
         return frame[frame.attacked == "lrp_t"].reset_index(drop=True)

@@ -9,11 +9,12 @@ import pytest
 from safetensors import SafetensorError
 
 from attacks.errors import UserError
-from benchmark import leaderboards, results
+from benchmark import leaderboards
 from benchmark.cells import View
 from benchmark.entries import manipulations, originals, scores, strategies, trained
 from benchmark.entries.kind import Entry
 from benchmark.execution import compute
+from benchmark.leaderboards import stored
 from benchmark.run import Run
 
 BOTH = ("location", "active")
@@ -67,7 +68,7 @@ def test_a_model_that_cannot_be_trained_fails_all_its_manipulations(finished, tm
     assert set(failed.values()) == {"ZeroDivisionError: division by zero"}
     assert set(leaderboards.load(tmp_path / "out", "manipulations").status) == {"failed"}
     assert leaderboards.load(tmp_path / "out", "transfer").n.tolist() == [0] * 16
-    assert results.read(tmp_path / "out" / "results").models.empty
+    assert stored.read(tmp_path / "out" / "results").models.empty
 
 
 def test_a_diverged_manipulation_is_a_row_with_its_reason_and_is_not_tried_again(finished, tmp_path):

@@ -30,7 +30,7 @@ def test_what_was_run_stands_beside_it(finished, tmp_path):
     rate = cell | {"evaluated": "lrp_t", "fsr": 0.8, "fsr_low": 0.7, "fsr_high": 0.9}
     top1 = cell | {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8, "top1_clean": 0.75, "top5": 0.9, "top5_clean": 1.0}
     for name, row in (("transfer", rate), ("accuracy", top1)):
-        frame = pd.DataFrame([row]).reindex(columns=leaderboards.COLUMNS[name])
+        frame = pd.DataFrame([row]).reindex(columns=leaderboards.TABLES[name].columns)
         frame.to_csv(tmp_path / f"{name}.csv", index=False)
     table = paper.measure(_given(finished, tmp_path))
     run = table[table.status == "run"].set_index(["quantity", "fooling"])

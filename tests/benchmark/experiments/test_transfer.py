@@ -13,11 +13,11 @@ def _board(folder, cells):
     """transfer.csv and stability.csv with these (fooling, attacked, evaluated, seed, fsr, rank correlation, null)."""
     names = ["fooling", "attacked", "evaluated", "seed", "fsr", "rank_correlation", "rank_correlation_null"]
     table = pd.DataFrame(cells, columns=names).assign(model="m", n=8, fsr_clean=0.0)
-    table.reindex(columns=leaderboards.COLUMNS["transfer"]).to_csv(folder / "transfer.csv", index=False)
+    table.reindex(columns=leaderboards.TABLES["transfer"].columns).to_csv(folder / "transfer.csv", index=False)
     evaluated = sorted(set(table.evaluated))
     board = pd.DataFrame({"interpreter": evaluated, "eligible": ["no" if e == "c" else "yes" for e in evaluated]})
     board["reason"] = ["control" if e == "c" else None for e in evaluated]
-    board.reindex(columns=leaderboards.COLUMNS["stability"]).to_csv(folder / "stability.csv", index=False)
+    board.reindex(columns=leaderboards.TABLES["stability"].columns).to_csv(folder / "stability.csv", index=False)
     return Given(None, folder)
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from attacks.errors import UserError
-from benchmark import results
+from benchmark.leaderboards.stored import STORED
 from benchmark.submissions.submission import Limits, check_name, parse
 
 
@@ -17,7 +17,7 @@ def test_a_name_that_cannot_be_one_is_refused(name):
         check_name(name)
 
 
-@pytest.mark.parametrize("name", results.OTHERS)
+@pytest.mark.parametrize("name", STORED)
 def test_a_name_that_another_table_of_the_results_has_is_refused(name):
     check_name(f"{name}_2")
     with pytest.raises(UserError, match=rf"^name must be a new one, .* none of .*{name}.* \(got '{name}'\)$"):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from attacks.errors import UserError
-from benchmark import leaderboards, results
+from benchmark import leaderboards
+from benchmark.leaderboards import stored
 from benchmark.submissions import submit
 from benchmark.submissions.remote import remote
 from benchmark.submissions.submission import parse
@@ -50,7 +51,7 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
     flagged = remote(parse(str(EXAMPLE)), ["ZERO_SECOND_ORDER"])
     assert submit.submit(warm.run, flagged, warm.out, 1) == {}
     assert before.items() <= warm.entries().items()  # nothing of the suite's was made again
-    read = results.read(warm.out / "results")
+    read = stored.read(warm.out / "results")
     assert sorted(read.entries) == ["constant", "gradient_energy", "input_magnitude"]
     card = read.entries["gradient_energy"][1]
     assert (card["status"], card["failures"]) == ("submitted", [])
@@ -72,8 +73,8 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
 def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path):
     done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"])
     assert submit.submit(done.run, example, done.out, 1) == {}
-    read, settings = results.read(done.out / "results"), done.run.suite.search
-    card = read.fronts[1]
+    read, settings = stored.read(done.out / "results"), done.run.suite.search
+    card = read.others["fronts"][1]
     relative = next(p for p in card["chosen"] if (p["attacked"], p["budget"]) == ("grad_cam", 2.0))
     rates = {relative["learning_rate"]} if relative["steps"] else set(settings.learning_rates)
     for own in ("gradient_energy", "gradient_energy:softplus"):

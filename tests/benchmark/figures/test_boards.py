@@ -1,18 +1,22 @@
-"""Figures: drawn from CSVs alone, every value in its place, equal bytes for equal input."""
+"""Figures of leaderboards: drawn from CSVs alone, every value in its place, equal bytes for equal input."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from test_results import ATTACKED, FAILED, FOOLINGS, INTERPRETERS, MODELS_3, make_results
+from synthetic import ATTACKED, FAILED, FOOLINGS, INTERPRETERS, MODELS_3, make_results
 
 from attacks.errors import UserError
-from benchmark import figures, leaderboards, results
+from benchmark import leaderboards
+from benchmark.figures import FIGURES, boards
+from benchmark.figures.style import save
+from benchmark.leaderboards import stored
 
-FIGURES = {"transfer": figures.transfer, "accuracy": figures.accuracy, "aopc": figures.aopc}
+DRAWN = ("transfer", "accuracy", "aopc")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +36,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def panels(figure: Figure) -> dict[str, figures.Axes]:
+def panels(figure: Figure) -> dict[str, Axes]:
     return {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
 
 
 def test_transfer_shows_every_cell(suite: Path) -> None:
-    shown = panels(figures.transfer(suite))
+    shown = panels(boards.transfer(suite))
     assert list(shown) == [f"{model} · {fooling}" for fooling in FOOLINGS for model in MODELS_3]
     table = pd.read_csv(suite / "transfer.csv")
     for title, panel in shown.items():
@@ -58,10 +62,10 @@ def test_transfer_shows_every_cell(suite: Path) -> None:
 
 def test_transfer_leaves_controls_out(tmp_path: Path) -> None:
     make_results(tmp_path / "results", models=MODELS_3[:1], foolings=FOOLINGS[:1], attacked=ATTACKED[:1], seeds=(0,))
-    frame, card = results.read(tmp_path / "results").entries[INTERPRETERS[-1]]
-    results.write(tmp_path / "results", INTERPRETERS[-1], frame, card | {"control": True})
+    frame, card = stored.read(tmp_path / "results").entries[INTERPRETERS[-1]]
+    stored.write(tmp_path / "results", INTERPRETERS[-1], frame, card | {"control": True})
     leaderboards.write(tmp_path)
-    (panel,) = panels(figures.transfer(tmp_path)).values()
+    (panel,) = panels(boards.transfer(tmp_path)).values()
     assert [label.get_text() for label in panel.get_xticklabels()] == list(INTERPRETERS[:-1])
 
 
@@ -72,21 +76,21 @@ def test_values_are_legible_on_their_cells(suite: Path) -> None:
         return float(linear @ (0.2126, 0.7152, 0.0722))
 
     for rate in np.linspace(0, 1, 101):
-        colour, ink = figures._cell_colours(rate)
+        colour, ink = boards._cell_colours(rate)
         light, dark = sorted((luminance(colour), luminance(ink)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
 
 
 def test_failed_cells_are_hatched(suite: Path) -> None:
-    hatched = [patch for patch in panels(figures.transfer(suite))["compact_vgg · top_k"].patches if patch.get_hatch()]
+    hatched = [patch for patch in panels(boards.transfer(suite))["compact_vgg · top_k"].patches if patch.get_hatch()]
     assert len(hatched) == len(INTERPRETERS)
-    shown = panels(figures.accuracy(suite))
+    shown = panels(boards.accuracy(suite))
     assert [sum(bool(p.get_hatch()) for p in shown[model].patches) for model in MODELS_3] == [0, 0, 1]
     assert FAILED[0] == MODELS_3[2]
 
 
 def test_accuracy_shows_every_manipulation(suite: Path) -> None:
-    shown, table = panels(figures.accuracy(suite)), pd.read_csv(suite / "accuracy.csv")
+    shown, table = panels(boards.accuracy(suite)), pd.read_csv(suite / "accuracy.csv")
     for model in MODELS_3:
         drawn = sorted(bar.lines[0].get_ydata()[0] for bar in shown[model].containers)
         expected = table[(table.model == model) & (table.n > 0)].top1_drop
@@ -95,7 +99,7 @@ def test_accuracy_shows_every_manipulation(suite: Path) -> None:
 
 
 def test_aopc_averages_the_self_cells(suite: Path) -> None:
-    shown, table = panels(figures.aopc(suite)), pd.read_csv(suite / "aopc.csv")
+    shown, table = panels(boards.aopc(suite)), pd.read_csv(suite / "aopc.csv")
     assert len(shown) == len(MODELS_3) * len(ATTACKED)
     lines = {line.get_label(): line for line in shown["compact_resnet · lrp_t"].lines}
     assert len(lines) == 6
@@ -106,7 +110,7 @@ def test_aopc_averages_the_self_cells(suite: Path) -> None:
 
 
 def test_front_shows_every_point_and_the_best_on_test(suite: Path) -> None:
-    shown, table = panels(figures.front(suite)), pd.read_csv(suite / "fronts.csv")
+    shown, table = panels(boards.front(suite)), pd.read_csv(suite / "fronts.csv")
     assert len(shown) == len(MODELS_3) * len(FOOLINGS)
     panel = shown["compact_resnet · top_k"]
     here = table[(table.model == "compact_resnet") & (table.fooling == "top_k") & (table.split == "test")]
@@ -116,43 +120,19 @@ def test_front_shows_every_point_and_the_best_on_test(suite: Path) -> None:
     assert sum(len(line.get_xdata()) for line in tried) == 3 * len(ATTACKED)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_the_same_csv_gives_the_same_png(name: str, small: Path, tmp_path: Path) -> None:
     for file in ("a.png", "b.png"):
-        figures.save(FIGURES[name](small), tmp_path / file)
+        save(FIGURES[name].load()(small), tmp_path / file)
     data = (tmp_path / "a.png").read_bytes()
     assert data == (tmp_path / "b.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert b"Software" not in data
 
 
-def maps(*shape: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {"lrp_t": rng.random((3, *shape)), "grad_cam": rng.random((3, 4, 4))}
-
-
-def test_heatmaps_shows_original_and_fooled(tmp_path: Path) -> None:
-    originals, fooled = maps(8, 8), maps(8, 8)
-    fooled["lrp_t"][0] = 0.5
-    fooled["grad_cam"][1] = np.nan
-    samples = figures.Samples(originals, fooled, np.random.default_rng(1).random((3, 32, 32, 3)), "title")
-    figure = figures.heatmaps(samples)
-    labels = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
-    assert labels == ["image", "lrp_t\noriginal", "lrp_t\nfooled", "grad_cam\noriginal", "grad_cam\nfooled"]
-    assert len(figure.axes) == 5 * 3
-    assert [text.get_text() for text in figure.axes[6].texts] == ["constant"]
-    assert [bool(panel.get_images()) for panel in figure.axes[12:]] == [True, False, True]
-    figures.save(figure, tmp_path / "heatmaps.png")
-    assert len(figures.heatmaps(figures.Samples(originals, fooled)).axes) == 4 * 3
-
-
-def test_nothing_to_draw_is_one_line(suite: Path, tmp_path: Path) -> None:
-    for name, figure in FIGURES.items():
-        header = (suite / f"{name}.csv").read_text().splitlines()[0]
-        (tmp_path / f"{name}.csv").write_text(header + "\n")
-        with pytest.raises(UserError, match="nothing to draw"):
-            figure(tmp_path)
-    with pytest.raises(UserError, match="no heatmap to draw"):
-        figures.heatmaps(figures.Samples({}, {}))
-    with pytest.raises(UserError, match=r"must end in \.png"):
-        figures.save(Figure(), tmp_path / "figure.jpg")
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_to_draw_is_one_line(name: str, suite: Path, tmp_path: Path) -> None:
+    header = (suite / f"{name}.csv").read_text().splitlines()[0]
+    (tmp_path / f"{name}.csv").write_text(header + "\n")
+    with pytest.raises(UserError, match="nothing to draw"):
+        FIGURES[name].load()(tmp_path)

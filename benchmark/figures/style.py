@@ -1,0 +1,55 @@
+"""What all figures share: colours, panels, one legend, and how a PNG is written. None is shown.
+
+Colours: cividis and inferno for magnitudes; Okabe and Ito's palette for names, each with a marker or a line style of
+its own, so that a figure reads without colour vision and in grey. Hatched: failed, nothing to show.
+"""
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+
+from attacks.errors import UserError
+from benchmark.store import write_atomic
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
+MARKERS = "osD^vPX"
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
+    if Path(path).suffix != ".png":
+        raise UserError(f"a figure's file must end in .png (got {str(path)!r})")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120, metadata={"Software": None})
+    write_atomic(Path(path), data.getvalue())
+
+
+def panels(
+    rows: int, columns: int, width: float, height: float, sharey: bool | Literal["row"] = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure, inches, and its panels (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.03))
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+
+
+def legend(figure: Figure, axes: np.ndarray, columns: int = 6, failed: bool = False) -> None:
+    """One legend below all panels, each label once."""
+    handles: dict[str, Any] = {}
+    for panel in axes.flat:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if failed:
+        handles["failed"] = Patch(**hatch())
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
+    )
+
+
+def hatch() -> dict[str, Any]:
+    """How a patch looks that stands for what failed."""
+    return {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}

@@ -1,0 +1,158 @@
+"""The board: one row an evaluated interpreter (`stability`), and the ranked ones in pairs (`differences`).
+
+Stability, rank and eligibility are those of `benchmark.leaderboards.ranking`; the rest are averages over the cells.
+Ranked are those that pass the gate, in a suite that has one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmark import metrics
+from benchmark.intervals import average, interval
+from benchmark.leaderboards import ranking, stored
+from benchmark.leaderboards.cells import CURVES, MEANS, Cell, Row, cells_of, row_key
+from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
+
+
+def standings(results: Results, cells: dict[str, list[Cell]]) -> dict[str, ranking.Standing]:
+    """The worst attacks on each interpreter, and in a suite with a gate whether it is ranked."""
+    cards = {name: card for name, (_, card) in results.entries.items()}
+    models = sorted({m["model"] for m in results.models_card["manipulations"]})
+    found = {}
+    for name, own in cells.items():
+        errors = [cell.error for cell in own if cell.scores is None and cell.manipulation["status"] == "done"]
+        gated = ranking.eligibility(name, cards, models, errors) if has_gate(results) else (None, "")
+        found[name] = ranking.Standing(*ranking.worst_attacks(_attacks(own)), *gated)
+    return found
+
+
+def has_gate(results: Results) -> bool:
+    return any("gate" in card for _, card in results.entries.values())
+
+
+def ranks_with(reference: Path | str, folder: Path | str, name: str) -> tuple[int, int, int]:
+    """(rank, low, high) of an interpreter of `folder` among the ranked ones of `reference`, resampled together."""
+    ranked = STABILITY.read(Path(reference) / "stability.csv").query("eligible == 'yes'").interpreter
+    worst = {}
+    for where, names in ((reference, ranked), (folder, [name])):
+        results = stored.read(Path(where) / "results")
+        for each in names:
+            cells = cells_of(each, results.entries[each], results.models_card["manipulations"])
+            worst[each] = ranking.worst_attacks(_attacks(cells))[0]
+    return ranking.ranks(worst)[name]
+
+
+def _rows(measured: Measured) -> list[Row]:
+    ranks, rows = ranking.ranks(_ranked(measured)), []
+    for name, cells in measured.cells.items():
+        card, standing = measured.results.entries[name][1], measured.standings[name]
+        value, replicates = ranking.stability(standing.worst)
+        low, high = interval(replicates[:, None])
+        row = _averages(name, cells) | span("stability", (value, low[0], high[0])) | _cost(card)
+        row |= {"status": card.get("status", "reference"), "places": len(standing.worst)}
+        row |= {"silent_places": standing.silent, "flags": " ".join([*card.get("flags", []), *_flags(name, cells)])}
+        if standing.eligible is not None:
+            row |= {"eligible": "yes" if standing.eligible else "no", "reason": standing.reason}
+        if name in ranks:
+            row |= dict(zip(("rank", "rank_low", "rank_high"), ranks[name], strict=True))
+        rows.append(row)
+    return rows
+
+
+def _ranked(measured: Measured) -> dict[str, dict[ranking.Place, ranking.Worst]]:
+    return {name: standing.worst for name, standing in measured.standings.items() if standing.eligible}
+
+
+def _averages(name: str, cells: list[Cell]) -> Row:
+    """Averages over cells; of the worst transfer cell, its own excess and interval (not that of a maximum)."""
+    excess = MEANS.index("excess")
+    by_gradient = any(c.manipulation["attacked"] == name for c in cells)
+    names = [c.manipulation["attacked"] if by_gradient else c.manipulation["attacked"].partition(":")[0] for c in cells]
+    aimed = list(zip(cells, (attacked == name for attacked in names), strict=True))
+    own = [cell.scores for cell, mine in aimed if cell.scores and mine]
+    transfer = {row_key(cell.manipulation): cell.scores for cell, mine in aimed if cell.scores and not mine}
+    aopc = [c.aopc for c in cells if c.aopc]
+    worst = max(transfer, key=lambda key: transfer[key].value[excess], default=None)
+    row: Row = {"interpreter": name, "cells": len(cells), "failed": sum(c.scores is None for c in cells)}
+    row |= {"self_cells": len(own), "worst_transfer": "/".join(map(str, worst)) if worst else None}
+    row |= {"undefined": sum(c.undefined for c in cells), "blank": sum(c.blank for c in cells)}
+    row |= span("self_fsr_excess", average(own, excess))
+    row |= span("worst_transfer_fsr_excess", average([transfer[worst]] if worst else [], excess))
+    for metric in metrics.CHANCE:
+        row |= span(f"{metric}_self", average(own, MEANS.index(metric)))
+        row |= span(f"{metric}_transfer", average(list(transfer.values()), MEANS.index(metric)))
+    row |= span("aopc_clean", average(aopc, CURVES.index("aopc_clean_original")))
+    return row | span("aopc_fooled", average(aopc, CURVES.index("aopc_fooled_fooled")))
+
+
+def _cost(card: Row) -> Row:
+    """Means over models."""
+    spent = list(card.get("cost", {}).values())
+    known = {key: [s[key] for s in spent if s[key] is not None] for key in ("ms_per_image", "peak_mib")}
+    return {key: float(np.mean(values)) for key, values in known.items() if values}
+
+
+def _flags(name: str, cells: list[Cell]) -> list[str]:
+    """What a reader must know before trusting a high stability.
+
+    TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
+    the interval, its own gradient is beaten: SURROGATE_GAP, by softplus for ReLU or by an attack aimed at another
+    interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient was
+    still making more than a twentieth of its progress in its last tenth.
+    """
+    by_attack: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.scores:
+            by_attack.setdefault(cell.manipulation["attacked"], []).append(cell)
+    blind, whitebox = by_attack.pop(f"{name}:subspace", []), by_attack.pop(name, [])
+    surrogates = [cell for part in by_attack.values() for cell in part]
+    if not whitebox:
+        return ["NO_WHITEBOX" if blind or f"{name}:softplus" in by_attack else "TRANSFER_ONLY"]
+    flags = []
+    for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
+        if _beaten(whitebox, others):
+            flags.append(flag)
+    if any(_still_falling(cell.manipulation) for cell in whitebox):
+        flags.append("NOT_CONVERGED")
+    return flags
+
+
+def _attacks(cells: list[Cell]) -> list[ranking.Attack]:
+    return [(*row_key(c.manipulation), c.scores) for c in cells if c.scores]
+
+
+def _beaten(cells: list[Cell], others: list[Cell]) -> bool:
+    """Whether the worst of `others` is worse than the worst of `cells` in some model and fooling, with 95 %."""
+    mine, theirs = (ranking.worst_attacks(_attacks(part))[0] for part in (cells, others))
+    gaps = [theirs[place][1] - mine[place][1] for place in theirs if place in mine]
+    return any(interval(gap[:, None])[0][0] > 0 for gap in gaps)
+
+
+def _still_falling(manipulation: Row) -> bool:
+    losses = [manipulation[f"fooling_{when}"] for when in ("first", "late", "last")]
+    if None in losses:
+        return False
+    first, late, last = losses
+    return first > last and late - last > 0.05 * (first - last)
+
+
+_CHANCE = [f"{name}_{cells}" for name in metrics.CHANCE for cells in ("self", "transfer")]
+
+STABILITY = Leaderboard(
+    columns=[
+        *("interpreter", "status", "rank", "rank_low", "rank_high", *intervals("stability"), "places"),
+        *("eligible", "reason", "flags", "ms_per_image", "peak_mib", "cells", "failed", "self_cells"),
+        *(*intervals("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
+        *(*intervals(*_CHANCE, "aopc_clean", "aopc_fooled"), "undefined", "blank", "silent_places"),
+    ],
+    text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer"),
+    rows=_rows,
+)
+
+DIFFERENCES = Leaderboard(
+    columns=["interpreter", "other", "places", *intervals("difference"), "p", "p_holm"],
+    text=("interpreter", "other"),
+    rows=lambda measured: ranking.differences(_ranked(measured)),
+    exists=has_gate,
+)

@@ -1,0 +1,48 @@
+"""The results of a suite: a folder of tables, from which every leaderboard is computed.
+
+One Parquet table and one JSON card for each evaluated interpreter (`SCORES`), and those of STORED: `models` for the
+manipulations themselves, `fronts` where recipes were searched, `robustness` where clean models were attacked.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attacks.errors import UserError
+from benchmark import results
+from benchmark.leaderboards.cells import SCORES
+from benchmark.leaderboards.fronts import FRONTS
+from benchmark.leaderboards.manipulations import MODELS
+from benchmark.leaderboards.robustness import ROBUSTNESS
+from benchmark.leaderboards.table import Results
+from benchmark.results import KEY, Table
+
+STORED = {"models": MODELS, "fronts": FRONTS, "robustness": ROBUSTNESS}
+"""Tables that are no interpreter's: no interpreter can have such a name."""
+
+
+def table(name: str) -> Table:
+    """What the results of that name hold: one of STORED, or the scores of an interpreter."""
+    return STORED.get(name, SCORES)
+
+
+def write(folder: Path | str, name: str, frame: pd.DataFrame, card: dict[str, Any]) -> None:
+    """Write the results of an interpreter, or one of STORED; as `benchmark.results.write`."""
+    results.write(folder, name, frame, card, table(name))
+
+
+def read(folder: Path | str) -> Results:
+    """All results in `folder`, checked: UserError names the file that is missing, corrupt or foreign."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no results: {folder} is not a folder (foolbench run writes it)")
+    names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
+    found = {name: results.read(folder, name, table(name)) for name in names}
+    others = {name: found.pop(name) for name in STORED if name in found}
+    listed = {tuple(manipulation[k] for k in KEY) for manipulation in others["models"][1]["manipulations"]}
+    for name, (frame, _) in [*found.items(), ("models", others["models"])]:
+        if foreign := set(frame[list(KEY)].drop_duplicates().itertuples(index=False, name=None)) - listed:
+            cell = "/".join(map(str, min(foreign)))
+            raise UserError(f"{folder / name}.parquet scores {cell}, which models.json does not list")
+    return Results(found, others)
