@@ -107,7 +107,8 @@ def aopc(folder: Path | str) -> Figure:
 
 def front(folder: Path | str) -> Figure:
     """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test."""
-    table = _filled(load(folder, "fronts"), "fronts")
+    table = load(folder, "fronts")
+    table = _filled(table[table.error.isna()], "fronts")
     models, foolings, attacked = (_names(table[name]) for name in ("model", "fooling", "attacked"))
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
     figure, axes = panels(

@@ -1,4 +1,5 @@
-"""Where recipes were searched (`fronts`): one row a point on dev, and one a budget for the best within it on test."""
+"""Where recipes were searched (`fronts`): one row a point on dev, and one a budget for the best within it on test; of a
+search that failed, one with its error."""
 
 import pyarrow as pa
 
@@ -41,15 +42,16 @@ def _rows(measured: Measured) -> list[Row]:
         drop = bootstrap_mean(100 * (first[["value_clean"]].to_numpy(float) - first[["value"]]), first.image)
         means = with_ends(("fsr", "fsr_clean"), fsr) | with_ends(("top1_drop",), drop)
         test.append(point | {"split": "test", "n": fsr.n} | means)
-    return dev + test
+    failed = [failure | {"n": 0} for failure in sorted(card.get("failures", []), key=row_key)]
+    return dev + test + failed
 
 
 POINTS = Leaderboard(
     columns=[
         *(*PLACE, "split", "budget", "learning_rate", "lambda", "steps", "n"),
-        *(*intervals("fsr"), "fsr_clean", *intervals("top1_drop")),
+        *(*intervals("fsr"), "fsr_clean", *intervals("top1_drop"), "error"),
     ],
-    text=(*PLACE, "split"),
+    text=(*PLACE, "split", "error"),
     rows=_rows,
     exists=lambda results: "fronts" in results.others,
 )

@@ -130,7 +130,8 @@ def eligibility(
     if errors:
         reasons.append(f"{len(errors)} cells failed, first: {errors[0]}")
     if absent := [model for model in models if model not in card.get("gate", {})]:
-        return False, "; ".join([*reasons, f"no gate on {', '.join(absent)}"])
+        failed = [f"{model}: {error}" for model, error in card.get("gate_errors", {}).items()]
+        return False, "; ".join([*reasons, f"no gate on {', '.join(absent)}", *failed])
     for value, limit, what in (
         ("randomised", RANDOMISED_LIMIT, "hardly depends on the parameters"),
         ("other_class", CLASS_LIMIT, "hardly depends on the class"),

@@ -1,5 +1,6 @@
-"""Where clean models were attacked: one row a model and boundary, its Accuracy-Robustness Area (`ara`), and one row a
-model, fooling and attacked interpreter, over seeds: FSR beside ARA and AOPC (`resistance`)."""
+"""Where clean models were attacked: one row a model and boundary, its Accuracy-Robustness Area (`ara`; of a model that
+failed, one with its error), and one row a model, fooling and attacked interpreter, over seeds: FSR beside ARA and AOPC
+(`resistance`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +53,8 @@ def _areas(measured: Measured) -> list[Row]:
         row |= {"ara_histogram": robustness.area_histogram(radii, classes)}
         row |= {"unconverged": robustness.unconverged(found["first"].to_numpy(), attack["steps"])}
         rows.append(row | {"never_crossed": int((found["first"] > attack["steps"]).sum())})
-    return rows
+    failures = sorted(entry[1].get("failures", []), key=lambda failure: failure["model"])
+    return [*rows, *(failure | {"n": 0} for failure in failures)]
 
 
 def _resistance(measured: Measured) -> list[Row]:
@@ -91,9 +93,9 @@ def _over_seeds(cells: list[Cell], top1: list[Mean]) -> Row:
 ARA = Leaderboard(
     columns=[
         *("model", "boundary", "n", "num_classes", "accuracy", *intervals("ara"), "ara_histogram"),
-        *("unconverged", "never_crossed", "psi", "steps", "path", "momentum", "clip"),
+        *("unconverged", "never_crossed", "psi", "steps", "path", "momentum", "clip", "error"),
     ],
-    text=("model", "boundary"),
+    text=("model", "boundary", "error"),
     rows=_areas,
     exists=_exists,
 )

@@ -1,5 +1,6 @@
 """A suite with robustly trained models: how they are trained, their areas, and resistance beside them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from attacks.half_huber import HalfHuber
 from attacks.pixels import OnPixels
 from attacks.robust_training import Adversary, Regulariser, Robust
 from benchmark import leaderboards, suite
-from benchmark.entries import kind
+from benchmark.entries import gates, kind
+from benchmark.entries import robustness as robust
 from benchmark.entries.images import batches
 from benchmark.entries.kind import Entry
 from benchmark.entries.trained import TRAINED, clean_model, new_model, objective_of, pretrained, save_weights
@@ -211,3 +213,24 @@ def test_damaged_results_are_named(done, tmp_path):
     stored.write(tmp_path, "robustness", frame, {**card, "models": [{"model": "both"}]})
     with pytest.raises(UserError, match=r"robustness.json: each of its models must hold num_classes, psi"):
         stored.read(tmp_path)
+
+
+def test_a_model_whose_attack_or_gate_fails_is_a_row_with_its_error(done, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("no radius")
+
+    gated = done[0].suite.model_copy(update={"gate": suite.Gate(images=4, cells=2)})
+    shutil.copytree(done[0].store, tmp_path / "store", ignore=shutil.ignore_patterns("robustness"))
+    monkeypatch.setattr(robust, "minimum_norm", broken)
+    monkeypatch.setattr(gates, "measure", broken)
+    failed = compute.run_suite(Run(gated, str(tmp_path / "store")), tmp_path / "out", jobs=1)
+    names = [f"robustness {model}" for model in gated.models]
+    names += [f"gate {model}/{evaluated}" for model in gated.models for evaluated in gated.evaluated]
+    assert failed == dict.fromkeys(names, "ZeroDivisionError: no radius")
+    areas = leaderboards.load(tmp_path / "out", "ara")
+    assert areas[["model", "n", "error"]].values.tolist() == [
+        [model, 0, "ZeroDivisionError: no radius"] for model in ("both", "standard")
+    ]
+    reasons = leaderboards.load(tmp_path / "out", "stability").reason
+    expected = "no gate on both, standard; both: ZeroDivisionError: no radius; standard: ZeroDivisionError: no radius"
+    assert set(reasons) == {expected}

@@ -97,7 +97,7 @@ def test_a_search_that_fails_is_a_failed_manipulation(finished, tmp_path, monkey
     assert failed == {"compact_vgg/location/grad_cam/0": "RuntimeError: no luck"}
     row = leaderboards.load(done.out, "manipulations").iloc[0]
     assert (row.status, row.reason) == ("failed", "RuntimeError: no luck")
-    assert len(leaderboards.load(done.out, "fronts")) == 0
+    assert leaderboards.load(done.out, "fronts").error.tolist() == ["RuntimeError: no luck"]
 
 
 def test_a_refusal_is_a_reason_not_an_error_and_is_asked_once(finished, tmp_path, monkeypatch):
