@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from benchmark.entries.gates import VALUES
 
 from benchmark import metrics
+from benchmark.entries.gates import VALUES
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.cells import CURVES
 from benchmark.leaderboards.manipulations import MODELS
