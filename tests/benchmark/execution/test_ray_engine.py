@@ -1,4 +1,7 @@
-"""Ray nodes for real, on the loopback interface: the bytes of a local run, with nodes, processes and patience lost."""
+"""Ray nodes for real, on the loopback interface: the bytes of a local run, with nodes, processes and patience lost.
+
+All in this file, which one process should run: of two clusters that start at a time, one may join the other's node.
+"""
 
 import importlib.util
 import os
@@ -31,7 +34,6 @@ HAVE_RAY = importlib.util.find_spec("ray") is not None
 with_ray = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.xdist_group("ray"),  # of two clusters that start together, one may join the other's first node
     pytest.mark.skipif(not HAVE_RAY, reason="Ray is not installed: pip install 'foolbench[ray]'"),
 ]
 
