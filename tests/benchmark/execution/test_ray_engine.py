@@ -102,8 +102,9 @@ def start(cluster, monkeypatch):
 
 def meeting(folder: Path, count: int, enough: int) -> list[Unit]:
     """Units that end when so many of them have begun, or there is `folder`/go: so many nodes are at work together."""
-    note = f"echo >> begun; test $(wc -l < begun) -lt {enough} || touch go; until test -e go; do sleep 0.2; done"
-    return [(f"wait {i}", subprocess.check_call, (["sh", "-c", f"cd {folder}; {note}"],)) for i in range(count)]
+    begin = f"cd {folder}; echo >> begun; test $(wc -l < begun) -lt {enough} || touch go"
+    wait = "n=0; until test -e go; do sleep 0.2; n=$((n + 1)); test $n -lt 1500; done"  # not for ever: -e
+    return [(f"wait {i}", subprocess.check_call, (["sh", "-ec", f"{begin}; {wait}"],)) for i in range(count)]
 
 
 def nodes_of(store: Path) -> dict[str, int]:

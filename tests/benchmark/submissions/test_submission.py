@@ -202,10 +202,11 @@ def test_a_bad_submission_is_one_line_and_the_next_call_works(child, file, model
     before = int(ask(child, model, batch[0], "says_where")[0, 0, 0])
     folder = Path(child._folder)
     message = "submission many.py:many: " + BAD[name][1].replace("%", line_of(file, name))
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    with monkeypatch.context() as patch:
         if name == "loops":
             patch.setattr(child, "limits", Limits(seconds=1, memory_gib=2))
-        ask(child, model, batch[0], name)
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            ask(child, model, batch[0], name)
     assert alive(before) == (name not in ENDS_THE_CHILD)
     assert folder.exists() == alive(before)
     after = int(ask(child, model, batch[0], "says_where")[0, 0, 0])
