@@ -1,4 +1,7 @@
-"""Ray nodes for real, on the loopback interface: the bytes of a local run, with nodes, processes and patience lost."""
+"""Ray nodes for real, on the loopback interface: the bytes of a local run, with nodes, processes and patience lost.
+
+All in this file, which one process should run: of two clusters that start at a time, one may join the other's node.
+"""
 
 import importlib.util
 import os
@@ -34,7 +37,6 @@ HAVE_RAY = importlib.util.find_spec("ray") is not None
 with_ray = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.xdist_group("ray"),  # of two clusters that start together, one may join the other's first node
     pytest.mark.skipif(not HAVE_RAY, reason="Ray is not installed: pip install 'foolbench[ray]'"),
 ]
 
@@ -103,8 +105,9 @@ def start(cluster, monkeypatch):
 
 def meeting(folder: Path, count: int, enough: int) -> list[Unit]:
     """Units that end when so many of them have begun, or there is `folder`/go: so many nodes are at work together."""
-    note = f"echo >> begun; test $(wc -l < begun) -lt {enough} || touch go; until test -e go; do sleep 0.2; done"
-    return [(f"wait {i}", subprocess.check_call, (["sh", "-c", f"cd {folder}; {note}"],)) for i in range(count)]
+    begin = f"cd {folder}; echo >> begun; test $(wc -l < begun) -lt {enough} || touch go"
+    wait = "n=0; until test -e go; do sleep 0.2; n=$((n + 1)); test $n -lt 1500; done"  # not for ever: -e
+    return [(f"wait {i}", subprocess.check_call, (["sh", "-ec", f"{begin}; {wait}"],)) for i in range(count)]
 
 
 def nodes_of(store: Path) -> dict[str, int]:

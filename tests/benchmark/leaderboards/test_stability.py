@@ -35,8 +35,10 @@ def test_a_newcomer_gets_the_rank_it_has_among_the_others(tmp_path: Path) -> Non
     board = Path(__file__).parents[3] / "leaderboards" / "default"
     known = leaderboards.load(board, "stability").query("eligible == 'yes'").set_index("interpreter")
     assert len(known) > 1
+    lines = (board / "stability.csv").read_text().splitlines(keepends=True)
     for name, row in known.iterrows():
         others = tmp_path / str(name)
         shutil.copytree(board / "results", others / "results", ignore=shutil.ignore_patterns(f"{name}.*"))
-        leaderboards.write(others)
+        # who is ranked there, which takes a second to compute and does not depend on the newcomer
+        (others / "stability.csv").write_text("".join(line for line in lines if not line.startswith(f"{name},")))
         assert ranks_with(others, board, str(name)) == (row["rank"], row.rank_low, row.rank_high)

@@ -31,7 +31,7 @@ BAD = {
     "kills_itself": ("os.kill(os.getpid(), signal.SIGKILL)", "its process was killed by SIGKILL"),
     "ends": ("os.write(2, b'first\\nlast words\\n'); os._exit(7)", "its process ended with exit code 7: last words"),
     "aborts": ("os.write(2, b\"an instance of 'std::bad_alloc'\\n  what(): ...\\n\"); os.abort()", NO_MEMORY),
-    "loops": ("while True: pass", "gave no answer in 3 s"),
+    "loops": ("while True: pass", "gave no answer in 1 s"),
     "prints": ("while True: print('x' * 2**22, file=sys.stderr)", f"{TOO_LARGE} (many.py, line %)"),
     "fills_disk": ("open(tempfile.mkstemp()[0], 'wb').write(bytes(2**27))", f"{TOO_LARGE} (many.py, line %)"),
     "allocates": ("kept = []\nwhile True: kept.append(bytearray(2**26))", f"{NO_MEMORY} (many.py, line %)"),
@@ -119,7 +119,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def soon(condition, seconds: float = 10.0) -> bool:
+def soon(condition, seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -133,7 +133,7 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def child(file):
-    with Child(parse(f"{file}:many"), Limits(seconds=3, memory_gib=2)) as child:
+    with Child(parse(f"{file}:many"), Limits(seconds=300, memory_gib=2)) as child:  # the machine may be busy
         yield child
         pid = child._process.pid
     assert not alive(pid)
@@ -145,12 +145,15 @@ def ask(child: Child, model, images, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_submission_is_one_line_and_the_next_call_works(child, file, model, batch, name):
+def test_a_bad_submission_is_one_line_and_the_next_call_works(child, file, model, batch, name, monkeypatch):
     before = int(ask(child, model, batch[0], "says_where")[0, 0, 0])
     folder = Path(child._process.folder)
     message = "submission many.py:many: " + BAD[name][1].replace("%", line_of(file, name))
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        ask(child, model, batch[0], name)
+    with monkeypatch.context() as patch:
+        if name == "loops":
+            patch.setattr(child, "limits", Limits(seconds=1, memory_gib=2))
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            ask(child, model, batch[0], name)
     assert alive(before) == (name not in ENDS_THE_CHILD)
     assert folder.exists() == alive(before)
     after = int(ask(child, model, batch[0], "says_where")[0, 0, 0])
