@@ -10,38 +10,22 @@ import typer
 from attacks.errors import UserError, unknown
 from benchmark import figures
 
+HELP = "Can a model's owner make your explanation lie without touching the accuracy?"
 app = typer.Typer(
-    name="foolbench",
-    help="Can a model's owner make your explanation lie without touching the accuracy?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    name="foolbench", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Engine(StrEnum):
-    local = "local"
-    ray = "ray"
-
-
-class Split(StrEnum):
-    test = "test"
-    dev = "dev"
-
-
+Device = StrEnum("Device", ["auto", "cpu", "cuda"])
+Engine = StrEnum("Engine", ["local", "ray"])
+Split = StrEnum("Split", ["test", "dev"])
 SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name or TOML file.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="Folder of a dataset that is read from disk.")]
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="FOOLBENCH_STORE", help="Where what was computed is kept.")
-]
+STORE_HELP = "Where what was computed is kept."
+StoreOption = Annotated[Path, typer.Option("--store", envvar="FOOLBENCH_STORE", help=STORE_HELP)]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the leaderboards. [leaderboards/SUITE]")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto: CUDA where there is one.")]
+JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side. [as the cores allow]")]
+TIMEOUT_HELP = "Seconds of one cell, 0 for no limit. [three days on Ray, else 0]"
+CONCEPTS_HELP = "Folder of concept masks (docs/promotion-suppression.md). [those of shapes]"
 STORE = Path(".foolbench")
 
 
@@ -51,41 +35,27 @@ def run(
     data: DataOption = None,
     store: StoreOption = STORE,
     out: OutOption = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes side by side. [as the cores allow]")
-    ] = None,
+    jobs: JobsOption = None,
     device: DeviceOption = Device.auto,
     split: Annotated[Split | None, typer.Option("--split", help="Score on this split instead of the suite's.")] = None,
     engine: Annotated[Engine, typer.Option("--engine", help="Processes of this machine, or Ray.")] = Engine.local,
     address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster. [one of its own, here]")] = None,
-    gpus_per_cell: Annotated[
-        float | None, typer.Option("--gpus-per-cell", min=0, help="On Ray. [0.25 on CUDA, else 0]")
-    ] = None,
-    cpus_per_cell: Annotated[
-        float | None, typer.Option("--cpus-per-cell", min=0.01, help="On Ray. [the suite's threads]")
-    ] = None,
-    cell_timeout: Annotated[
-        float | None,
-        typer.Option("--cell-timeout", min=0, help="Seconds of one cell, 0 for no limit. [three days on Ray, else 0]"),
-    ] = None,
+    gpus_per_cell: Annotated[float | None, typer.Option(min=0, help="On Ray. [0.25 on CUDA, else 0]")] = None,
+    cpus_per_cell: Annotated[float | None, typer.Option(min=0.01, help="On Ray. [the suite's threads]")] = None,
+    cell_timeout: Annotated[float | None, typer.Option(min=0, help=TIMEOUT_HELP)] = None,
 ) -> None:
     """Train, fool and score a suite, and write its leaderboards. What the store holds is not computed again."""
     from benchmark.execution import compute, executor
     from benchmark.leaderboards.show import show
-    from benchmark.run import Run
 
-    chosen = _load_suite(suite)
-    if split is not None:
-        chosen = chosen.model_copy(update={"scoring": chosen.scoring.model_copy(update={"split": split.value})})
-    folder = out or _default_out(suite, None if split is None else split.value)
-    given = Run(chosen, str(store), data, _device(device, elsewhere=engine is Engine.ray))
+    chosen = _load_suite(suite, split and split.value)
+    folder = out or _default_out(suite, split and split.value)
+    given = _run(chosen, store, data, device, elsewhere=engine is Engine.ray)
     needed = executor.Needed(address, cpus_per_cell, gpus_per_cell)
     failed = compute.run_suite(*executor.on(engine.value, given, folder, jobs, cell_timeout, needed))
     typer.echo(show(folder), nl=False)
     typer.echo(f"leaderboards: {folder}")
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} cell(s) failed, first {name}: {error}")
+    compute.none_failed(failed)
 
 
 @app.command()
@@ -109,8 +79,7 @@ def leaderboard(
 
     folder = out or _default_out(suite)
     if check:
-        differing = leaderboards.check(folder)
-        if differing:
+        if differing := leaderboards.check(folder):
             raise UserError(f"{folder}: {', '.join(differing)} differ from the results: run foolbench leaderboard")
         typer.echo(f"{folder}: every CSV is what the results give")
     else:
@@ -127,30 +96,27 @@ def submit(
     data: DataOption = None,
     store: StoreOption = STORE,
     out: Annotated[Path | None, typer.Option("--out", help="[submissions/NAME-SUITE]")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side.")] = None,
+    jobs: JobsOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Check a new interpretation method, score it on a suite's fooled models, and attack it. It runs in a process of
     its own; only submit code that you would also run by hand."""
-    from benchmark.run import Run
+    from benchmark.execution import compute
     from benchmark.submissions import submit
     from benchmark.submissions.remote import remote
     from benchmark.submissions.submission import parse
 
-    chosen, where = _load_suite(suite), _device(device)
-    parsed = parse(submission)
-    flags = submit.check(remote(parsed), where, typer.echo)
+    data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
+    start, parsed = _run(_load_suite(suite), store, data, device), parse(submission)
+    flags = submit.check(remote(parsed), start.device, typer.echo)
     if check_only:
         return
     checked = remote(parsed, flags)
-    folder = out or Path("submissions") / f"{checked.name}-{chosen.name}"
-    data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
-    failed = submit.submit(Run(chosen, str(store), data, where), checked, folder, jobs)
+    folder = out or Path("submissions") / f"{checked.name}-{start.suite.name}"
+    failed = submit.submit(start, checked, folder, jobs)
     typer.echo(submit.show(folder, _default_out(suite), checked.name), nl=False)
     typer.echo(f"results: {folder}")
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} cell(s) failed, first {name}: {error}")
+    compute.none_failed(failed)
 
 
 @app.command()
@@ -163,15 +129,14 @@ def verify(
 ) -> None:
     """Recompute one committed cell from nothing, training included, and compare it with the results."""
     from benchmark import verify
-    from benchmark.run import Run
 
     chosen = _load_suite(suite)
     folder = out or _default_out(suite)
-    found = verify.verify(Run(chosen, "", data, _device(device)), verify.parse(cell, chosen), folder)
-    for name, value in found.items():
+    compared = verify.verify(_run(chosen, "", data, device), verify.parse(cell, chosen), folder)
+    for name, value in compared.items():
         typer.echo(f"{name}: {value:g}")
-    if found["differing"]:
-        raise UserError(f"{cell}: {found['differing']} of {found['rows']} rows are not as committed in {folder}")
+    if compared["differing"]:
+        raise UserError(f"{cell}: {compared['differing']} of {compared['rows']} rows are not as committed in {folder}")
     typer.echo(f"{cell}: as committed")
 
 
@@ -198,18 +163,16 @@ def plot(
     drawing, folder, name = figures.find(figure), out or _default_out(suite), figure
     drawn: Any = folder
     if drawing.of_cell:
-        from benchmark.cells import Manipulation
-        from benchmark.explain import samples
-        from benchmark.run import Run
+        from benchmark import explain
 
-        chosen = _without_controls(_load_suite(suite))
-        cell = _cell(chosen, model=model, fooling=fooling, seed=seed, attacked=attacked)
-        drawn = samples(Run(chosen, str(store), data, _device(device)), Manipulation(**cell), images)
-        name += "-{model}-{fooling}-{attacked}".format(**cell)
+        chosen = _load_suite(suite)
+        shown = explain.chosen(chosen, model=model, fooling=fooling, seed=seed, attacked=attacked)
+        drawn = explain.samples(_run(chosen, store, data, device), shown, images)
+        name += f"-{shown.model}-{shown.fooling}-{shown.attacked}"
     else:
         sources = {option: context.get_parameter_source(option) for option in figures.OF_CELL}
-        if given := [f"--{option}" for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
-            raise UserError(f"figure {figure!r} takes --suite, --out and --file alone (got {', '.join(given)})")
+        if others := [f"--{option}" for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
+            raise UserError(f"figure {figure!r} takes --suite, --out and --file alone (got {', '.join(others)})")
     target = file or folder / "figures" / f"{name}.png"
     save(drawing.load()(drawn), target)
     typer.echo(str(target))
@@ -221,24 +184,21 @@ def dissect(
     model: Annotated[str | None, typer.Option(help="Only this one of the suite's models.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the suite's.")] = None,
     attack: Annotated[str | None, typer.Option(help="Only this one of the suite's attacks.")] = None,
-    concepts: Annotated[
-        str | None, typer.Option(help="Folder of concept masks (docs/promotion-suppression.md). [those of shapes]")
-    ] = None,
+    concepts: Annotated[str | None, typer.Option(help=CONCEPTS_HELP)] = None,
     data: DataOption = None,
     store: StoreOption = STORE,
     out: OutOption = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side.")] = None,
+    jobs: JobsOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Look inside a suite's models, clean and fooled, at adversarial examples: promotion and suppression, evidence,
     concepts."""
     from benchmark.dissection import study
-    from benchmark.run import Run
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
     parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
     folder = out or _default_out(suite) / "-".join(parts)  # not over the tables of the whole suite
-    for path in study.run(Run(chosen, str(store), data, _device(device)), folder, jobs, concepts):
+    for path in study.run(_run(chosen, store, data, device), folder, jobs, concepts):
         typer.echo(str(path))
 
 
@@ -249,32 +209,30 @@ def experiment(
     data: DataOption = None,
     store: StoreOption = STORE,
     out: Annotated[Path, typer.Option("--out", help="Folder of table and figure.")] = Path("leaderboards/experiments"),
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side.")] = None,
+    jobs: JobsOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Run one of the papers' experiments; write its table and its figure."""
     from benchmark import experiments
     from benchmark.experiments.given import Given
-    from benchmark.run import Run
 
-    found = experiments.load(name)
-    chosen = experiments.load_suite(found, suite)
+    chosen = experiments.load_suite(experiments.load(name), suite)
     board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
-    given = Given(Run(chosen, str(store), data, _device(device)), board, jobs)
+    given = Given(_run(chosen, store, data, device), board, jobs)
     for path in experiments.run(name, given, out):
         typer.echo(str(path))
 
 
 LISTED = {
-    "interpreters": "benchmark.interpreters:names",
-    "foolings": "attacks.foolings:names",
-    "strategies": "benchmark.suite:STRATEGIES",
-    "metrics": "benchmark.metrics:names",
-    "datasets": "benchmark.datasets:names",
-    "models": "benchmark.models:names",
-    "suites": "benchmark.suite:names",
-    "experiments": "benchmark.experiments:names",
-    "figures": "benchmark.figures:names",
+    "interpreters": "benchmark.interpreters",
+    "foolings": "attacks.foolings",
+    "strategies": "attacks.strategies",
+    "metrics": "benchmark.metrics",
+    "datasets": "benchmark.datasets",
+    "models": "benchmark.models",
+    "suites": "benchmark.suite",
+    "experiments": "benchmark.experiments",
+    "figures": "benchmark.figures",
 }
 
 
@@ -285,9 +243,7 @@ def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
 
     if kind not in LISTED:
         raise unknown("kind", kind, LISTED)
-    module, attribute = LISTED[kind].split(":")
-    found = getattr(import_module(module), attribute)
-    for name in found() if callable(found) else found:
+    for name in import_module(LISTED[kind]).names():
         typer.echo(name)
 
 
@@ -322,45 +278,23 @@ def new_interpreter(
         typer.echo(str(path))
 
 
-def _load_suite(name: str) -> Any:
+def _run(suite: Any, store: Path | str, data: str | None, device: Device, elsewhere: bool = False) -> Any:
+    """`elsewhere`: the device need not be here, for other nodes may have it."""
+    from benchmark.execution.executor import device_of
+    from benchmark.run import Run
+
+    return Run(suite, str(store), data, device_of(device.value, elsewhere))
+
+
+def _load_suite(name: str, split: str | None = None) -> Any:
     from benchmark import suite
 
-    return suite.load(name)
-
-
-def _without_controls(suite: Any) -> Any:
-    from benchmark import interpreters
-
-    evaluated = [name for name in suite.evaluated if not interpreters.kind(name).control]
-    return suite.model_copy(update={"evaluated": evaluated})
-
-
-def _cell(suite: Any, **given: Any) -> dict[str, Any]:
-    """A manipulation of the suite: what is given, and of the others the first."""
-    allowed = {"model": list(suite.models), "fooling": suite.foolings, "seed": suite.seeds, "attacked": suite.attacked}
-    for key, value in given.items():
-        if value is not None and value not in allowed[key]:
-            raise unknown(f"{key} of suite {suite.name!r}", str(value), map(str, allowed[key]))
-    return {key: allowed[key][0] if value is None else value for key, value in given.items()}
+    return suite.load(name, split)
 
 
 def _default_out(suite: str, split: str | None = None) -> Path:
     name = Path(suite).stem if suite.endswith(".toml") else suite
     return Path("leaderboards") / (name if split in (None, "test") else f"{name}-{split}")
-
-
-def _device(device: Device, elsewhere: bool = False) -> str:
-    """The device's name; `elsewhere`: CUDA need not be here, for other nodes may have it."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = False  # as in `engines.work`
-    if device is Device.cuda and elsewhere:
-        return device.value
-    if device is Device.auto:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device that torch can use; allowed: auto, cpu")
-    return device.value
 
 
 def main() -> None:

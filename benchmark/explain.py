@@ -1,6 +1,7 @@
 """Maps to look at: of one image file under one interpreter, and of a suite's fooled models as the store holds them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from attacks import foolings
-from attacks.errors import UserError
+from attacks.errors import UserError, unknown
 from benchmark import interpreters, models
 from benchmark.cells import Cell, Manipulation, View
 from benchmark.entries.kind import Entry
@@ -17,13 +18,31 @@ from benchmark.entries.scores import SCORES
 from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.run import Run, dataset
+from benchmark.suite import Suite
+
+
+def chosen(suite: Suite, **options: Any) -> Manipulation:
+    """A manipulation of the suite: what the options say, of the others the first. `UserError` for an unknown one."""
+    allowed: dict[str, list[Any]] = {
+        "model": list(suite.models),
+        "fooling": suite.foolings,
+        "seed": suite.seeds,
+        "attacked": suite.attacked,
+    }
+    for key, value in options.items():
+        if value is not None and value not in allowed[key]:
+            raise unknown(f"{key} of suite {suite.name!r}", str(value), map(str, allowed[key]))
+    return Manipulation(**{key: allowed[key][0] if value is None else value for key, value in options.items()})
 
 
 def samples(run: Run, manipulation: Manipulation, with_images: bool) -> Samples:
-    """What `figures.heatmaps` draws of one manipulation: read from the store, which must hold it."""
+    """What `figures.heatmaps` draws of one manipulation, by every interpreter but the controls: read from the store,
+    which must hold it."""
     fooling = foolings.create(manipulation.fooling)
     originals, fooled = {}, {}
     for evaluated in run.suite.evaluated:
+        if interpreters.kind(evaluated).control:
+            continue
         before = Entry(ORIGINALS, View(manipulation.model, evaluated, fooling.pairs)).path(run)
         after = Entry(SCORES, Cell(manipulation, evaluated)).path(run)
         if not (after / "samples.npy").is_file():

@@ -223,8 +223,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in HERE.glob("*.toml"))
 
 
-def load(name: str | Path) -> Suite:
-    """The suite of that name, or in that TOML file. Raises `UserError`: which key, what is allowed."""
+def load(name: str | Path, split: str | None = None) -> Suite:
+    """The suite of that name, or in that TOML file, scored on another `split` than its own. Raises `UserError`: which
+    key, what is allowed."""
     path = Path(name)
     if path.suffix != ".toml":
         if str(name) not in names():
@@ -239,7 +240,8 @@ def load(name: str | Path) -> Suite:
     except ValidationError as error:
         raise _invalid(str(path), error) from error
     _check_names(suite)
-    return suite
+    scoring = suite.scoring.model_copy(update={} if split is None else {"split": split})
+    return suite.model_copy(update={"scoring": scoring})
 
 
 def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) -> UserError:

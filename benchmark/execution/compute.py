@@ -79,6 +79,13 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
         return _make(run, entries, submit, live)
 
 
+def none_failed(failed: dict[str, str]) -> None:
+    """Raises `UserError` where a unit failed: how many, and the first."""
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} cell(s) failed, first {name}: {error}")
+
+
 def collect(run: Run, out: Path, errors: Errors) -> None:
     """Write the results of all that the store holds, failed entries as rows with their error; then the leaderboards."""
     about, found = origin(run), dict[str, tuple[list[Rows], Receipt]]()

@@ -9,7 +9,6 @@ lost (killed, out of memory, its node gone, past its time limit) is tried again,
 import errno
 import faulthandler
 import hashlib
-import heapq
 import multiprocessing
 import os
 import signal
@@ -17,8 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
@@ -27,10 +26,10 @@ from tqdm.auto import tqdm
 
 from attacks.errors import Stop, UserError, may_pass
 from benchmark.execution import claims
+from benchmark.execution.order import Names, Order
 from benchmark.execution.record import Record
 
 Unit = tuple[str, Callable[..., Any], tuple[Any, ...]]  # what it is, the function, its arguments
-Names = Mapping[str, Iterable[str]]  # the units that each one waits for
 RETRIES = 2
 PATIENCE = 1.0  # seconds for which a unit that another run is at is left alone; twice as long each time,
 LONGEST = 64  # up to so many times that
@@ -134,29 +133,18 @@ def line(error: BaseException) -> str:
 def drive(
     units: list[Unit], engine: Engine, record: Record, task: Callable[[Unit], Task], needs: Names, after: Names
 ) -> Iterator[tuple[str, str]]:
-    """Run units, those that come first in the list first, and yield (name, error or "") as they end.
-
-    A unit starts when all that it `needs` and all that it comes `after` have ended; an error of what it needs is its
-    own. Names that are not among the units are there already.
-    """
-    place = {name: i for i, (name, *_) in enumerate(units)}
-    left, followers = [0] * len(units), defaultdict(list)
-    for i, (name, *_) in enumerate(units):
-        for other in {*needs.get(name, ()), *after.get(name, ())} & place.keys():
-            left[i] += 1
-            followers[place[other]].append(i)
-    ready = [i for i in range(len(units)) if not left[i]]  # in order, so a heap
+    """Run units in their `Order`, the first of the list first, and yield (name, error or "") as they end."""
+    order = Order([name for name, *_ in units], needs, after)
     lost: Counter[int] = Counter()
     busy: Counter[int] = Counter()
-    inherited: dict[int, str] = {}
     later: dict[int, float] = {}
-    running, unfinished = 0, len(units)
-    while unfinished:
+    running = 0
+    while order.unfinished:
         for i in [i for i, due in later.items() if due <= time.monotonic()]:
             del later[i]
-            heapq.heappush(ready, i)
-        while ready and engine.room():
-            i = heapq.heappop(ready)
+            order.again(i)
+        while order.ready() and engine.room():
+            i = order.next()
             engine.start(i, task(units[i]))
             running += 1
         if not running:
@@ -173,22 +161,13 @@ def drive(
                 claims.forget(record.store, task(units[i]).key, record.id)
                 lost[i] += 1
                 if lost[i] <= RETRIES:
-                    heapq.heappush(ready, i)
+                    order.again(i)
                     continue
-            ends = [(i, outcome.text + (f" ({lost[i]} times)" if outcome.kind == "lost" else ""))]
-            while ends:
-                i, error = ends.pop()
-                name, unfinished = units[i][0], unfinished - 1
-                record.ended(name, error, outcome.node)
-                yield name, error
-                for follower in followers.pop(i, ()):
-                    left[follower] -= 1
-                    if error and name in needs.get(units[follower][0], ()):
-                        inherited[follower] = error
-                    if not left[follower] and follower in inherited:
-                        ends.append((follower, inherited.pop(follower)))
-                    elif not left[follower]:
-                        heapq.heappush(ready, follower)
+            for ended, error in order.ended(
+                i, outcome.text + (f" ({lost[i]} times)" if outcome.kind == "lost" else "")
+            ):
+                record.ended(units[ended][0], error, outcome.node)
+                yield units[ended][0], error
 
 
 def key_of_unit(prefix: str, unit: Unit) -> str:

@@ -44,6 +44,16 @@ class Needed:
     gpus: float | None = None
 
 
+def device_of(name: str, elsewhere: bool = False) -> str:
+    """The device that "auto", "cpu" or "cuda" is; `elsewhere`: CUDA need not be on this machine."""
+    torch.backends.cudnn.allow_tf32 = False  # as in `engines.work`
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not elsewhere and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use; allowed: auto, cpu")
+    return name
+
+
 def on(engine: str, run: Run, out: Path, jobs: int | None, limit: float | None, needed: Needed) -> Options:
     """How a run goes on the "local" engine, in processes of this machine, or on "ray", whose nodes need absolute paths.
     `limit`: seconds of a unit; None: the engine's own."""

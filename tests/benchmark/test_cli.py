@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attacks import foolings
+from attacks import foolings, strategies
 from benchmark import cli, datasets, explain, figures, interpreters, metrics, models, suite
 from benchmark.entries import scores
 from benchmark.execution import compute
@@ -59,7 +59,7 @@ def board(finished, tmp_path) -> Path:
         ("datasets", datasets.names()),
         ("models", models.names()),
         ("suites", suite.names()),
-        ("strategies", list(suite.STRATEGIES)),
+        ("strategies", list(strategies.names())),
         ("figures", figures.names()),
     ],
 )
