@@ -71,15 +71,15 @@ def read(folder: Path, name: str, table: Table) -> Entry:
     except (OSError, ValueError) as error:
         raise UserError(f"{card_path} is not valid JSON: {_line(error)}") from error
     try:
-        found = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
+        content = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file: {_line(error)}") from error
     _check_card(card_path, name, card, table)
     for field in table.schema:
-        got = found.schema.field(field.name).type if field.name in found.schema.names else "no such column"
+        got = content.schema.field(field.name).type if field.name in content.schema.names else "no such column"
         if got != field.type:
             raise UserError(f"{path}: column {field.name} must be {field.type} (got {got})")
-    return found.to_pandas().astype(dict.fromkeys(table.text, "str")), card
+    return content.to_pandas().astype(dict.fromkeys(table.text, "str")), card
 
 
 def _check_card(path: Path, name: str, card: Any, table: Table) -> None:

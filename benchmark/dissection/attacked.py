@@ -67,9 +67,9 @@ def read(run: Run, folder: Path) -> dict[str, Tensor]:
     return {name: value.to(run.device) for name, value in load_file(folder / "images.safetensors").items()}
 
 
-def those(found: dict[str, Tensor], chosen: Tensor | slice) -> dict[str, Tensor]:
+def those(pairs: dict[str, Tensor], chosen: Tensor | slice) -> dict[str, Tensor]:
     """A part of the images, with all that is known of each."""
-    return {name: value[chosen] for name, value in found.items()}
+    return {name: value[chosen] for name, value in pairs.items()}
 
 
 def _make(run: Run, place: Adversarial, inputs: Inputs, folder: Path) -> Receipt:
@@ -84,11 +84,11 @@ def _make(run: Run, place: Adversarial, inputs: Inputs, folder: Path) -> Receipt
         changed = ATTACKS[place.attack](model, images, targets, **options) if len(images) else images
         parts.append((images, changed, labels, targets, places))
     names = ("images", "attacked", "labels", "targets", "places")
-    found = {name: torch.cat(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
-    if not len(found["images"]):
+    pairs = {name: torch.cat(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)}
+    if not len(pairs["images"]):
         raise UserError(f"{place.model} classifies none of the scored images right: there is nothing to attack")
-    found["reached"] = reaches(model, found["attacked"], found["targets"], batch_size=size)
-    save_file({name: value.cpu().contiguous() for name, value in found.items()}, folder / "images.safetensors")
+    pairs["reached"] = reaches(model, pairs["attacked"], pairs["targets"], batch_size=size)
+    save_file({name: value.cpu().contiguous() for name, value in pairs.items()}, folder / "images.safetensors")
     return provenance(run)
 
 

@@ -45,11 +45,11 @@ class _Head(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = [*args, *(kwargs or {}).values()]
-        if func.__name__ in ("adaptive_avg_pool2d", "avg_pool2d", "mean") and given[0].ndim == 4:
-            self.features = given[0]
+        arguments = [*args, *(kwargs or {}).values()]
+        if func.__name__ in ("adaptive_avg_pool2d", "avg_pool2d", "mean") and arguments[0].ndim == 4:
+            self.features = arguments[0]
         if func.__name__ == "linear":
-            self.inputs, self.weights, self.logits = given[0], given[1], output
+            self.inputs, self.weights, self.logits = arguments[0], arguments[1], output
         return output
 
     def made(self, logits: Tensor) -> bool:

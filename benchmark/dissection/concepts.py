@@ -90,9 +90,9 @@ class Drawn(Concepts):
 
     def mark(self, index: int, masks: np.ndarray, annotated: np.ndarray) -> None:
         annotated[:] = True
-        found: dict[str, Any] = dict(self.dataset.masks(index))
-        masks[0] = np.reshape(found.pop("object"), (-1, *masks.shape[1:])).any(axis=0)
-        for kind, shown in found.items():
+        by_kind: dict[str, Any] = dict(self.dataset.masks(index))
+        masks[0] = np.reshape(by_kind.pop("object"), (-1, *masks.shape[1:])).any(axis=0)
+        for kind, shown in by_kind.items():
             for name, mask in shown.items():
                 masks[self.names.index((kind, name))] = mask
 
@@ -193,7 +193,7 @@ class Broden(_Pictures):
         names: list[tuple[str, str]] = []
         for category in chosen:
             within = labels["category"].map(lambda text: {part.split("(")[0].strip() for part in text.split(";")})
-            listed = [category in found for found in within]
+            listed = [category in categories_of_label for categories_of_label in within]
             self._concept[category][numbers[listed]] = np.arange(len(names), len(names) + sum(listed))
             names += [(category, name) for name in labels["name"][listed]]
         paths = [root / "images" / name for name in index["image"]]

@@ -37,48 +37,48 @@ class Look:
         return self.victim.columns() | {"attack": self.attack}
 
 
-def maps(run: Run, model: nn.Module, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def maps(run: Run, model: nn.Module, pairs: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Class activation maps of t0 and t on x and on x' (N, h, w), and the object (N, H, W) where it is known; and the
     maps' kind, "cam" or "grad_cam"."""
     made, size = {}, run.suite.scoring.batch_size
     for image, name in (("images", "before"), ("attacked", "after")):
-        for classes, of in (("labels", "true"), ("targets", "target")):
-            batched = zip(found[image].split(size), found[classes].split(size), strict=True)
+        for classes, role in (("labels", "true"), ("targets", "target")):
+            batched = zip(pairs[image].split(size), pairs[classes].split(size), strict=True)
             parts, kinds = zip(*(class_activation_map(model, x, c) for x, c in batched), strict=True)
-            made[f"{of}_{name}"] = torch.cat(parts)
+            made[f"{role}_{name}"] = torch.cat(parts)
     data = dataset(run, run.suite.scoring.split)
     if isinstance(data, Shapes):
-        objects = [np.asarray(data.masks(int(i))["object"]).reshape(-1, *found["images"].shape[2:]).any(0)
-                   for i in found["places"]]  # fmt: skip
-        made["object"] = torch.from_numpy(np.stack(objects)).to(found["images"])
+        objects = [np.asarray(data.masks(int(i))["object"]).reshape(-1, *pairs["images"].shape[2:]).any(0)
+                   for i in pairs["places"]]  # fmt: skip
+        made["object"] = torch.from_numpy(np.stack(objects)).to(pairs["images"])
     return made, kinds[0]
 
 
-def cells(run: Run, model: nn.Module, found: dict[str, Tensor]) -> promotion.PSR:
+def cells(run: Run, model: nn.Module, pairs: dict[str, Tensor]) -> promotion.PSR:
     """PSR of the suite's cells."""
-    given = found["images"], found["attacked"] - found["images"], found["labels"], found["targets"]
-    return promotion.promotion_suppression(model, *given, settings(run).cell, batch_size=run.suite.scoring.batch_size)
+    inputs = pairs["images"], pairs["attacked"] - pairs["images"], pairs["labels"], pairs["targets"]
+    return promotion.promotion_suppression(model, *inputs, settings(run).cell, batch_size=run.suite.scoring.batch_size)
 
 
 def _make(run: Run, look: Look, inputs: Inputs, folder: Path) -> Receipt:
-    found, kind = read(run, inputs["attacked"]), None
-    reached = those(found, found["reached"])
+    pairs, kind = read(run, inputs["attacked"]), None
+    reached = those(pairs, pairs["reached"])
     if len(reached["images"]):
         model = victim_on_pixels(run, look.victim)
         shown, kind = maps(run, model, reached)
         _pixels(run, model, reached, shown, kind).to_parquet(folder / "psr.parquet")
         _evidence(run, model, reached, shown).to_parquet(folder / "interpretability.parquet")
-    return {"tried": len(found["images"]), "reached": len(reached["images"]), "map": kind, **provenance(run)}
+    return {"tried": len(pairs["images"]), "reached": len(reached["images"]), "map": kind, **provenance(run)}
 
 
-def _pixels(run: Run, model: nn.Module, found: dict[str, Tensor], shown: dict[str, Tensor], kind: str) -> pd.DataFrame:
+def _pixels(run: Run, model: nn.Module, pairs: dict[str, Tensor], shown: dict[str, Tensor], kind: str) -> pd.DataFrame:
     """A row an image."""
-    psr, sides = cells(run, model, found), (found["images"].shape[2], found["images"].shape[3])
-    success = promotion.reaches(model, found["attacked"], found["targets"], batch_size=run.suite.scoring.batch_size)
+    psr, sides = cells(run, model, pairs), (pairs["images"].shape[2], pairs["images"].shape[3])
+    success = promotion.reaches(model, pairs["attacked"], pairs["targets"], batch_size=run.suite.scoring.batch_size)
     columns: dict[str, Tensor] = {
-        "image": found["places"],
+        "image": pairs["places"],
         "success": success.double(),
-        "rmse": rmse(found["attacked"] - found["images"]),
+        "rmse": rmse(pairs["attacked"] - pairs["images"]),
     }
     columns |= dict(zip(promotion.TYPES, promotion.shares(psr.type).unbind(1), strict=False))
     for name, values in shown.items():
@@ -90,14 +90,14 @@ def _pixels(run: Run, model: nn.Module, found: dict[str, Tensor], shown: dict[st
     return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
 
 
-def _evidence(run: Run, model: nn.Module, found: dict[str, Tensor], shown: dict[str, Tensor]) -> pd.DataFrame:
+def _evidence(run: Run, model: nn.Module, pairs: dict[str, Tensor], shown: dict[str, Tensor]) -> pd.DataFrame:
     """A row an image, kind of evidence and percentile. Random evidence: the first pixels of one random order."""
-    height, width = found["images"].shape[2:]
+    height, width = pairs["images"].shape[2:]
     order = np.random.default_rng(run.suite.dataset.seed).permutation(height * width)
-    places = torch.from_numpy(order).to(found["images"].device).view(height, width)
+    places = torch.from_numpy(order).to(pairs["images"].device).view(height, width)
     rows = []
     for name, nu, mask in _masks(settings(run).percentiles, shown, (height, width)):
-        columns = _scores(model, found, mask, places, run.suite.scoring.batch_size)
+        columns = _scores(model, pairs, mask, places, run.suite.scoring.batch_size)
         frame = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
         rows.append(frame.assign(evidence=name, percentile=np.nan if nu is None else nu))
     return pd.concat(rows, ignore_index=True)
@@ -114,16 +114,16 @@ def _masks(
         yield "object", None, shown["object"] > 0
 
 
-def _scores(model: nn.Module, found: dict[str, Tensor], mask: Tensor, order: Tensor, size: int) -> dict[str, Tensor]:
+def _scores(model: nn.Module, pairs: dict[str, Tensor], mask: Tensor, order: Tensor, size: int) -> dict[str, Tensor]:
     """Of the evidence `mask` (N, H, W), in batches of `size`; and of as many pixels, the first in `order` (H, W)."""
-    delta, shown = found["attacked"] - found["images"], mask.flatten(1).any(1)
+    delta, shown = pairs["attacked"] - pairs["images"], mask.flatten(1).any(1)
     drawn = order < mask.sum((1, 2)).view(-1, 1, 1)
     refined, random = (
-        promotion.reaches(model, found["images"] + promotion.refine(delta, m), found["targets"], batch_size=size)
+        promotion.reaches(model, pairs["images"] + promotion.refine(delta, m), pairs["targets"], batch_size=size)
         for m in (mask, drawn)
     )
     return {
-        "image": found["places"],
+        "image": pairs["places"],
         "interpretability": promotion.norm_share(delta, mask).masked_fill(~shown, torch.nan),
         "random": promotion.random_baseline(mask.double().mean((1, 2))),
         "success_refined": refined.double(),

@@ -51,21 +51,21 @@ def draw(tables: Mapping[str, pd.DataFrame], model: str, maps: Callable[[str], M
     attack), and, where there are concepts, detectors and what masking does, of the clean models."""
     psr = tables["psr"]
     clean, drawings = psr[psr.fooling.isna() & (psr.n > 0)], {}
-    own = clean[clean.model == model]
+    model_rows = clean[clean.model == model]
     if len(clean):
         shares = [
             clean.assign(type=kind, share=clean[kind], low=clean[f"{kind}_low"], high=clean[f"{kind}_high"])
             for kind in list(TYPES)[:4]
         ]
         drawings["shares"] = shares_figure(pd.concat(shares, ignore_index=True))
-    drawings |= {f"maps-{attack}": four_maps(maps(attack)) for attack in own.attack}
+    drawings |= {f"maps-{attack}": four_maps(maps(attack)) for attack in model_rows.attack}
     if "dissection" in tables:
         units = tables["dissection"]
         for name, rows in units[units.fooling.isna()].groupby("model"):
             drawings[f"detectors-{name}"] = detectors_figure(rows)
     if "masking" in tables and len(clean):
         masking = tables["masking"]
-        most = (own if len(own) else clean).sort_values("n", kind="stable").iloc[-1]  # the most images
+        most = (model_rows if len(model_rows) else clean).sort_values("n", kind="stable").iloc[-1]  # the most images
         rows = masking[(masking.model == most.model) & (masking.attack == most.attack)]
         drawings["masking"] = masking_figure(rows, f"{most.model}, {most.attack}")
     if "changed" in tables:
@@ -92,10 +92,10 @@ def four_maps(maps: Maps) -> Figure:
         row[1].imshow(0.5 + maps.delta[i] / (2 * largest or 1))
         row[1].set_xlabel(f"max |δ| = {largest:.2g}", fontsize=8, labelpad=2)
         _cells(row[2], maps.value[i], maps.type[i], maps.cell, maps.images.shape[1:3])
-        for own, panel in zip((0, 2, 1, 3), row[3:], strict=True):
-            scale = maps.cams[own % 2 :: 2, i]  # one scale for a class, on x and on x'
-            picture = maps.images[i] if own < 2 else attacked[i]
-            _overlay(panel, picture, maps.cams[own, i], scale.min(), scale.max())
+        for k, panel in zip((0, 2, 1, 3), row[3:], strict=True):
+            scale = maps.cams[k % 2 :: 2, i]  # one scale for a class, on x and on x'
+            picture = maps.images[i] if k < 2 else attacked[i]
+            _overlay(panel, picture, maps.cams[k, i], scale.min(), scale.max())
     colours = ScalarMappable(_norm(), "PuOr_r")
     bar = figure.colorbar(colours, ax=axes[:, 2], location="bottom", ticks=_BOUNDS, aspect=12, pad=0.02)
     bar.ax.tick_params(labelsize=7, length=2)
@@ -164,8 +164,8 @@ def detectors_figure(table: pd.DataFrame) -> Figure:
             panel.annotate(
                 f"{height:.0f}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=9
             )
-        of = units.groupby("layer").size().reindex(layers, fill_value=0)
-        labels = [f"{layer}\nof {count}" for layer, count in of.items()]
+        totals = units.groupby("layer").size().reindex(layers, fill_value=0)
+        labels = [f"{layer}\nof {count}" for layer, count in totals.items()]
         panel.set_xticks(range(len(layers)), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
         panel.set_title(model, fontsize=10)
         panel.set_ylim(0, max(1.1 * base.max(), panel.get_ylim()[1], 1))  # room for the counts, in all panels
@@ -184,13 +184,13 @@ def masking_figure(table: pd.DataFrame, title: str = "an attack") -> Figure:
     layers = list(_filled(table).layer.unique())
     figure, axes = panels(1, len(layers), max(1 + 3 * len(layers), 8), 4.4, sharey=True)
     for panel, layer in zip(axes[0], layers, strict=True):
-        for index, (images, of) in enumerate((("clean", "clean images"), ("attacked", "attacked images"))):
+        for index, (images, name) in enumerate((("clean", "clean images"), ("attacked", "attacked images"))):
             for masked, line in (("sensitive", "-"), ("random", "--")):
                 rows = table[(table.layer == layer) & (table.masked == masked)]
                 draws = rows.groupby("share")[f"top1_{images}"].agg(["mean", "min", "max"])
                 style = {"color": PALETTE[index], "linestyle": line, "marker": MARKERS[index], "markersize": 5}
                 fill = PALETTE[index] if masked == "sensitive" else "white"
-                label = f"{of}, {'most sensitive' if masked == 'sensitive' else 'random'} units"
+                label = f"{name}, {'most sensitive' if masked == 'sensitive' else 'random'} units"
                 panel.plot(draws.index, draws["mean"], label=label, markerfacecolor=fill, **style)
                 if masked == "random":
                     panel.fill_between(draws.index, draws["min"], draws["max"], color=PALETTE[index], alpha=0.15, lw=0)
@@ -217,22 +217,22 @@ def changed_figure(table: pd.DataFrame) -> Figure:
     figure, axes = panels(1, len(models), max(1.2 + 3.4 * len(models), 6), 4.4, sharey=True)
     width = 0.8 / len(kinds)
     for panel, model in zip(axes[0], models, strict=True):
-        own = table[table.model == model]
-        layers = list(own.layer.unique())
+        model_rows = table[table.model == model]
+        layers = list(model_rows.layer.unique())
         for index, kind in enumerate(kinds):
-            rows = own[own.after == kind]
+            rows = model_rows[model_rows.after == kind]
             groups = rows.groupby("layer").changed.agg(["sum", "size"]).reindex(layers, fill_value=0)
-            changed, of = groups["sum"].to_numpy(int), groups["size"].to_numpy(int)
-            share = changed / np.maximum(of, 1)
+            changed, sizes = groups["sum"].to_numpy(int), groups["size"].to_numpy(int)
+            share = changed / np.maximum(sizes, 1)
             ends = [stats.binomtest(k, n).proportion_ci(method="wilson") if n else (0, 0)
-                    for k, n in zip(changed, of, strict=True)]  # fmt: skip
+                    for k, n in zip(changed, sizes, strict=True)]  # fmt: skip
             error = np.abs(np.transpose(ends) - share)
             places = np.arange(len(layers)) + (index - (len(kinds) - 1) / 2) * width
             style: dict[str, Any] = {"color": "white", "edgecolor": "black", "linewidth": 1}
             if ", " in kind:
                 style = {"color": PALETTE[index % 7], "edgecolor": "white", "hatch": HATCHES[index % 7], "linewidth": 0}
             panel.bar(places, share, 0.9 * width, yerr=error, label=kind, error_kw={"lw": 1, "ecolor": "0.3"}, **style)
-            for place, top, k, n in zip(places, share + error[1], changed, of, strict=True):
+            for place, top, k, n in zip(places, share + error[1], changed, sizes, strict=True):
                 panel.annotate(f"{k}/{n}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=7,
                                rotation=90)  # fmt: skip
         panel.set_xticks(range(len(layers)), layers, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)

@@ -178,8 +178,8 @@ def association(sensitivity: np.ndarray, best_iou: np.ndarray, threshold: float 
         spearman, spearman_p = stats.spearmanr(x, y)
     if pairs := len(detectors) * len(others):
         u, u_p = stats.mannwhitneyu(detectors, others)
-    found = {"spearman": spearman, "spearman_p": spearman_p, "u": u, "u_p": u_p, "effect": 2 * u / max(pairs, 1) - 1}
-    return {name: float(value) for name, value in found.items()} | {"detectors": len(detectors), "others": len(others)}
+    tests = {"spearman": spearman, "spearman_p": spearman_p, "u": u, "u_p": u_p, "effect": 2 * u / max(pairs, 1) - 1}
+    return {name: float(value) for name, value in tests.items()} | {"detectors": len(detectors), "others": len(others)}
 
 
 def masked_accuracy(
@@ -201,8 +201,8 @@ def masked_accuracy(
     ("sensitive" or "random"), draw, top1_NAME, the share at the true label, for each of `images`, name -> (N, C, H, W)
     (clean and attacked ones, say), and n. Costs (1 + draws) passes over all the images for each share above 0.
     """
-    for given in images.values():
-        _check(next(iter(images.values())), given)
+    for version in images.values():
+        _check(next(iter(images.values())), version)
     n = len(next(iter(images.values())))
     if targets.shape != (n,):
         raise UserError(f"targets must be ({n},), one an image (got {tuple(targets.shape)})")

@@ -74,16 +74,16 @@ def promotion_suppression(
     all_images = torch.arange(n, device=image.device)
     origin = torch.cat([all_images + n, image])
     image, removed = torch.cat([all_images, image]), torch.cat([0 * all_images, removed])
-    both, found = torch.cat([images, images + delta]).contiguous().view(2 * n, images.shape[1], -1), []
+    both, scores = torch.cat([images, images + delta]).contiguous().view(2 * n, images.shape[1], -1), []
     buffer = both.new_empty(min(batch_size, len(image)), *both.shape[1:])  # allocating anew costs a tenth of a pass
     with torch.no_grad(), eval_mode(model):
         for i, k, j in zip(*(t.split(batch_size) for t in (image, removed, origin)), strict=True):
-            given, at = torch.index_select(both, 0, i + n, out=buffer[: len(i)]), pixels[k]
-            given[torch.arange(len(i), device=i.device)[:, None], :, at] = both[j[:, None], :, at]
-            logits = model(given.view(-1, *images.shape[1:]))
+            inputs, at = torch.index_select(both, 0, i + n, out=buffer[: len(i)]), pixels[k]
+            inputs[torch.arange(len(i), device=i.device)[:, None], :, at] = both[j[:, None], :, at]
+            logits = model(inputs.view(-1, *images.shape[1:]))
             _check_logits(logits, labels)
-            found.append(torch.cat([logits.gather(1, labels[i]), logits.abs().amax(1, keepdim=True)], 1))
-    pair = torch.cat(found)
+            scores.append(torch.cat([logits.gather(1, labels[i]), logits.abs().amax(1, keepdim=True)], 1))
+    pair = torch.cat(scores)
     whole, parts = pair[image[n:]], pair[n:]
     none = ROUNDING * torch.finfo(pair.dtype).eps * whole[:, 2:].double()
     change = (parts[:, :2].double() - whole[:, :2].double()) * torch.tensor([1.0, -1.0], device=pair.device)

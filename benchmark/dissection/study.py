@@ -66,9 +66,9 @@ def measure(run: Run, jobs: int | None = None, concepts: str | None = None) -> d
     if control.suite.models:
         compute.compute(control, jobs)
         seen += [(control, Victim(made.model, made, control=True)) for made in fooled_models(control)]
-    for own in (run, control):
-        victims = [victim for maker, victim in seen if maker is own]
-        compute.make_all(own, _entries(own, victims, concepts, dissected), jobs)
+    for source in (run, control):
+        victims = [victim for maker, victim in seen if maker is source]
+        compute.make_all(source, _entries(source, victims, concepts, dissected), jobs)
     return tables.joined(_effects(seen) | (_units(seen, concepts) if dissected else {}))
 
 
@@ -100,7 +100,7 @@ def _entries(run: Run, victims: list[Victim], concepts: str | None, dissected: b
     images = dict.fromkeys(Adversarial(look.victim.model, look.attack) for look in looks)
     inside = [Dissected(victim, concepts) for victim in victims if dissected]
     places = (ATTACKED, images), (EFFECTS, looks), (UNITS, inside)
-    return [Entry(kind, place) for kind, found in places for place in found]
+    return [Entry(kind, place) for kind, listed in places for place in listed]
 
 
 def _effects(seen: Seen) -> Parts:
@@ -126,11 +126,11 @@ def _units(seen: Seen, concepts: str | None) -> Parts:
         name: [pd.read_parquet(path / f"{name}.parquet").assign(**victim.columns()) for victim, path in paths]
         for name in ("dissection", "association", "masking")
     }
-    units = [(victim, found) for (_, victim), found in zip(seen, parts["dissection"], strict=True)]
-    clean = {victim.model: found for victim, found in units if victim.manipulation is None}
+    units = [(victim, table) for (_, victim), table in zip(seen, parts["dissection"], strict=True)]
+    clean = {victim.model: table for victim, table in units if victim.manipulation is None}
     parts["changed"] = [
-        tables.changed_concepts(clean[victim.model], found).assign(**victim.columns())
-        for victim, found in units
+        tables.changed_concepts(clean[victim.model], table).assign(**victim.columns())
+        for victim, table in units
         if victim.manipulation is not None
     ]
     return parts
@@ -141,9 +141,9 @@ def _fine_tuned(run: Run) -> Run:
     with λ = 0."""
     suite, rules = run.suite, {}
     for made in plan(suite):
-        own = recipe(run, made)
-        if made.model not in rules and own is not None and own.steps:  # a search may find no attack
-            rules[made.model] = RecipeRule.model_validate({"model": made.model, **own.row(), "lambda": 0.0})
+        base = recipe(run, made)
+        if made.model not in rules and base is not None and base.steps:  # a search may find no attack
+            rules[made.model] = RecipeRule.model_validate({"model": made.model, **base.row(), "lambda": 0.0})
     attacked = [strategies.split(suite.attacked[0])[0]]
     changes: dict[str, Any] = {"foolings": suite.foolings[:1], "attacked": attacked, "evaluated": attacked}
     changes |= {"models": {name: suite.models[name] for name in rules}, "recipes": [*rules.values()], "search": None}
@@ -174,7 +174,7 @@ def narrowed(suite: Suite, model: str | None, data: str | None, attack: str | No
 
 def run(run: Run, out: Path, jobs: int | None = None, concepts: str | None = None) -> list[Path]:
     """`measure`, and write the tables, a card and the figures under `out`; returns their paths."""
-    suite, found, paths = run.suite, measure(run, jobs, concepts), []
+    suite, measured, paths = run.suite, measure(run, jobs, concepts), []
     about: dict[str, Any] = {
         "suite": suite.name,
         "dataset": suite.dataset.name,
@@ -182,12 +182,12 @@ def run(run: Run, out: Path, jobs: int | None = None, concepts: str | None = Non
         "concepts": concepts,
     }
     about |= {"dissection": settings(run).model_dump(), **provenance(run)}
-    for name, table in found.items():
+    for name, table in measured.items():
         paths.append(out / f"{name}.csv")
         write_atomic(paths[-1], csv_text(table).encode())
     paths.append(out / "dissect.json")
     write_atomic(paths[-1], f"{json.dumps(about, indent=1, sort_keys=True)}\n".encode())
-    written = {name: pd.read_csv(out / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in found}
+    written = {name: pd.read_csv(out / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in measured}
     threads, model = torch.get_num_threads(), next(iter(suite.models))
     if run.device == "cpu":
         torch.set_num_threads(suite.threads)
@@ -203,21 +203,21 @@ def run(run: Run, out: Path, jobs: int | None = None, concepts: str | None = Non
 
 def drawn(run: Run, model: str, attack: str, count: int = 4) -> figures.Maps:
     """The first images that the attack led to their target on the clean model."""
-    found, clean = (
+    pairs, clean = (
         read(run, Entry(ATTACKED, Adversarial(model, attack)).get(run)),
         on_pixels(run, clean_model(run, model)),
     )
-    found = those(those(found, found["reached"]), slice(count))
-    psr, (maps, _) = effects.cells(run, clean, found), effects.maps(run, clean, found)
+    pairs = those(those(pairs, pairs["reached"]), slice(count))
+    psr, (maps, _) = effects.cells(run, clean, pairs), effects.maps(run, clean, pairs)
     names = dataset(run, run.suite.scoring.split).class_names
     cams = [maps[name].cpu().numpy() for name in ("true_before", "target_before", "true_after", "target_after")]
     return figures.Maps(
-        images=found["images"].permute(0, 2, 3, 1).cpu().numpy(),
-        delta=(found["attacked"] - found["images"]).permute(0, 2, 3, 1).cpu().numpy(),
+        images=pairs["images"].permute(0, 2, 3, 1).cpu().numpy(),
+        delta=(pairs["attacked"] - pairs["images"]).permute(0, 2, 3, 1).cpu().numpy(),
         value=psr.value.cpu().numpy(),
         type=psr.type.cpu().numpy(),
         cell=settings(run).cell,
         cams=np.stack(cams),
-        classes=[(names[int(a)], names[int(b)]) for a, b in zip(found["labels"], found["targets"], strict=True)],
+        classes=[(names[int(a)], names[int(b)]) for a, b in zip(pairs["labels"], pairs["targets"], strict=True)],
         title=f"{model}, {attack}: first images that reached their target",
     )

@@ -27,12 +27,12 @@ def summary(rows: pd.DataFrame, table: str) -> pd.DataFrame:
     keys = KEYS[table][1:]
     values = [str(name) for name in rows if name not in ("image", *keys)]
     groups = rows.groupby(keys, dropna=False, sort=False) if keys else [((), rows)]
-    found = []
+    summaries = []
     for key, group in groups:
         mean = bootstrap_mean(group[values].to_numpy(float), group.image)
         defined = {f"{name}_n": int(group[name].notna().sum()) for name in values if "_with_" in name}
-        found.append(dict(zip(keys, key, strict=True)) | {"n": len(group)} | with_ends(values, mean) | defined)
-    return pd.DataFrame(found)
+        summaries.append(dict(zip(keys, key, strict=True)) | {"n": len(group)} | with_ends(values, mean) | defined)
+    return pd.DataFrame(summaries)
 
 
 def changed_concepts(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:

@@ -61,7 +61,7 @@ def concepts_of(run: Run, folder: str | None) -> Concepts:
 
 def _make(run: Run, place: Dissected, inputs: Inputs, folder: Path) -> Receipt:
     model, concepts = victim_on_pixels(run, place.victim).model, concepts_of(run, place.concepts)
-    moved = [found for attack in settings(run).attacks for found in _moved(run, attack, inputs[_role(attack)])]
+    moved = [images for attack in settings(run).attacks for images in _moved(run, attack, inputs[_role(attack)])]
     units, related, masked = [], [], [pd.DataFrame()]
     for layer in network.layers(model):
         table, rows = _dissect(run, model, layer, concepts, moved)
@@ -77,12 +77,12 @@ def _make(run: Run, place: Dissected, inputs: Inputs, folder: Path) -> Receipt:
 
 def _moved(run: Run, attack: str, path: Path) -> Iterator[Moved]:
     """None where the attack reached no target."""
-    data, found = dataset(run, run.suite.scoring.split), read(run, path)
-    found = those(found, found["reached"])
-    if len(found["images"]):
-        noisy = network.equal_norm_noise(found["images"], found["attacked"], run.suite.dataset.seed)
-        images = {"clean": found["images"], "attacked": found["attacked"], "noise": noisy}
-        yield Moved(attack, {name: data.normalise(x) for name, x in images.items()}, found["labels"])
+    data, pairs = dataset(run, run.suite.scoring.split), read(run, path)
+    pairs = those(pairs, pairs["reached"])
+    if len(pairs["images"]):
+        noisy = network.equal_norm_noise(pairs["images"], pairs["attacked"], run.suite.dataset.seed)
+        images = {"clean": pairs["images"], "attacked": pairs["attacked"], "noise": noisy}
+        yield Moved(attack, {name: data.normalise(x) for name, x in images.items()}, pairs["labels"])
 
 
 def _dissect(
@@ -95,9 +95,9 @@ def _dissect(
     for attack, images, labels in moved:
         row: dict[str, Any] = {"layer": layer, "attack": attack, "n": len(labels)}
         for name, suffix in (("attacked", ""), ("noise", "_noise")):
-            found = network.sensitivity(model, layer, images["clean"], images[name], batch_size=size)
-            table[f"sensitivity_{attack}{suffix}"] = found
-            related = network.association(found, table.iou.to_numpy())
+            sensitivity = network.sensitivity(model, layer, images["clean"], images[name], batch_size=size)
+            table[f"sensitivity_{attack}{suffix}"] = sensitivity
+            related = network.association(sensitivity, table.iou.to_numpy())
             row |= {key + (suffix if key not in ("detectors", "others") else ""): v for key, v in related.items()}
         rows.append(row)
     return table, rows
@@ -107,8 +107,9 @@ def _masked(run: Run, model: nn.Module, table: pd.DataFrame, moved: Moved) -> pd
     """A layer's accuracy without the units that the attack moves most, and without random ones."""
     order = np.argsort(-table[f"sensitivity_{moved.attack}"].to_numpy(), kind="stable")
     options: dict[str, Any] = {"seed": run.suite.dataset.seed, "batch_size": run.suite.scoring.batch_size}
-    given = settings(run).shares, moved.images, moved.labels
-    return network.masked_accuracy(model, table.layer[0], order, *given, **options).assign(attack=moved.attack)
+    shares, images, labels = settings(run).shares, moved.images, moved.labels
+    accuracy = network.masked_accuracy(model, table.layer[0], order, shares, images, labels, **options)
+    return accuracy.assign(attack=moved.attack)
 
 
 def _spec(run: Run, place: Dissected) -> Spec:

@@ -86,8 +86,8 @@ def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     starts = range(0, len(inputs(given.run, settings)[1]), settings.batch_size)
     batches = [Entry(RADII, Batch(boundary, start, settings)) for boundary, start in product(BOUNDARIES, starts)]
     compute.make_all(given.run, batches, given.jobs)
-    found = [pd.read_parquet(batch.path(given.run) / "radii.parquet") for batch in batches]
-    images = pd.concat(found, ignore_index=True).assign(part="image")
+    radii = [pd.read_parquet(batch.path(given.run) / "radii.parquet") for batch in batches]
+    images = pd.concat(radii, ignore_index=True).assign(part="image")
     accuracy = with_ends(("clean_accuracy",), bootstrap_mean(images[images.boundary == "attack"]["first"] > 0))
     ours = [_row(rows, str(boundary), settings) | accuracy for boundary, rows in images.groupby("boundary")]
     return pd.concat([pd.DataFrame(ours), published(), images], ignore_index=True)
@@ -128,11 +128,11 @@ def inputs(run: Run, settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
         needed = f"CIFAR-10's test images and the weights of a ResNet-20 (resnet20*{', *'.join(SUFFIXES)})"
         raise UserError(f"experiment 'accuracy-robustness' needs --data DIR, a folder with {needed}")
     data = datasets.create("cifar10", "test", root=run.data)
-    found = sorted(path for path in Path(run.data).glob("resnet20*") if path.suffix in SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+    checkpoints = sorted(path for path in Path(run.data).glob("resnet20*") if path.suffix in SUFFIXES)
+    if len(checkpoints) != 1:
+        names = ", ".join(path.name for path in checkpoints) or "none"
         raise UserError(f"{run.data} must hold one file resnet20*{', *'.join(SUFFIXES)} (got {names})")
-    model = models.create("resnet20", weights=str(found[0]), num_classes=CLASSES)
+    model = models.create("resnet20", weights=str(checkpoints[0]), num_classes=CLASSES)
     images, targets = next(iter(datasets.loader(data, len(data))))
     return OnPixels(model, settings.mean, settings.std).eval().to(run.device), data.denormalise(images), targets
 
@@ -143,13 +143,13 @@ def _make(run: Run, batch: Batch, needed: Inputs, folder: Path) -> Receipt:
     model, images, targets = inputs(run, settings)
     images, targets = images[batch.part()], targets[batch.part()]
     options: dict[str, Any] = {"steps": settings.steps, "path": settings.path, "momentum": settings.momentum}
-    found = minimum_norm(model, images.to(run.device), targets.to(run.device), boundary=batch.boundary, **options)
+    crossing = minimum_norm(model, images.to(run.device), targets.to(run.device), boundary=batch.boundary, **options)
     columns = {
         "boundary": batch.boundary,
         "image": np.arange(batch.first, batch.first + len(images)),
         "target": targets,
     }
-    columns |= {"radius": found.radius.double().cpu(), "first": found.first.cpu()}
+    columns |= {"radius": crossing.radius.double().cpu(), "first": crossing.first.cpu()}
     pd.DataFrame(columns).to_parquet(folder / "radii.parquet")
     return provenance(run)
 

@@ -206,13 +206,13 @@ def _scores(run: Run, case: Case) -> pd.DataFrame:
 
 def summary(scores: pd.DataFrame) -> dict[str, float]:
     """Means over images, with 95 % bootstrap intervals; differences are paired. Before fooling: accuracies alone."""
-    found = {"top1": 100 * scores.top1, "robust_top1": 100 * scores.robust_top1}
+    quantities = {"top1": 100 * scores.top1, "robust_top1": 100 * scores.robust_top1}
     if "success" in scores:
-        found["top1_drop"] = 100 * (scores.top1_clean - scores.top1)
-        found["robust_top1_drop"] = 100 * (scores.robust_top1_clean - scores.robust_top1)
-        found["fsr_excess"] = scores.success - scores.success_clean
+        quantities["top1_drop"] = 100 * (scores.top1_clean - scores.top1)
+        quantities["robust_top1_drop"] = 100 * (scores.robust_top1_clean - scores.robust_top1)
+        quantities["fsr_excess"] = scores.success - scores.success_clean
     row: dict[str, float] = {}
-    for name, values in found.items():
+    for name, values in quantities.items():
         row |= with_ends((name,), bootstrap_mean(values))
     for name, column in (("fsr", "success"), ("fsr_clean", "success_clean")):
         if column in scores:
@@ -229,17 +229,17 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, axes = panels(len(models), len(shown), 11, 1.6 + 2.9 * len(models))
     for row, model in zip(axes, models, strict=True):
         for panel, (quantity, label) in zip(row, shown.items(), strict=True):
-            here = [place for place in places if quantity != "fsr_excess" or place != NOTHING]
+            ticks = [place for place in places if quantity != "fsr_excess" or place != NOTHING]
             for index, training in enumerate(TRAININGS):
-                rows = table[(table.model == model) & (table.training == training) & table.attacked.isin(here)]
+                rows = table[(table.model == model) & (table.training == training) & table.attacked.isin(ticks)]
                 rows = rows[rows.n > 0]
-                x = [here.index(name) + 0.24 * (index - 0.5) for name in rows.attacked]
+                x = [ticks.index(name) + 0.24 * (index - 0.5) for name in rows.attacked]
                 value = rows[quantity]
                 spans = [value - rows[f"{quantity}_low"], rows[f"{quantity}_high"] - value]
                 style = {"color": PALETTE[index], "marker": MARKERS[index], "capsize": 3}
                 panel.errorbar(x, value, spans, linestyle="none", label=f"{training} training", **style)
-            panel.set_xticks(range(len(here)), ["before\nfooling" if name == NOTHING else name for name in here])
-            panel.set_xlim(-0.5, len(here) - 0.5)
+            panel.set_xticks(range(len(ticks)), ["before\nfooling" if name == NOTHING else name for name in ticks])
+            panel.set_xlim(-0.5, len(ticks) - 0.5)
             panel.set_ylim(*((-0.05, 1.05) if quantity == "fsr_excess" else (-5, 105)))
             panel.set_xlabel("interpreter that was fooled")
             panel.set_ylabel(label)

@@ -62,16 +62,16 @@ def measure(
         tables = tabular.read_adult(Path(run.data))
         sources["adult"] = lambda seed: tabular.split_adult(tables, seed)
     features = {"loan": "group", "adult": protected}
-    found = []
+    parts = []
     with compute.progress(len(sources) * seeds) as report:
         for data, source in sources.items():
             for seed in range(seeds):
                 frames = source(seed)
                 coded = tabular.encode(frames, features[data], run.device)
                 part = pd.concat([_one_seed(coded, seed, steps), *([_truth(frames["test"])] if data == "loan" else [])])
-                found.append(part.assign(data=data, seed=seed))
+                parts.append(part.assign(data=data, seed=seed))
                 report(f"{data}, seed {seed}", "")
-    each = pd.concat(found, ignore_index=True)
+    each = pd.concat(parts, ignore_index=True)
     place = ["data", "model", "quantity", "explanation", "feature"]
     means = []
     for key, group in each.groupby(place, sort=False):
@@ -121,7 +121,7 @@ def explanations(model: nn.Module, x: Tensor, baseline: Tensor) -> dict[str, Ten
 
 def grouped(size: Tensor, columns: dict[str, list[int]]) -> Tensor:
     """The sum over the columns of each feature, (N, d) -> (N, features)."""
-    return torch.stack([size[:, of].sum(1) for of in columns.values()], 1)
+    return torch.stack([size[:, indices].sum(1) for indices in columns.values()], 1)
 
 
 def shares(relevance: Tensor, columns: dict[str, list[int]]) -> Tensor:
@@ -151,7 +151,7 @@ def hiding(
 
 
 def _others(coded: Coded) -> list[int]:
-    return [column for name, of in coded.columns.items() if name != coded.protected for column in of]
+    return [column for name, indices in coded.columns.items() if name != coded.protected for column in indices]
 
 
 def choose(candidates: list[dict[str, float]]) -> int:

@@ -71,8 +71,8 @@ def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     compute.compute(given.run, given.jobs)
     run = given.run
     fooled: dict[tuple[str, str, int], dict[str, Path]] = {}  # by PLACE and attacked
-    for found, path in fooled_models(run):
-        fooled.setdefault((found.model, found.fooling, found.seed), {})[found.attacked] = path
+    for made, path in fooled_models(run):
+        fooled.setdefault((made.model, made.fooling, made.seed), {})[made.attacked] = path
     steps, ticks = (np.linspace(-0.5, 1.5, n).round(9).tolist() for n in (settings.points, settings.grid))
     parts: list[tuple[Any, list[str], list[tuple[float, ...]]]] = []
     for place, paths in fooled.items():

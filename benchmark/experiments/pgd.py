@@ -45,9 +45,9 @@ class PGD:
                 for step in range(self.steps + 1):
                     x = x.detach().requires_grad_()
                     logits = model(x)
-                    found = margin_of(logits.detach(), targets)
-                    worst = torch.where((found > margin).view(-1, 1, 1, 1), x.detach(), worst)
-                    margin = torch.maximum(found, margin)
+                    step_margin = margin_of(logits.detach(), targets)
+                    worst = torch.where((step_margin > margin).view(-1, 1, 1, 1), x.detach(), worst)
+                    margin = torch.maximum(step_margin, margin)
                     if step < self.steps:
                         # in single precision the loss of a confident model would have no gradient
                         loss = F.cross_entropy(logits.double(), targets, reduction="sum")

@@ -76,8 +76,8 @@ class Rounded(TorchDispatchMode):
         def lower(value: Any) -> Any:
             return rounded(value, self.bits) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
 
-        found = func(*tree_map(lower, args), **(kwargs or {}))
-        return tree_map(lower, found) if self.outputs else found
+        output = func(*tree_map(lower, args), **(kwargs or {}))
+        return tree_map(lower, output) if self.outputs else output
 
 
 def in_precision(precision: str) -> AbstractContextManager[Any]:
@@ -117,8 +117,8 @@ def measure(given: Given) -> pd.DataFrame:
     fooling, on two-object images, and attacks without gradients are left out. Raises `UserError` where that leaves
     nothing."""
     compute.compute(given.run, given.jobs)
-    found = [manipulation for manipulation, _ in fooled_models(given.run)]
-    plain = [m for m in found if m.by_gradient and not foolings.create(m.fooling).pairs]
+    manipulations = [manipulation for manipulation, _ in fooled_models(given.run)]
+    plain = [m for m in manipulations if m.by_gradient and not foolings.create(m.fooling).pairs]
     if not plain:
         raise UserError(
             f"suite {given.run.suite.name!r} has no fooling on plain images (got {given.run.suite.foolings})"
@@ -147,10 +147,10 @@ def _make_fooled(run: Run, place: Made, inputs: Inputs, folder: Path) -> Receipt
     known = recipe(run, place.manipulation)
     assert known is not None
     with in_precision(place.precision):
-        found = by_gradient(run, place.manipulation, known)
-    if found.status == "done":
-        save_weights(found.model, folder)
-    return receipt(run, found.status, found.reason)
+        result = by_gradient(run, place.manipulation, known)
+    if result.status == "done":
+        save_weights(result.model, folder)
+    return receipt(run, result.status, result.reason)
 
 
 def _fooled_spec(run: Run, place: Made) -> Spec:
@@ -167,8 +167,8 @@ def _make_scores(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Recei
 
     def maps(precision: str) -> tuple[Tensor, Tensor]:
         with in_precision(precision):
-            found = zip(*explained(run, fooling, interpreter, model, maps0), strict=True)
-            return tuple(torch.cat(part) for part in found)  # type: ignore[return-value]
+            parts = zip(*explained(run, fooling, interpreter, model, maps0), strict=True)
+            return tuple(torch.cat(part) for part in parts)  # type: ignore[return-value]
 
     (lower, originals), (exact, _) = maps(place.precision), maps(FLOAT32)
     with in_precision(place.precision):

@@ -151,13 +151,13 @@ def _row(run: Run, entry: Entry) -> dict[str, Any]:
 
 def summary(scores: pd.DataFrame) -> dict[str, float]:
     """Means over images, those of interest with a 95 % bootstrap interval; the differences are paired."""
-    found = {
+    quantities = {
         "fsr_excess": scores.success - scores.success_clean,
         "top1_drop": 100 * (scores.top1_clean - scores.top1),
         "test_loss": scores.test_loss,
     }
     row: dict[str, float] = {}
-    for name, values in found.items():
+    for name, values in quantities.items():
         row |= with_ends((name,), bootstrap_mean(values))
     plain = {"fsr": scores.success, "fsr_clean": scores.success_clean, "test_loss_clean": scores.test_loss_clean}
     return row | {name: bootstrap_mean(values).value[0] for name, values in plain.items()} | {

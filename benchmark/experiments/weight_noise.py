@@ -63,11 +63,11 @@ def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
             compared = (("clean", clean_model(run, name)), ("fooled", stored_model(run, name, path)))
             for (which, model), scale in product(compared, settings.scales):
                 models = (noised(model, scale, draw) for draw in range(settings.draws if scale else 1))
-                found = [outcomes(run, fooling, interpreter, each, maps0) for each in models]
+                scores = [outcomes(run, fooling, interpreter, each, maps0) for each in models]
                 row = {**manipulation.columns(), "scale": scale, "noised": which}
-                for column, values in zip(("fsr", "top1"), map(np.stack, zip(*found, strict=True)), strict=True):
+                for column, values in zip(("fsr", "top1"), map(np.stack, zip(*scores, strict=True)), strict=True):
                     row |= zip((column, f"{column}_low", f"{column}_high"), crossed(values), strict=True)
-                rows.append(row | {"draws": len(found), "n": len(found[0][1])})
+                rows.append(row | {"draws": len(scores), "n": len(scores[0][1])})
                 report(f"{manipulation} {which} {scale}", "")
     return pd.DataFrame(rows).sort_values(
         ["model", "fooling", "attacked", "seed", "scale", "noised"], ignore_index=True

@@ -49,7 +49,7 @@ def worst_attacks(attacks: Iterable[Attack]) -> tuple[dict[Place, Worst], int]:
     places: dict[Place, dict[str, list[Mean]]] = {}
     for model, fooling, attacked, _, scores in attacks:
         places.setdefault((model, fooling), {}).setdefault(attacked, []).append(scores)
-    found: dict[Place, Worst] = {}
+    corrected: dict[Place, Worst] = {}
     for place, by_attacked in places.items():
         clean = next(iter(by_attacked.values()))[0]  # of the clean model, so alike in all
         chance, chances = clean.value[[CLEAN, NULL]].max(), clean.replicates[:, [CLEAN, NULL]].max(1)
@@ -62,8 +62,8 @@ def worst_attacks(attacks: Iterable[Attack]) -> tuple[dict[Place, Worst], int]:
             fsrs = (np.stack([cell.replicates[:, FSR] for cell in cells], 1) * weights).sum(1)
             worst = max(worst, float((fsr - chance) / (1 - chance)))
             replicates = np.maximum(replicates, (fsrs - chances) / np.maximum(1 - chances, 1e-9))
-        found[place] = worst, replicates
-    return found, len(places) - len(found)
+        corrected[place] = worst, replicates
+    return corrected, len(places) - len(corrected)
 
 
 def stability(worst: dict[Place, Worst]) -> tuple[float, Floats]:
@@ -77,7 +77,7 @@ def stability(worst: dict[Place, Worst]) -> tuple[float, Floats]:
 def difference(a: dict[Place, Worst], b: dict[Place, Worst]) -> dict[str, float]:
     """Stability of a less that of b over the places that both have: value, interval, p, and the number of places."""
     common = [place for place in a if place in b]
-    (first, firsts), (second, seconds) = (stability({p: of[p] for p in common}) for of in (a, b))
+    (first, firsts), (second, seconds) = (stability({p: worst[p] for p in common}) for worst in (a, b))
     replicates = firsts - seconds
     if not common:
         return {"places": 0, "difference": np.nan, "difference_low": np.nan, "difference_high": np.nan, "p": np.nan}
@@ -102,17 +102,17 @@ def differences(worst: dict[str, dict[Place, Worst]]) -> list[dict[str, Any]]:
     """All pairs of interpreters, the more stable one first."""
     ordered = sorted(worst, key=lambda name: (-stability(worst[name])[0], name))
     pairs = list(combinations(ordered, 2))
-    found = [difference(worst[a], worst[b]) for a, b in pairs]
-    adjusted = holm([of["p"] for of in found])
-    rows = zip(pairs, found, adjusted, strict=True)
-    return [{"interpreter": a, "other": b, **of, "p_holm": p} for (a, b), of, p in rows]
+    comparisons = [difference(worst[a], worst[b]) for a, b in pairs]
+    adjusted = holm([comparison["p"] for comparison in comparisons])
+    rows = zip(pairs, comparisons, adjusted, strict=True)
+    return [{"interpreter": a, "other": b, **comparison, "p_holm": p} for (a, b), comparison, p in rows]
 
 
 def ranks(worst: dict[str, dict[Place, Worst]]) -> dict[str, tuple[int, int, int]]:
     """(rank, low, high) of each interpreter; ties share the better rank."""
     if not worst:
         return {}
-    values, replicates = zip(*(stability(of) for of in worst.values()), strict=True)
+    values, replicates = zip(*(stability(attacks) for attacks in worst.values()), strict=True)
     table = np.column_stack([values, np.stack(replicates)])  # (interpreters, 1 + B)
     places = 1 + (table[None] > table[:, None] + 1e-12).sum(1)
     ends = np.quantile(places[:, 1:], [0.025, 0.975], axis=1, method="inverted_cdf")
@@ -148,7 +148,7 @@ def eligibility(
 
 def beyond_chance(gate: Shown, value: str) -> float:
     """The likeness of two maps beyond what maps of different images share anyway; 1: the same map."""
-    alike, unrelated = (np.mean([np.mean(of[key]) for of in gate.values()]) for key in (value, "unrelated"))
+    alike, unrelated = (np.mean([np.mean(scores[key]) for scores in gate.values()]) for key in (value, "unrelated"))
     return float((alike - unrelated) / (1 - unrelated)) if unrelated < 1 else 1.0
 
 

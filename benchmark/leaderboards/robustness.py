@@ -38,21 +38,21 @@ def _exists(results: Results) -> bool:
 def _attacked(entry: Entry) -> Iterator[tuple[Row, str, pd.DataFrame]]:
     """Each model, sorted, and boundary with its rows."""
     frame, card = entry
-    for model in sorted(card["models"], key=lambda found: found["model"]):
-        for boundary, found in frame[frame.model == model["model"]].groupby("boundary"):
-            yield model, str(boundary), found
+    for model in sorted(card["models"], key=lambda model: model["model"]):
+        for boundary, images in frame[frame.model == model["model"]].groupby("boundary"):
+            yield model, str(boundary), images
 
 
 def _areas(measured: Measured) -> list[Row]:
     """Both areas of every model, with what the attack was."""
     entry, rows = measured.results.others["robustness"], []
-    for model, boundary, found in _attacked(entry):
-        radii, classes, attack = found.radius.to_numpy(float), model["num_classes"], entry[1]["attack"]
+    for model, boundary, images in _attacked(entry):
+        radii, classes, attack = images.radius.to_numpy(float), model["num_classes"], entry[1]["attack"]
         row = model | attack | {"boundary": boundary, "n": len(radii), "accuracy": (radii > 0).mean()}
         row |= span("ara", (robustness.area(radii, classes), *robustness.area_interval(radii, classes)))
         row |= {"ara_histogram": robustness.area_histogram(radii, classes)}
-        row |= {"unconverged": robustness.unconverged(found["first"].to_numpy(), attack["steps"])}
-        rows.append(row | {"never_crossed": int((found["first"] > attack["steps"]).sum())})
+        row |= {"unconverged": robustness.unconverged(images["first"].to_numpy(), attack["steps"])}
+        rows.append(row | {"never_crossed": int((images["first"] > attack["steps"]).sum())})
     failures = sorted(entry[1].get("failures", []), key=lambda failure: failure["model"])
     return [*rows, *(failure | {"n": 0} for failure in failures)]
 
@@ -60,8 +60,8 @@ def _areas(measured: Measured) -> list[Row]:
 def _resistance(measured: Measured) -> list[Row]:
     """Self cells, averaged over seeds, beside the areas of the model before fooling."""
     areas = {
-        (model["model"], boundary): robustness.area(found.radius.to_numpy(float), model["num_classes"])
-        for model, boundary, found in _attacked(measured.results.others["robustness"])
+        (model["model"], boundary): robustness.area(images.radius.to_numpy(float), model["num_classes"])
+        for model, boundary, images in _attacked(measured.results.others["robustness"])
     }
     trained = zip(measured.manipulations, measured.accuracy, strict=True)
     accuracy = {row_key(manipulation): mean for manipulation, mean in trained}
@@ -71,9 +71,9 @@ def _resistance(measured: Measured) -> list[Row]:
             if cell.scores and cell.manipulation["attacked"].partition(":")[0] == name:
                 groups.setdefault(row_key(cell.manipulation)[:3], []).append(cell)
     rows = []
-    for place, found in sorted(groups.items()):
-        top1 = [mean for cell in found if (mean := accuracy[row_key(cell.manipulation)])]
-        row = dict(zip(KEY[:3], place, strict=True)) | _over_seeds(found, top1)
+    for place, group in sorted(groups.items()):
+        top1 = [mean for cell in group if (mean := accuracy[row_key(cell.manipulation)])]
+        row = dict(zip(KEY[:3], place, strict=True)) | _over_seeds(group, top1)
         rows.append(row | {f"ara_{boundary}": areas.get((place[0], boundary)) for boundary in ("attack", "btr")})
     return rows
 

@@ -19,12 +19,12 @@ def standings(results: Results, cells: dict[str, list[Cell]]) -> dict[str, ranki
     """The worst attacks on each interpreter, and in a suite with a gate whether it is ranked."""
     cards = {name: card for name, (_, card) in results.entries.items()}
     models = sorted({m["model"] for m in results.models_card["manipulations"]})
-    found = {}
-    for name, own in cells.items():
-        errors = [cell.error for cell in own if cell.scores is None and cell.manipulation["status"] == "done"]
+    by_interpreter = {}
+    for name, group in cells.items():
+        errors = [cell.error for cell in group if cell.scores is None and cell.manipulation["status"] == "done"]
         gated = ranking.eligibility(name, cards, models, errors) if has_gate(results) else (None, "")
-        found[name] = ranking.Standing(*ranking.worst_attacks(_attacks(own)), *gated)
-    return found
+        by_interpreter[name] = ranking.Standing(*ranking.worst_attacks(_attacks(group)), *gated)
+    return by_interpreter
 
 
 def has_gate(results: Results) -> bool:
@@ -70,17 +70,17 @@ def _averages(name: str, cells: list[Cell]) -> Row:
     by_gradient = any(c.manipulation["attacked"] == name for c in cells)
     names = [c.manipulation["attacked"] if by_gradient else c.manipulation["attacked"].partition(":")[0] for c in cells]
     aimed = list(zip(cells, (attacked == name for attacked in names), strict=True))
-    own = [cell.scores for cell, mine in aimed if cell.scores and mine]
+    self_scores = [cell.scores for cell, mine in aimed if cell.scores and mine]
     transfer = {row_key(cell.manipulation): cell.scores for cell, mine in aimed if cell.scores and not mine}
     aopc = [c.aopc for c in cells if c.aopc]
     worst = max(transfer, key=lambda key: transfer[key].value[excess], default=None)
     row: Row = {"interpreter": name, "cells": len(cells), "failed": sum(c.scores is None for c in cells)}
-    row |= {"self_cells": len(own), "worst_transfer": "/".join(map(str, worst)) if worst else None}
+    row |= {"self_cells": len(self_scores), "worst_transfer": "/".join(map(str, worst)) if worst else None}
     row |= {"undefined": sum(c.undefined for c in cells), "blank": sum(c.blank for c in cells)}
-    row |= span("self_fsr_excess", average(own, excess))
+    row |= span("self_fsr_excess", average(self_scores, excess))
     row |= span("worst_transfer_fsr_excess", average([transfer[worst]] if worst else [], excess))
     for metric in metrics.CHANCE:
-        row |= span(f"{metric}_self", average(own, MEANS.index(metric)))
+        row |= span(f"{metric}_self", average(self_scores, MEANS.index(metric)))
         row |= span(f"{metric}_transfer", average(list(transfer.values()), MEANS.index(metric)))
     row |= span("aopc_clean", average(aopc, CURVES.index("aopc_clean_original")))
     return row | span("aopc_fooled", average(aopc, CURVES.index("aopc_fooled_fooled")))

@@ -38,11 +38,11 @@ def read(folder: Path | str) -> Results:
     if not folder.is_dir():
         raise UserError(f"no results: {folder} is not a folder (foolbench run writes it)")
     names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
-    found = {name: results.read(folder, name, table(name)) for name in names}
-    others = {name: found.pop(name) for name in STORED if name in found}
+    entries = {name: results.read(folder, name, table(name)) for name in names}
+    others = {name: entries.pop(name) for name in STORED if name in entries}
     listed = {tuple(manipulation[k] for k in KEY) for manipulation in others["models"][1]["manipulations"]}
-    for name, (frame, _) in [*found.items(), ("models", others["models"])]:
+    for name, (frame, _) in [*entries.items(), ("models", others["models"])]:
         if foreign := set(frame[list(KEY)].drop_duplicates().itertuples(index=False, name=None)) - listed:
             cell = "/".join(map(str, min(foreign)))
             raise UserError(f"{folder / name}.parquet scores {cell}, which models.json does not list")
-    return Results(found, others)
+    return Results(entries, others)

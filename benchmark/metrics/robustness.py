@@ -67,12 +67,12 @@ def _areas(counts: NDArray[np.uint8], ordered: Floats, num_classes: int) -> Floa
 
 
 def _ordered(radii: ArrayLike) -> Floats:
-    found = np.asarray(radii, np.float64)
-    if found.ndim != 1 or not len(found):
-        raise UserError(f"radii must be (n,), at least one (got shape {found.shape})")
-    if len(wrong := found[~(np.isfinite(found) & (found >= 0))]):
+    values = np.asarray(radii, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise UserError(f"radii must be (n,), at least one (got shape {values.shape})")
+    if len(wrong := values[~(np.isfinite(values) & (values >= 0))]):
         raise UserError(f"radii must be finite and not negative (got {wrong[0]})")
-    return np.sort(found)
+    return np.sort(values)
 
 
 def _chance(num_classes: int) -> float:

@@ -69,15 +69,15 @@ class Child:
         limit = images.shape[0] * images.shape[2] * images.shape[3] * 4 + HEADER
         request = {"images": images.detach(), "targets": targets.detach()}
         answers = list(self._call("heatmaps", request, model, limit))
-        found: Any = answers[0][1].get("heatmaps") if answers else None
+        maps: Any = answers[0][1].get("heatmaps") if answers else None
         try:
-            check_form(found, images)
-            if found.dtype != torch.float32:  # what the child makes of any other
+            check_form(maps, images)
+            if maps.dtype != torch.float32:  # what the child makes of any other
                 raise UserError("sent heatmaps that are none")
-            _check_finite(found)
+            _check_finite(maps)
         except UserError as error:
             raise self._error(str(error)) from error
-        return found.to(images.device)
+        return maps.to(images.device)
 
     def checks(self, device: str = "cpu") -> Iterator[Finding]:
         """Run `benchmark.submissions.checks` on the submission; the findings come one by one, each within the time
@@ -161,10 +161,10 @@ class Child:
 
     def _news(self, model: nn.Module) -> nn.Module | None:
         """The model where the child does not keep it already."""
-        found = fingerprint(model)
-        if found == self._sent:
+        digests = fingerprint(model)
+        if digests == self._sent:
             return None
-        self._sent = found
+        self._sent = digests
         return model
 
     def _call(

@@ -122,14 +122,14 @@ class Process:
                 raise self._ended() from error
 
     def _read(self, size: int, deadline: Deadline) -> bytes:
-        found = bytearray()
-        while len(found) < size:
+        content = bytearray()
+        while len(content) < size:
             self._wait(self._answers, selectors.EVENT_READ, deadline)
-            part = os.read(self._answers, min(size - len(found), 2**20))
+            part = os.read(self._answers, min(size - len(content), 2**20))
             if not part:
                 raise self._ended()
-            found += part
-        return bytes(found)
+            content += part
+        return bytes(content)
 
     def _wait(self, descriptor: int, event: int, deadline: Deadline) -> None:
         """Until the pipe is ready. Processes that the child left behind may hold it open: look after the child too."""

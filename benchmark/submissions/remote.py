@@ -49,9 +49,9 @@ class Remote(Interpreter):
     def heatmap(self, attribution: Tensor) -> Tensor:
         return min_max(attribution[:, 0])
 
-    def manipulate(self, *given: Any, **options: Any) -> Fooled:
+    def manipulate(self, *arguments: Any, **options: Any) -> Fooled:
         """As `Child.manipulate`."""
-        return self._child().manipulate(*given, **options)
+        return self._child().manipulate(*arguments, **options)
 
     def checks(self, device: str = "cpu") -> Iterator[Finding]:
         """As `Child.checks`."""

@@ -127,11 +127,13 @@ class Session:
         if not hasattr(module, attribute):
             own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             raise unknown(f"name in {os.path.basename(file)}", attribute, own)
-        found = getattr(module, attribute)
-        kind = "class" if isinstance(found, type) else "function"
-        self.function = found() if isinstance(found, type) else found
+        definition = getattr(module, attribute)
+        kind = "class" if isinstance(definition, type) else "function"
+        self.function = definition() if isinstance(definition, type) else definition
         if not callable(self.function):
-            raise UserError(f"{attribute} must be a function, or a class with __call__ (got {type(found).__name__})")
+            raise UserError(
+                f"{attribute} must be a function, or a class with __call__ (got {type(definition).__name__})"
+            )
         name = getattr(self.function, "name", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", attribute).lower())
         flags = {flag: getattr(self.function, flag, False) for flag in ("differentiable", "stochastic")}
         for flag, value in flags.items():
@@ -163,12 +165,12 @@ class Session:
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
-        found = Foreign(self.function, self.about["name"])(self.model, images, targets)
+        maps = Foreign(self.function, self.about["name"])(self.model, images, targets)
         after = fingerprint(self.model)
         changed = sorted(k for k in self.before.keys() | after.keys() if self.before.get(k) != after.get(k))
         if changed:
             raise UserError(f"changed the model: {changed[0]}; a model must be left as it came")
-        yield {}, {"heatmaps": found.detach().float().cpu().contiguous().clone()}
+        yield {}, {"heatmaps": maps.detach().float().cpu().contiguous().clone()}
 
     def checks(self, device: str) -> Iterator[Answer]:
         """The findings of `benchmark.submissions.checks`, one an answer."""
@@ -176,8 +178,8 @@ class Session:
 
         flags = {flag: self.about[flag] for flag in ("differentiable", "stochastic")}
         for finding in checks.run(Foreign(self.function, self.about["name"], strict=False), **flags, device=device):
-            found = {name: getattr(finding, name) for name in ("check", "ok", "message", "severity")}
-            yield {k: one_line(v, 2000) if isinstance(v, str) else v for k, v in found.items()}, {}
+            fields = {name: getattr(finding, name) for name in ("check", "ok", "message", "severity")}
+            yield {k: one_line(v, 2000) if isinstance(v, str) else v for k, v in fields.items()}, {}
 
     def manipulate(
         self,

@@ -64,8 +64,8 @@ def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> 
         "attacked": [*suite.attacked, *aimed],
         "evaluated": [submission.name, *controls],
     }
-    own = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
-    return compute.run_suite(own, out, jobs)
+    extended = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
+    return compute.run_suite(extended, out, jobs)
 
 
 @torch.no_grad()
@@ -78,11 +78,11 @@ def nearest(run: Run, submission: Remote) -> str:
         model = clean_model(run, model_name)
         images, targets = next(batches(run, "dev"))
         images, targets = images[:COMPARED], targets[:COMPARED]
-        own = submission(model, images, targets)
+        submitted = submission(model, images, targets)
         for name in names:
             other = create_interpreter(run, name)(model, images, targets)
-            size = min(own.shape[1], other.shape[1]), min(own.shape[2], other.shape[2])
-            a, b = (adaptive_avg_pool2d(maps, size) for maps in (own, other))
+            size = min(submitted.shape[1], other.shape[1]), min(submitted.shape[2], other.shape[2])
+            a, b = (adaptive_avg_pool2d(maps, size) for maps in (submitted, other))
             alike[name] += rank_correlation(a, b).nan_to_num(0.0).mean().item()
     return max(names, key=alike.__getitem__)
 
@@ -91,11 +91,11 @@ def show(folder: Path, reference: Path, name: str) -> str:
     """The submission's row beside those of the reference board, if that is at hand, and its cells by attack."""
     rows = leaderboards.load(folder, "stability").query("interpreter == @name").assign(status="submitted")
     if (reference / "stability.csv").is_file() and (reference / "results").is_dir():
-        known = leaderboards.load(reference, "stability")
+        board = leaderboards.load(reference, "stability")
         if rows.eligible.iloc[0] == "yes":
             ranks = ranks_with(reference, folder, name)
             rows = rows.assign(**dict(zip(("rank", "rank_low", "rank_high"), ranks, strict=True)))
-        rows = pd.concat([known, rows], ignore_index=True)
+        rows = pd.concat([board, rows], ignore_index=True)
     text = [board_table(rows)]
     transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")
     transfer = transfer.assign(excess=transfer.fsr - transfer.fsr_clean)

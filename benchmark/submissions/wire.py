@@ -40,8 +40,8 @@ def unpack(data: bytes) -> dict[str, Any]:
     """What the parent packed. The child trusts the parent: every class that is named is let through."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-        found: list[Any] = [(pkgutil.resolve_name(name), name) for name in names]
-        with torch.serialization.safe_globals([*found, *NUMPY_TYPES]):
+        classes: list[Any] = [(pkgutil.resolve_name(name), name) for name in names]
+        with torch.serialization.safe_globals([*classes, *NUMPY_TYPES]):
             return torch.load(io.BytesIO(data), weights_only=True)
     except Exception as error:
         raise UserError(f"this cannot be read in a submission's process: {one_line(str(error))}") from error
@@ -58,18 +58,18 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
 
     From what it is, in words, to its digest: of requires_grad, type, shape and bytes; of mode and number of hooks.
     """
-    found = {}
+    digests = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
         digest = hashlib.sha256(head.encode())
         digest.update(content.tobytes())
-        found[f"parameter or buffer {name!r}"] = digest.hexdigest()
+        digests[f"parameter or buffer {name!r}"] = digest.hexdigest()
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     for name, module in model.named_modules():
         counts = [len(getattr(module, kind)) for kind in hooks]
-        found[f"training mode or hooks of {name!r}"] = f"{module.training} {counts} {module!r}"
-    return found
+        digests[f"training mode or hooks of {name!r}"] = f"{module.training} {counts} {module!r}"
+    return digests
 
 
 def check_form(heatmaps: Any, images: Tensor) -> None:

@@ -45,13 +45,13 @@ def gradient_by_the_weights(interpreter: Interpreter, model: nn.Module, images: 
         return (value(direction, step) - value(direction, -step)) / (2 * step)
 
     reseed(0)
-    given = copy.deepcopy(model)
-    maps = interpreter(given, images.clone(), targets.clone())
+    clone = copy.deepcopy(model)
+    maps = interpreter(clone, images.clone(), targets.clone())
     if not maps.requires_grad:
         return f"the heatmaps have no graph to the weights: {HONEST}"
     if maps.dtype != images.dtype:  # rounded, differences would tell nothing
         return f"for a model and images in {images.dtype} it returned {maps.dtype}: make tensors with images.dtype"
-    asked = list(given.parameters())
+    asked = list(clone.parameters())
     gradients = torch.autograd.grad((weights * maps).sum(), asked, allow_unused=True, materialize_grads=True)
     sizes = [at.square().mean().sqrt() for at in origin]
     typical = sum(float((s * g).square().sum()) for s, g in zip(sizes, gradients, strict=True)) ** 0.5

@@ -30,16 +30,16 @@ SAME = 1e-3  # ‖a − b‖/‖a‖ of maps that may differ by rounding alone; 
 def shape_and_dtype(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> str:
     """A floating tensor (N, h, w) on the images' device."""
     maps: Any = returned(interpreter, model, images, targets)
-    given = f"for images {tuple(images.shape)} it returned"
+    lead = f"for images {tuple(images.shape)} it returned"
     if not isinstance(maps, Tensor):
-        return f"{given} a {type(maps).__name__}: return one torch tensor (N, h, w) on images.device"
+        return f"{lead} a {type(maps).__name__}: return one torch tensor (N, h, w) on images.device"
     if maps.dim() != 3 or len(maps) != len(images) or not maps.numel():
         mend = "sum or average the channels, maps.sum(1)" if maps.dim() == 4 else "one map an image, nothing squeezed"
-        return f"{given} shape {tuple(maps.shape)}: return (N, h, w), here ({len(images)}, h, w): {mend}"
+        return f"{lead} shape {tuple(maps.shape)}: return (N, h, w), here ({len(images)}, h, w): {mend}"
     if not maps.is_floating_point():
-        return f"{given} {maps.dtype}: return floating point, maps.to(images.dtype)"
+        return f"{lead} {maps.dtype}: return floating point, maps.to(images.dtype)"
     if maps.device != images.device:
-        return f"{given} a tensor on {maps.device}: make every tensor with device=images.device ({images.device})"
+        return f"{lead} a tensor on {maps.device}: make every tensor with device=images.device ({images.device})"
     return ""
 
 
@@ -50,8 +50,8 @@ def finite(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: 
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
     mend = "guard every division against a zero denominator; attacks.heatmaps.min_max does"
-    for given, where in ((model, ""), (blank, " on a model whose logits are all zero, so that the map is blank")):
-        bad = ~returned(interpreter, given, images, targets).flatten(1).isfinite().all(1)
+    for subject, where in ((model, ""), (blank, " on a model whose logits are all zero, so that the map is blank")):
+        bad = ~returned(interpreter, subject, images, targets).flatten(1).isfinite().all(1)
         if bad.any():
             return blame(bad, f"NaN or infinite values{where}", mend)
     return ""
@@ -120,8 +120,8 @@ def differs_by_class(interpreter: Interpreter, model: nn.Module, images: Tensor,
 
 def depends_on_the_image(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> str:
     """Other images of the same classes have other maps, most of them."""
-    here = heatmaps(interpreter, model, images, targets)
-    blind = ~apart(here, heatmaps(interpreter, model, images.roll(1, 0), targets))
+    maps = heatmaps(interpreter, model, images, targets)
+    blind = ~apart(maps, heatmaps(interpreter, model, images.roll(1, 0), targets))
     return blame(blind, "another image in its place has the same map", "is it blank, or from an earlier call?", MOST)
 
 

@@ -22,12 +22,12 @@ def model_as_it_was(interpreter: Interpreter, model: nn.Module, images: Tensor, 
     """Weights, buffers, modes, hooks, flags, gradients and attributes are as before, in eval and in train mode."""
     next(model.parameters()).requires_grad_(False)  # one apart, which requires_grad_ on the whole model would lose
     for mode in ("eval", "train"):
-        given = copy.deepcopy(model).train(mode == "train")
+        clone = copy.deepcopy(model).train(mode == "train")
         if mode == "train":  # one apart, which a plain model.train() afterwards would lose
-            next(module for module in given.modules() if isinstance(module, nn.BatchNorm2d)).eval()
-        before = _parts(given)
-        _call(interpreter, given, images, targets)
-        for (what, mend, then), (_, _, now) in zip(before, _parts(given), strict=True):
+            next(module for module in clone.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+        before = _parts(clone)
+        _call(interpreter, clone, images, targets)
+        for (what, mend, then), (_, _, now) in zip(before, _parts(clone), strict=True):
             changed = [name for name in {**then, **now} if not _equal(then.get(name), now.get(name))]
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -95,8 +95,8 @@ def inputs_as_they_were(interpreter: Interpreter, model: nn.Module, images: Tens
     """The images and targets that were given hold the same values, and ask for no gradient."""
     kept = images.clone(), targets.clone()
     _call(interpreter, model, images, targets)
-    for name, given, before in zip(("images", "targets"), (images, targets), kept, strict=True):
-        if given.shape != before.shape or not torch.equal(given, before):
+    for name, tensor, before in zip(("images", "targets"), (images, targets), kept, strict=True):
+        if tensor.shape != before.shape or not torch.equal(tensor, before):
             return f"it changed the {name} it was given: work on {name}.clone(), not in place"
     if images.requires_grad:
         return "it left images.requires_grad = True: work on images.detach().requires_grad_(), a tensor of your own"

@@ -79,7 +79,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module | None:
     """A twin whose BatchNorms are merged into the convolution before them, where there is one."""
     twin = copy.deepcopy(model).eval()
     graph = _trace(twin)
-    found = False
+    folded = False
     for node in graph.nodes if graph else []:
         norm, before = _module(twin, node), node.args[0] if node.args else None
         writer = _module(twin, before) if isinstance(before, fx.Node) and len(before.users) == 1 else None
@@ -87,8 +87,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module | None:
             statistics: Any = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
             writer.weight, writer.bias = fuse_conv_bn_weights(writer.weight, writer.bias, *statistics)
             twin.set_submodule(str(node.target), nn.Identity().eval())
-            found = True
-    return twin if found else None
+            folded = True
+    return twin if folded else None
 
 
 TWINS: dict[str, Callable[[nn.Module], nn.Module | None]] = {
@@ -121,11 +121,11 @@ def same_for_twin(kind: str, interpreter: Interpreter, model: nn.Module, images:
 
 def _rewritten(model: nn.Module, change: Callable[[Chain], None]) -> nn.Module | None:
     twin = copy.deepcopy(model).eval()
-    found = _chains(twin)
+    chains = _chains(twin)
     with torch.no_grad():
-        for chain in found:
+        for chain in chains:
             change(chain)
-    return twin if found else None
+    return twin if chains else None
 
 
 def _columns(chain: Chain) -> Tensor:
@@ -136,8 +136,8 @@ def _columns(chain: Chain) -> Tensor:
 def _chains(model: nn.Module) -> list[Chain]:
     """Every chain of the model; their writers differ, and so do their readers."""
     graph = _trace(model)
-    found = [_follow(model, node) for node in graph.nodes] if graph else []
-    return [chain for chain in found if chain]
+    chains = [_follow(model, node) for node in graph.nodes] if graph else []
+    return [chain for chain in chains if chain]
 
 
 def _follow(model: nn.Module, node: fx.Node) -> Chain | None:
