@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from attacks import strategies
 from benchmark.intervals import Mean, average
 from benchmark.leaderboards.cells import CURVES, MEANS, Cell, Row, row_key
 from benchmark.leaderboards.manipulations import ACCURACY
@@ -68,7 +69,7 @@ def _resistance(measured: Measured) -> list[Row]:
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for name, cells in measured.cells.items():
         for cell in cells if areas else ():
-            if cell.scores and cell.manipulation["attacked"].partition(":")[0] == name:
+            if cell.scores and strategies.split(cell.manipulation["attacked"])[0] == name:
                 groups.setdefault(row_key(cell.manipulation)[:3], []).append(cell)
     rows = []
     for place, group in sorted(groups.items()):

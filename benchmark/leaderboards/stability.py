@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attacks import strategies
 from benchmark import metrics
 from benchmark.intervals import average, interval
 from benchmark.leaderboards import ranking, stored
@@ -68,7 +69,9 @@ def _averages(name: str, cells: list[Cell]) -> Row:
     """Averages over cells; of the worst transfer cell, its own excess and interval (not that of a maximum)."""
     excess = MEANS.index("excess")
     by_gradient = any(c.manipulation["attacked"] == name for c in cells)
-    names = [c.manipulation["attacked"] if by_gradient else c.manipulation["attacked"].partition(":")[0] for c in cells]
+    names = [
+        c.manipulation["attacked"] if by_gradient else strategies.split(c.manipulation["attacked"])[0] for c in cells
+    ]
     aimed = list(zip(cells, (attacked == name for attacked in names), strict=True))
     self_scores = [cell.scores for cell, mine in aimed if cell.scores and mine]
     transfer = {row_key(cell.manipulation): cell.scores for cell, mine in aimed if cell.scores and not mine}
@@ -97,18 +100,17 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     """What a reader must know before trusting a high stability.
 
     TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
-    the interval, its own gradient is beaten: SURROGATE_GAP, by softplus for ReLU or by an attack aimed at another
-    interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient was
+    the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate or by an attack aimed at
+    another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient was
     still making more than a twentieth of its progress in its last tenth.
     """
-    by_attack: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.scores:
-            by_attack.setdefault(cell.manipulation["attacked"], []).append(cell)
-    blind, whitebox = by_attack.pop(f"{name}:subspace", []), by_attack.pop(name, [])
-    surrogates = [cell for part in by_attack.values() for cell in part]
+    scored = [(cell, *strategies.split(cell.manipulation["attacked"])) for cell in cells if cell.scores]
+    aimed = [(cell, strategy) for cell, attacked, strategy in scored if attacked == name]
+    whitebox = [cell for cell, strategy in aimed if not strategy]
     if not whitebox:
-        return ["NO_WHITEBOX" if blind or f"{name}:softplus" in by_attack else "TRANSFER_ONLY"]
+        return ["NO_WHITEBOX" if aimed else "TRANSFER_ONLY"]
+    blind = [cell for cell, strategy in aimed if not strategies.STRATEGIES[strategy].by_gradient]
+    surrogates = [cell for cell, *_ in scored if cell not in whitebox and cell not in blind]
     flags = []
     for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
         if _beaten(whitebox, others):
