@@ -177,10 +177,10 @@ def _goal(
 
     def goal(x: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of(x)
-        own = logits.gather(1, targets[:, None]) + sign * confidence
+        target_logit = logits.gather(1, targets[:, None]) + sign * confidence
         rest = logits.scatter(1, targets[:, None], -torch.inf).max(1).values
-        leads = logits.detach().scatter(1, targets[:, None], own.detach()).argmax(1) == targets
-        return sign * (own[:, 0] - rest), leads == targeted
+        leads = logits.detach().scatter(1, targets[:, None], target_logit.detach()).argmax(1) == targets
+        return sign * (target_logit[:, 0] - rest), leads == targeted
 
     return goal
 
@@ -196,12 +196,12 @@ def _nearest(images: Tensor, descend: Callable[[Tensor], Iterator[tuple[Tensor, 
     best, least = images.clone(), images.new_full((len(images),), torch.inf)
     c, low, high = torch.full_like(least, FIRST_C), torch.zeros_like(least), least.clone()
     for _ in range(ROUNDS):
-        found = torch.zeros_like(least, dtype=torch.bool)
+        ever_crossed = torch.zeros_like(least, dtype=torch.bool)
         for x, crossed in descend(c):
             distance = torch.linalg.vector_norm(x - images, order, dim=(1, 2, 3))
             better = crossed & (distance < least)
             torch.where(wide(better), x, best, out=best)
-            least, found = torch.where(better, distance, least), found | crossed
-        low, high = torch.where(found, low, c), torch.where(found, c, high)
+            least, ever_crossed = torch.where(better, distance, least), ever_crossed | crossed
+        low, high = torch.where(ever_crossed, low, c), torch.where(ever_crossed, c, high)
         c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
     return best

@@ -134,8 +134,8 @@ class Active(Fooling):
 
     def test_loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
         self._check(heatmaps, originals)
-        flat, own, other = heatmaps.flatten(0, 1), originals.flatten(0, 1), originals.flip(1).flatten(0, 1)
-        return (rank_correlation(flat, other) - rank_correlation(flat, own)).view(heatmaps.shape[:2])
+        flat, flat_own, flat_other = heatmaps.flatten(0, 1), originals.flatten(0, 1), originals.flip(1).flatten(0, 1)
+        return (rank_correlation(flat, flat_other) - rank_correlation(flat, flat_own)).view(heatmaps.shape[:2])
 
 
 FOOLINGS: dict[str, type[Fooling]] = {kind.name: kind for kind in (Location, TopK, CenterMass, Active)}

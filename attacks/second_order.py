@@ -137,7 +137,7 @@ class _Convolution(torch.autograd.Function):
         y = aten.convolution(x, weight, bias, *options)
         ctx.save_for_backward(_as(y, x), weight)
         ctx.options, ctx.bias = options, None if bias is None else list(bias.shape)
-        ctx.given = x.is_leaf  # the images, whose gradient is only asked for with a graph
+        ctx.leaf = x.is_leaf  # the images, whose gradient is only asked for with a graph
         return y
 
     @staticmethod
@@ -145,7 +145,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _ConvolutionGradient.apply(g, x, weight, ctx.options), None, None, None
-        needed = [ctx.needs_input_grad[0] and not ctx.given, *ctx.needs_input_grad[1:3]]
+        needed = [ctx.needs_input_grad[0] and not ctx.leaf, *ctx.needs_input_grad[1:3]]
         return *aten.convolution_backward(_as(x, g), x, weight, ctx.bias, *ctx.options, needed), None
 
 

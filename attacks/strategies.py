@@ -49,8 +49,8 @@ class Subspace:
         from attacks.manipulation import Manipulated
         from attacks.subspace import subspace
 
-        found, _ = subspace(model, fooled, measure, self.evaluations, seed)
-        return Manipulated(found, {"ce": [], "fooling": [], "accuracy": []})
+        strongest, _ = subspace(model, fooled, measure, self.evaluations, seed)
+        return Manipulated(strongest, {"ce": [], "fooling": [], "accuracy": []})
 
 
 STRATEGIES: dict[str, Gradient | Subspace] = {"": Gradient(), "softplus": Softplus(), "subspace": Subspace()}

@@ -114,9 +114,9 @@ def _tangent(
     with torch.set_grad_enabled(graph):
         delta = delta.detach().requires_grad_(graph)
         logits = model(images + delta)
-        own = logits.gather(1, targets[:, None])
+        target_logit = logits.gather(1, targets[:, None])
         rest = logits.scatter(1, targets[:, None], -torch.inf)
-        margin = rest.amax(1) - own[:, 0] + confidence
+        margin = rest.amax(1) - target_logit[:, 0] + confidence
         gradient = torch.autograd.grad(margin.sum(), delta)[0] if graph else torch.zeros_like(delta)
-    across = logits.detach().scatter(1, targets[:, None], own.detach() - confidence).argmax(1) == targets
+    across = logits.detach().scatter(1, targets[:, None], target_logit.detach() - confidence).argmax(1) == targets
     return margin.detach(), across, gradient

@@ -42,16 +42,16 @@ def subspace(
     merit, history, width = place(best), [], 0.5
     history.append(merit)
     for step in range(1, max(evaluations, 1 + len(fooled))):
-        own = step <= len(fooled)
+        corner = step <= len(fooled)
         tried = (
-            torch.eye(len(fooled))[step - 1] if own else best + width * torch.randn(len(fooled), generator=generator)
+            torch.eye(len(fooled))[step - 1] if corner else best + width * torch.randn(len(fooled), generator=generator)
         )
-        found = place(tried)
-        better = found > merit
-        if not own:
+        new_merit = place(tried)
+        better = new_merit > merit
+        if not corner:
             width *= 1.5 if better else 1.5**-0.25  # steady at one success in five
         if better:
-            best, merit = tried, found
+            best, merit = tried, new_merit
         history.append(merit)
     place(best)
     return candidate, history

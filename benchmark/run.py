@@ -78,10 +78,10 @@ def shared(function: Callable[..., Found]) -> Callable[..., Found]:
 def _kept(function: Callable[..., Found], memo: Callable[[Run], dict[Any, Any]]) -> Callable[..., Found]:
     @wraps(function)
     def kept(run: Run, *args: Any) -> Found:
-        known, key = memo(run), (function, *args)
-        if key not in known:
-            known[key] = function(run, *args)
-        return known[key]
+        results, key = memo(run), (function, *args)
+        if key not in results:
+            results[key] = function(run, *args)
+        return results[key]
 
     return kept
 
@@ -95,7 +95,7 @@ class Told:
     splits: tuple[tuple[str, bool, str, str], ...]
 
     def about(self, split: str, pairs: bool) -> tuple[str, str] | None:
-        return next((found[2:] for found in self.splits if found[:2] == (split, pairs)), None)
+        return next((row[2:] for row in self.splits if row[:2] == (split, pairs)), None)
 
 
 def tell(run: Run) -> None:
@@ -128,23 +128,23 @@ def _left_out(data: Data, root: str | None, has_pairs: bool) -> tuple[str, ...]:
         return ()
     without: set[str] = set()
     while True:
-        found = set()
+        repeated = set()
         for pairs in sorted({False, has_pairs}):
             splits = [_dataset(data, root, split, pairs, tuple(sorted(without))) for split in ("test", "dev", "train")]
-            found |= {split.files(i)[part] for split, i, part, *_ in overlaps(*splits)}
-        if not found:
+            repeated |= {split.files(i)[part] for split, i, part, *_ in overlaps(*splits)}
+        if not repeated:
             return tuple(sorted(without))
-        without |= found
+        without |= repeated
 
 
 @remembered
 def dataset(run: Run, split: str, pairs: bool = False) -> Dataset:
     """One split of the suite's dataset, or of its two-object form. Stop where it is not the one that was told of."""
-    found = _dataset(run.suite.dataset, run.data, split, pairs, left_out(run))
+    data = _dataset(run.suite.dataset, run.data, split, pairs, left_out(run))
     told = run.memo.get("told")
-    if told and (about := told.about(split, pairs)) and about[1] != found.inventory:
+    if told and (about := told.about(split, pairs)) and about[1] != data.inventory:
         raise Stop(f"{socket.gethostname()} has other files or classes in {run.data} than the driver ({split} split)")
-    return found
+    return data
 
 
 @lru_cache(maxsize=12)  # of the six forms of two runs: runs on the same data share it
@@ -169,10 +169,11 @@ def data_spec(run: Run, split: str, pairs: bool = False) -> Spec:
     told = run.memo.get("told")
     if told and (about := told.about(split, pairs)):
         return json.loads(about[0])
-    data, given = dataset(run, split, pairs), run.suite.dataset
+    data, settings = dataset(run, split, pairs), run.suite.dataset
     content = {"images": data.all_sources, "targets": data.targets.tolist()}
-    options = {"name": data.name, "split": split, "pairs": pairs, "augment": given.augment, "workers": given.workers}
-    return {**options, "input_size": data.input_size, "n": len(data), "content": key_of(content)}
+    form = {"name": data.name, "split": split, "pairs": pairs}
+    options = {"augment": settings.augment, "workers": settings.workers, "input_size": data.input_size}
+    return {**form, **options, "n": len(data), "content": key_of(content)}
 
 
 def create_interpreter(run: Run, name: str) -> Interpreter:

@@ -36,10 +36,10 @@ def code_version() -> str:
 @cache
 def source_digest(code: tuple[str, ...]) -> str:
     """Of the source of these modules, and of all modules in these packages: a change of code is a change of key."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, path in sorted(sources(code).items()):
-        found.update(name.encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def sources(code: Iterable[str]) -> dict[str, Path]:

@@ -192,16 +192,16 @@ class Suite(Part):
     def recipe(self, model: str, fooling: str, attacked: str) -> "Recipe":
         """Of one manipulation; the last rule that fits wins, key by key. Raises `UserError` for a key left open."""
         place = {"model": model, "fooling": fooling, "attacked": attacked}
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for rule in self.recipes:
             if all(getattr(rule, key) in (None, value) for key, value in place.items()):
-                found.update(rule.model_dump(exclude_none=True, exclude=set(place)))
+                settings.update(rule.model_dump(exclude_none=True, exclude=set(place)))
         fields = [(name, field.alias or name) for name, field in RecipeRule.model_fields.items() if name not in place]
-        if missing := sorted(alias for name, alias in fields if name not in found):
+        if missing := sorted(alias for name, alias in fields if name not in settings):
             raise UserError(f"suite {self.name!r}: recipes leave {missing[0]!r} open for {model}/{fooling}/{attacked}")
         from attacks.manipulation import Recipe  # here, so that suites can be read without torch
 
-        return Recipe(**found)
+        return Recipe(**settings)
 
 
 PARTS: dict[str, type[Part]] = {
@@ -264,18 +264,18 @@ def _check_names(suite: Suite) -> None:
 
     attacks = [strategies.split(attacked) for attacked in suite.attacked]
     known_names = interpreters.names()
-    known = {
+    checks = {
         "dataset": ([suite.dataset.name], datasets.names()),
         "model": ([suite.architecture(name) for name in suite.models], models.names()),
         "fooling": (suite.foolings, list(foolings.FOOLINGS)),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
         "strategy": ([strategy for _, strategy in attacks if strategy], strategies.names()),
     }
-    for what, (used, allowed) in known.items():
+    for what, (used, allowed) in checks.items():
         for name in used:
             if name not in allowed:
                 raise unknown(what, name, allowed)
-    for name in known["interpreter"][0]:
+    for name in checks["interpreter"][0]:
         options = suite.interpreters.get(name, {})
         try:  # the types of the values; unknown options are left to `create`
             TypeAdapter(interpreters.kind(name)).validate_python(options)

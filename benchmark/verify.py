@@ -29,8 +29,8 @@ def parse(text: str, suite: Suite) -> Cell:
     if text.count("/") != 4 or not seed.isdecimal():
         raise UserError(f"a cell must be MODEL/FOOLING/ATTACKED/EVALUATED/SEED (got {text!r})")
     manipulation = Manipulation(model, fooling, attacked, int(seed))
-    if manipulation not in (known := plan(suite)):
-        raise unknown("manipulation", str(manipulation), map(str, known))
+    if manipulation not in (planned := plan(suite)):
+        raise unknown("manipulation", str(manipulation), map(str, planned))
     if evaluated not in suite.evaluated:
         raise unknown("evaluated interpreter", evaluated, suite.evaluated)
     return Cell(manipulation, evaluated)

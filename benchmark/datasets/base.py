@@ -88,8 +88,8 @@ class Dataset(TorchDataset[Item]):
         if n > 10_000 and self.files(0) and not sys.stderr.isatty():
             sys.stderr.write(f"{what}: {n} images\n")
         with ThreadPool(16) as pool:
-            found = pool.imap(self.sources, range(n), chunksize=64)
-            return list(tqdm(found, what, n, leave=False, disable=None, unit="image", delay=2))
+            hashes = pool.imap(self.sources, range(n), chunksize=64)
+            return list(tqdm(hashes, what, n, leave=False, disable=None, unit="image", delay=2))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "all_sources"}
@@ -155,13 +155,13 @@ def overlaps(*datasets: Dataset) -> Iterator[tuple[Dataset, int, int, Dataset, i
     content is in an earlier one of the datasets, too."""
     seen: dict[str, tuple[Dataset, int]] = {}
     for dataset in datasets:
-        own: dict[str, tuple[Dataset, int]] = {}
+        places: dict[str, tuple[Dataset, int]] = {}
         for i, sources in enumerate(dataset.all_sources):
             for part, digest in enumerate(sources):
                 if digest in seen:
                     yield dataset, i, part, *seen[digest]
-                own.setdefault(digest, (dataset, i))
-        seen = own | seen
+                places.setdefault(digest, (dataset, i))
+        seen = places | seen
 
 
 def check_disjoint(*datasets: Dataset) -> None:

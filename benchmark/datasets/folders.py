@@ -71,9 +71,9 @@ class Files(Dataset):
 
     def decoded(self, path: Path) -> "Files":
         """This dataset with its crops read from an array (n, 3, H, W) of `pixels`, through a memory map."""
-        found = copy.copy(self)
-        found._decoded = path
-        return found
+        dataset = copy.copy(self)
+        dataset._decoded = path
+        return dataset
 
     def hash_of(self, index: int) -> str:
         path = self.root / self.paths[index]
@@ -173,10 +173,10 @@ def _images(root: Path, part: str, name: str) -> list[Entry]:
         raise UserError(f"dataset {name!r}: {folder} must be a folder with one subfolder of images for each class")
     entries: list[Entry] = []
     for c in classes:
-        found = [e.name for e in os.scandir(folder / c) if e.name.lower().endswith(IMG_EXTENSIONS)]
-        if not found:
+        files = [e.name for e in os.scandir(folder / c) if e.name.lower().endswith(IMG_EXTENSIONS)]
+        if not files:
             raise UserError(f"dataset {name!r}: class folder {folder / c} holds no image ({', '.join(IMG_EXTENSIONS)})")
-        entries += [(f"{part}/{c}/{file}".lstrip("/"), c) for file in found]
+        entries += [(f"{part}/{c}/{file}".lstrip("/"), c) for file in files]
     return entries
 
 

@@ -53,8 +53,8 @@ class Mosaics(Dataset):
         self.grids = np.array(grids)  # (N, 4) indices into the tiles
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        found = self.tiles.__getitems__([int(i) for i in self.grids[list(indices)].flat])
-        images = torch.stack([image for image, _ in found])
+        items = self.tiles.__getitems__([int(i) for i in self.grids[list(indices)].flat])
+        images = torch.stack([image for image, _ in items])
         n, side = len(indices), self.tiles.input_size
         grid = images.view(n, 2, 2, 3, side, side).permute(0, 3, 1, 4, 2, 5).reshape(n, 3, 2 * side, 2 * side)
         return [(image, self.target(i)) for image, i in zip(grid, indices, strict=True)]

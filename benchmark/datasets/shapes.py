@@ -121,15 +121,15 @@ class Shapes(Arrays):
         concept ("shape", "colour", "texture") the (H, W) masks, by name, of those that the image shows."""
         side = self.input_size
         objects = np.unpackbits(self._masks[index], axis=-1, count=side * side).astype(bool).reshape(-1, side, side)
-        found: dict[str, np.ndarray | dict[str, np.ndarray]] = {"object": objects[0] if len(objects) == 1 else objects}
+        masks: dict[str, np.ndarray | dict[str, np.ndarray]] = {"object": objects[0] if len(objects) == 1 else objects}
         shown = {
             "shape": [list(SHAPES)[c] for c in self.targets[index].view(-1)],
             "colour": [list(COLOURS)[c] for c in self._colours[index]],
             "texture": [list(TEXTURES)[c] for c in self._textures[index]],
         }
         for kind, names in shown.items():
-            found[kind] = {name: np.any(objects[[other == name for other in names]], axis=0) for name in names}
-        return found
+            masks[kind] = {name: np.any(objects[[other == name for other in names]], axis=0) for name in names}
+        return masks
 
 
 def _places(rng: np.random.Generator, n: int, m: int, side: int) -> tuple[Array, Array]:

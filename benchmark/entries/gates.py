@@ -61,7 +61,7 @@ def measure(
         last = min(first + batch_size, len(images))
         batch, labels = images[first:last], targets[first:last]
         maps = interpreter(model, batch, labels)
-        found = {
+        batch_values = {
             "maps": maps,
             "randomised": likeness(maps, interpreter(random_model, batch, labels)),
             "other_class": likeness(maps, interpreter(model, batch, others[first:last])),
@@ -69,8 +69,8 @@ def measure(
         order = cell_order(maps, grid)
         for name in FILLS:
             fill = _fill(name, batch, range(first, last), seed)
-            found[f"aopc_{name}"] = aopc(drops(fast_model, batch, labels, order, grid, fill, cells))
-        for name, value in found.items():
+            batch_values[f"aopc_{name}"] = aopc(drops(fast_model, batch, labels, order, grid, fill, cells))
+        for name, value in batch_values.items():
             parts.setdefault(name, []).append(value)
     values = {name: torch.cat(part) for name, part in parts.items()}
     maps = values.pop("maps")
@@ -127,11 +127,11 @@ class _Allocations(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        input_keys = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         output = func(*args, **(kwargs or {}))
         self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
         for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in given:
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in input_keys:
                 self.live[key] = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return output
@@ -155,8 +155,8 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
     if interpreter is run.submission:
         spent["peak_mib"] = None  # that of another process
     models, grid = (model, folded(model, images[:1]), random_model), target_grid(model, images[:1])
-    found = measure(interpreter, *models, images, targets, others, grid, settings.cells, size)
-    return {"values": {name: value.double().cpu().tolist() for name, value in found.items()}, "cost": spent}
+    values = measure(interpreter, *models, images, targets, others, grid, settings.cells, size)
+    return {"values": {name: value.double().cpu().tolist() for name, value in values.items()}, "cost": spent}
 
 
 def _spec(run: Run, view: View) -> Spec:

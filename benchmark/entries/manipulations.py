@@ -12,7 +12,7 @@ from benchmark.entries import fronts, recipes
 from benchmark.entries.fronts import attack_spec, dev_spec
 from benchmark.entries.images import scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
-from benchmark.entries.recipes import recipe, searched
+from benchmark.entries.recipes import searched
 from benchmark.entries.strategies import by_gradient, without_gradient
 from benchmark.entries.trained import TRAINED, save_weights
 from benchmark.run import Run, Spec, provenance
@@ -61,24 +61,24 @@ def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) ->
         for when, part in parts.items()
     }
     void = {} if result.status == "done" else {"void": f"{result.status}: {result.reason}"}
-    found = {"status": result.status, "reason": result.reason, "steps_done": steps}
-    return {**found, **losses, **void, **provenance(run)}
+    outcome = {"status": result.status, "reason": result.reason, "steps_done": steps}
+    return {**outcome, **losses, **void, **provenance(run)}
 
 
 def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
     """By the strategy that the manipulation names."""
     if manipulation.by_gradient:
-        known = recipe(run, manipulation)
-        assert known is not None
-        return by_gradient(run, manipulation, known)
+        recipe = recipes.recipe(run, manipulation)
+        assert recipe is not None
+        return by_gradient(run, manipulation, recipe)
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
     return without_gradient(run, manipulation, [load_file(path) for path in paths if path.is_file()])  # not diverged
 
 
 def _size(run: Run, manipulation: Manipulation) -> int:
     """Images to fine-tune on: a large one that starts last is what everybody waits for."""
-    known = recipes.row(run, manipulation)
-    return (known["steps"] or 0) * (known["batch_size"] or 1)
+    row = recipes.row(run, manipulation)
+    return (row["steps"] or 0) * (row["batch_size"] or 1)
 
 
 MANIPULATIONS = Kind(

@@ -35,8 +35,8 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> None:
     n, path = len(dataset(run, split, view.pairs)), folder / "heatmaps.npy"
     explained = (heatmaps(interpreter, model, x, y).cpu().numpy() for x, y in batches(run, split, view.pairs))
     write_npy(path, n, explained)
-    found, maps = Curves(run, model, view.pairs), np.load(path, mmap_mode="r")
-    np.savez(folder / "curves.npz", original=found.drops(reader(maps)), random=found.drops(None))
+    curves, maps = Curves(run, model, view.pairs), np.load(path, mmap_mode="r")
+    np.savez(folder / "curves.npz", original=curves.drops(reader(maps)), random=curves.drops(None))
 
 
 def _wanted(run: Run) -> list[View]:

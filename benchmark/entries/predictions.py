@@ -50,7 +50,7 @@ def origin(run: Run) -> dict[str, Any]:
 
 def _collect(run: Run, errors: Errors) -> Iterator[Result]:
     outcomes = [outcome(run, manipulation, errors) for manipulation in plan(run.suite)]
-    done = [m for m, found in zip(plan(run.suite), outcomes, strict=True) if found["status"] == "done"]
+    done = [m for m, row in zip(plan(run.suite), outcomes, strict=True) if row["status"] == "done"]
     rows = [(Entry(PREDICTIONS, m).path(run) / "predictions.parquet", m.columns()) for m in done]
     forms = {"pairs" if pairs else "images": pairs for pairs in pair_forms(run)}
     data = {name: data_spec(run, run.suite.scoring.split, pairs) for name, pairs in forms.items()}

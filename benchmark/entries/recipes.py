@@ -18,8 +18,8 @@ def recipe(run: Run, attack: Attack) -> Recipe | None:
     if not attack.by_gradient:
         return None
     if run.suite.search is None:
-        known = relative(run, attack)
-        return run.suite.recipe(known.model, known.fooling, known.interpreter)
+        related = relative(run, attack)
+        return run.suite.recipe(related.model, related.fooling, related.interpreter)
     receipt = searched(run, attack).receipt(run)
     return chosen(run, receipt) if receipt else None
 
@@ -39,7 +39,7 @@ def chosen(run: Run, front: Receipt) -> Recipe:
 def row(run: Run, attack: Attack) -> dict[str, Any]:
     """learning_rate, lambda, steps and batch_size as cards and leaderboards have them, None where unknown. The steps
     of a search without gradients are its evaluations on dev."""
-    strategy, found = STRATEGIES[attack.strategy], recipe(run, attack)
+    strategy, attack_recipe = STRATEGIES[attack.strategy], recipe(run, attack)
     if isinstance(strategy, Subspace):
         return UNKNOWN | {"steps": strategy.evaluations}
-    return found.row() if found else UNKNOWN
+    return attack_recipe.row() if attack_recipe else UNKNOWN

@@ -25,8 +25,8 @@ def _make(run: Run, name: str, inputs: Inputs, folder: Path) -> Receipt:
     model = OnPixels(clean_model(run, name), data.mean, data.std).eval()
     for places, images, targets in first_images(batches(run, split), settings.images):
         for boundary in BOUNDARIES:
-            found = minimum_norm(model, data.denormalise(images), targets, boundary=boundary, **options)
-            columns = {"radius": found.radius.cpu().numpy(), "first": found.first.cpu().numpy()}
+            minimum = minimum_norm(model, data.denormalise(images), targets, boundary=boundary, **options)
+            columns = {"radius": minimum.radius.cpu().numpy(), "first": minimum.first.cpu().numpy()}
             frames.append(pd.DataFrame({"boundary": boundary, "image": places, **columns}))
     pd.concat(frames, ignore_index=True).to_parquet(folder / "radii.parquet")
     return {"num_classes": data.num_classes, **provenance(run)}
@@ -44,8 +44,8 @@ def _collect(run: Run, errors: Errors) -> Iterator[Result]:
     for name in run.suite.models:
         entry = Entry(ROBUSTNESS, name)
         if receipt := entry.receipt(run):
-            known = Entry(TRAINED, name).receipt(run) or {}
-            models.append({"model": name, "num_classes": receipt["num_classes"], "psi": known.get("psi")})
+            training = Entry(TRAINED, name).receipt(run) or {}
+            models.append({"model": name, "num_classes": receipt["num_classes"], "psi": training.get("psi")})
             rows.append((entry.path(run) / "radii.parquet", {"model": name}))
         else:
             failures.append({"model": name, "error": errors.get(entry, "not measured")})

@@ -52,14 +52,14 @@ def _make(run: Run, cell: Cell, inputs: Inputs, folder: Path) -> None:
     clean_curves = np.load(inputs["originals"] / "curves.npz")
     keep = max(SAMPLES, scoring.aopc_images)
     frame, maps = score(run, fooling, create_interpreter(run, cell.evaluated), fooled, maps0, keep)
-    own, before, by_before = reader(maps.cpu().numpy()), reader(maps0), on_fooled.drops(reader(maps0))
+    after, before, by_before = reader(maps.cpu().numpy()), reader(maps0), on_fooled.drops(reader(maps0))
     same = torch.equal(maps.cpu(), before(0, keep))  # as a control's are: the curves are the same then
     curves = {
         "aopc_clean_original": clean_curves["original"],
         "aopc_clean_random": clean_curves["random"],
-        "aopc_clean_fooled": clean_curves["original"] if same else on_clean.drops(own),
+        "aopc_clean_fooled": clean_curves["original"] if same else on_clean.drops(after),
         "aopc_fooled_original": by_before,
-        "aopc_fooled_fooled": by_before if same else on_fooled.drops(own),
+        "aopc_fooled_fooled": by_before if same else on_fooled.drops(after),
         "aopc_fooled_random": at_random,
     }
     first = frame.index[frame["pair"] == 0]
@@ -84,10 +84,10 @@ def _collect(run: Run, errors: Errors) -> Iterator[Result]:
     outcomes = [(manipulation, outcome(run, manipulation, errors)) for manipulation in plan(run.suite)]
     for evaluated in run.suite.evaluated:
         rows, failures = [], []
-        for manipulation, found in outcomes:
+        for manipulation, row in outcomes:
             scored, place = Entry(SCORES, Cell(manipulation, evaluated)), manipulation.columns()
-            if found["status"] != "done":
-                failures.append({**place, "error": f"{found['status']}: {found['reason']}"})
+            if row["status"] != "done":
+                failures.append({**place, "error": f"{row['status']}: {row['reason']}"})
             elif scored.receipt(run) is None:
                 failures.append({**place, "error": scored.void(run) or errors.get(scored, "not evaluated")})
             else:

@@ -51,9 +51,9 @@ def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipul
     if run.submission is not None and manipulation.interpreter == run.submission.name:  # in its own process
         data, pairs = dataset(run, "train"), dataset(run, "train", True) if fooling.pairs else None
         options = {"pairs": pairs, "strategy": manipulation.strategy}
-        found = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)
-        clean.load_state_dict(found.weights or clean.state_dict())
-        return Manipulated(clean, found.history, found.status, found.reason)
+        fooled = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)
+        clean.load_state_dict(fooled.weights or clean.state_dict())
+        return Manipulated(clean, fooled.history, fooled.status, fooled.reason)
     plain, two = loaders(run, fooling, recipe.batch_size, seed)
     return manipulate(clean, surrogate(run, manipulation), fooling, plain, recipe, seed, fooling_loader=two)
 

@@ -53,10 +53,10 @@ class Activations(TorchFunctionMode):
             output = self._step(func, self.steps[name], args, kwargs)
         else:
             output = func(*args, **kwargs)
-            known = name in LINEAR or name in self.plain
+            has_rule = name in LINEAR or name in self.plain
             if len(read) == 1:
-                known |= name in PRODUCTS or (name in QUOTIENTS and args[0] is read[0])
-            if not known and any(t.is_floating_point() for t in tensors(output)):
+                has_rule |= name in PRODUCTS or (name in QUOTIENTS and args[0] is read[0])
+            if not has_rule and any(t.is_floating_point() for t in tensors(output)):
                 raise Refused(f"{self.method} has no rule for the operation {name!r}")
         self.trace(*tensors(output))
         return output

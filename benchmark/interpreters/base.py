@@ -67,13 +67,13 @@ def class_indices(targets: Targets, images: Tensor) -> Tensor:
 
     Raises `UserError` on any other. Whether the model has such a class is not known here: see `label_logits`.
     """
-    given = targets if isinstance(targets, Tensor) else _of_numbers(targets)
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise UserError(f"targets must be class indices (got a tensor of {str(given.dtype).removeprefix('torch.')})")
-    if given.shape not in ((), (len(images),)):
-        raise UserError(f"targets must be one class index or ({len(images)},) class indices (got {tuple(given.shape)})")
-    given = given.to(images.device, torch.long)
-    return given if given.dim() else given.repeat(len(images))
+    index = targets if isinstance(targets, Tensor) else _of_numbers(targets)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise UserError(f"targets must be class indices (got a tensor of {str(index.dtype).removeprefix('torch.')})")
+    if index.shape not in ((), (len(images),)):
+        raise UserError(f"targets must be one class index or ({len(images)},) class indices (got {tuple(index.shape)})")
+    index = index.to(images.device, torch.long)
+    return index if index.dim() else index.repeat(len(images))
 
 
 def _of_numbers(targets: Any) -> Tensor:

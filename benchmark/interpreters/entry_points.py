@@ -42,13 +42,13 @@ def load(name: str) -> type[Interpreter]:
     if others:
         raise UserError(f"{_label(entry)}: package {_package(others[0])!r} registers the same name")
     try:
-        found = entry.load()
+        kind = entry.load()
     except Exception as error:  # foreign code fails in its own ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{_label(entry)} cannot be imported: {reason}") from error
-    if not (isinstance(found, type) and issubclass(found, Interpreter) and is_dataclass(found)):
+    if not (isinstance(kind, type) and issubclass(kind, Interpreter) and is_dataclass(kind)):
         raise UserError(f"{_label(entry)}: {entry.value} must be a dataclass and a subclass of Interpreter")
-    return found
+    return kind
 
 
 def _label(entry: metadata.EntryPoint) -> str:

@@ -17,21 +17,21 @@ from attacks.errors import UserError
 
 def tensors(tree: Any) -> list[Tensor]:
     """The tensors in nested tuples, lists and dictionaries, each once, in order."""
-    found: list[Tensor] = []
-    _visit(tree, found)  # not a closure: one that calls itself is a cycle, and would hold the tensors until a gc
-    return found
+    leaves: list[Tensor] = []
+    _visit(tree, leaves)  # not a closure: one that calls itself is a cycle, and would hold the tensors until a gc
+    return leaves
 
 
-def _visit(item: Any, found: list[Tensor]) -> None:
+def _visit(item: Any, leaves: list[Tensor]) -> None:
     if isinstance(item, Tensor):
-        if not any(item is t for t in found):
-            found.append(item)
+        if not any(item is t for t in leaves):
+            leaves.append(item)
     elif isinstance(item, (tuple, list)):
         for part in item:
-            _visit(part, found)
+            _visit(part, leaves)
     elif isinstance(item, dict):
         for part in item.values():
-            _visit(part, found)
+            _visit(part, leaves)
 
 
 def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -74,11 +74,11 @@ def pure(function: Any, args: Any, kwargs: Any, read: list[Tensor]) -> Call:
 
 def _out_of_place(name: str) -> tuple[str, Any]:
     """Name and function of the pure form of the in-place operation `name`."""
-    found = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name.strip("_"), name.strip("_"))
-    function = getattr(torch, found, None) or getattr(F, found, None)
+    pure_name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name.strip("_"), name.strip("_"))
+    function = getattr(torch, pure_name, None) or getattr(F, pure_name, None)
     if function is None:
         raise UserError(f"LRP has no rule for the in-place operation {name!r}")
-    return found, function
+    return pure_name, function
 
 
 @cache

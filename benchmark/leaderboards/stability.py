@@ -69,10 +69,9 @@ def _averages(name: str, cells: list[Cell]) -> Row:
     """Averages over cells; of the worst transfer cell, its own excess and interval (not that of a maximum)."""
     excess = MEANS.index("excess")
     by_gradient = any(c.manipulation["attacked"] == name for c in cells)
-    names = [
-        c.manipulation["attacked"] if by_gradient else strategies.split(c.manipulation["attacked"])[0] for c in cells
-    ]
-    aimed = list(zip(cells, (attacked == name for attacked in names), strict=True))
+    attacked = [cell.manipulation["attacked"] for cell in cells]
+    names = attacked if by_gradient else [strategies.split(each)[0] for each in attacked]
+    aimed = list(zip(cells, (each == name for each in names), strict=True))
     self_scores = [cell.scores for cell, mine in aimed if cell.scores and mine]
     transfer = {row_key(cell.manipulation): cell.scores for cell, mine in aimed if cell.scores and not mine}
     aopc = [c.aopc for c in cells if c.aopc]
@@ -101,16 +100,18 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
 
     TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
     the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate or by an attack aimed at
-    another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient was
-    still making more than a twentieth of its progress in its last tenth.
+    another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient
+    was still making more than a twentieth of its progress in its last tenth.
     """
-    scored = [(cell, *strategies.split(cell.manipulation["attacked"])) for cell in cells if cell.scores]
-    aimed = [(cell, strategy) for cell, attacked, strategy in scored if attacked == name]
-    whitebox = [cell for cell, strategy in aimed if not strategy]
+    whitebox, blind, surrogates, aimed = [], [], [], False
+    for cell in cells:
+        if cell.scores:
+            attacked, strategy = strategies.split(cell.manipulation["attacked"])
+            aimed |= attacked == name
+            without = attacked == name and not strategies.STRATEGIES[strategy].by_gradient
+            (blind if without else whitebox if cell.manipulation["attacked"] == name else surrogates).append(cell)
     if not whitebox:
         return ["NO_WHITEBOX" if aimed else "TRANSFER_ONLY"]
-    blind = [cell for cell, strategy in aimed if not strategies.STRATEGIES[strategy].by_gradient]
-    surrogates = [cell for cell, *_ in scored if cell not in whitebox and cell not in blind]
     flags = []
     for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
         if _beaten(whitebox, others):
