@@ -103,7 +103,8 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient
     was still making more than a twentieth of its progress in its last tenth.
     """
-    whitebox, blind, surrogates, aimed = [], [], [], False
+    whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
+    aimed = False
     for cell in cells:
         if cell.scores:
             attacked, strategy = strategies.split(cell.manipulation["attacked"])
