@@ -60,7 +60,7 @@ def run(
 
 @app.command()
 def status(store: StoreOption = STORE) -> None:
-    """What the runs on a store are doing, node by node: cells done, running, failed, and the time left."""
+    """What the runs on a store are doing, node by node: units done, running, failed, and the time left."""
     from benchmark.execution import record
 
     typer.echo(record.table(store), nl=False)

@@ -83,7 +83,7 @@ def none_failed(failed: dict[str, str]) -> None:
     """Raises `UserError` where a unit failed: how many, and the first."""
     if failed:
         name, error = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} cell(s) failed, first {name}: {error}")
+        raise UserError(f"{len(failed)} unit(s) failed, first {name}: {error}")
 
 
 def collect(run: Run, out: Path, errors: Errors) -> None:

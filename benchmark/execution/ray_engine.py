@@ -63,7 +63,7 @@ def start(
     if not any(all(node.get(kind, 0) >= n for kind, n in needed.items()) for node in nodes):
         have = ", ".join(f"{node.get('CPU', 0):g} CPU {node.get('GPU', 0):g} GPU" for node in nodes)
         ray.shutdown()
-        raise UserError(f"a cell takes {needed['CPU']:g} CPU and {needed['GPU']:g} GPU; no node has them (got {have})")
+        raise UserError(f"a unit takes {needed['CPU']:g} CPU and {needed['GPU']:g} GPU; no node has them (got {have})")
     return Cluster(ray, needed, None if address else jobs)
 
 

@@ -65,7 +65,7 @@ class Record:
 
 
 def table(store: str | Path, only: str = "") -> str:
-    """The runs of a store, newest last: cells done, running, failed, time left, and each node. `only`: of one run."""
+    """The runs of a store, newest last: units done, running, failed, time left, and each node. `only`: of one run."""
     where = folder(store)
     runs = {path.stem: run for path in where.glob("*.json") if (run := read(path)) and "total" in run}
     claims = [claim for path in (where / "claims").glob("[!.]*") if (claim := read(path)) and "run" in claim]

@@ -180,7 +180,7 @@ def test_a_run_that_has_failures_says_so_and_exits_with_an_error(foolbench, fini
     code, out, err = foolbench("run", "--suite", "smoke", "--store", "store", "--jobs", 1)
     assert code == 2
     assert (
-        "4 cell(s) failed, first compact_vgg/location/grad_cam/0: grad_cam: ZeroDivisionError" in err.splitlines()[-1]
+        "4 unit(s) failed, first compact_vgg/location/grad_cam/0: grad_cam: ZeroDivisionError" in err.splitlines()[-1]
     )
     assert "leaderboards: " in out
 

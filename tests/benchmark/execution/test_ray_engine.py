@@ -194,7 +194,7 @@ class TestCluster:
         assert other.written() == finished.written()
 
     def test_nodes_that_lack_what_a_cell_takes_or_do_not_answer_are_one_line(self, finished, start):
-        with pytest.raises(UserError, match=r"a cell takes 1 CPU and 9 GPU; no node has them \(got 1 CPU 0 GPU, 1 "):
+        with pytest.raises(UserError, match=r"a unit takes 1 CPU and 9 GPU; no node has them \(got 1 CPU 0 GPU, 1 "):
             start(finished.run, gpus=9)
         with pytest.raises(UserError, match=r"the cluster at 127.0.0.1:1 cannot be joined: ConnectionRefusedError"):
             ray_engine.start(finished.run, "127.0.0.1:1")
