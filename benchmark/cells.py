@@ -8,7 +8,7 @@ from attacks import strategies
 from benchmark.suite import Suite
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Attack:
     """A model under a fooling against an attacked interpreter ("name" or "name:strategy"): what all seeds share."""
 
@@ -36,21 +36,21 @@ class Attack:
         return asdict(self)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Manipulation(Attack):
     """An attack with a seed: one fine-tuning, one fooled model."""
 
     seed: int
 
     def __str__(self) -> str:
-        return f"{super().__str__()}/{self.seed}"
+        return f"{self.attack}/{self.seed}"
 
     @property
     def attack(self) -> Attack:
         return Attack(self.model, self.fooling, self.attacked)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Cell:
     """One fooled model under one evaluated interpreter."""
 
@@ -61,7 +61,7 @@ class Cell:
         return f"{self.manipulation.attack}/{self.evaluated}/{self.manipulation.seed}"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class View:
     """One clean model under one interpreter; `pairs`: on two-object images."""
 

@@ -64,7 +64,7 @@ def _kind(module: str, name: str) -> Kind:
     return next(k for k in vars(import_module(module)).values() if isinstance(k, Kind) and k.name == name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One entry of the store, there or not."""
 
@@ -78,7 +78,7 @@ class Entry:
         return self.kind.needs(run, self.place)
 
     def key(self, run: Run) -> str:
-        return _key(run, self)
+        return key_of(_spec(run, self))
 
     def path(self, run: Run) -> Path:
         """Its folder, whether it is there or not."""
@@ -133,13 +133,14 @@ def _spec(run: Run, entry: Entry) -> Spec:
         "device": device,
         "threads": run.suite.threads,
     }
-    needs = {role: need.key(run) for role, need in entry.needs(run).items()}
+    needs = {role: _key(run, need) for role, need in entry.needs(run).items()}
     return {**base, **entry.kind.spec(run, entry.place), "needs": needs}
 
 
 @remembered
-def _key(run: Run, entry: Entry) -> str:
-    return key_of(_spec(run, entry))
+def _key(run: Run, needed: Entry) -> str:
+    """Of what others need, which are many to one: of 200,000 cells nobody needs the scores."""
+    return needed.key(run)
 
 
 def make_unit(run: Run, entries: tuple[Entry, ...]) -> None:

@@ -181,6 +181,7 @@ def graph(run: Run, entries: Iterable[Entry]) -> tuple[list[Unit], Names, Names]
     for entry in missing:
         works.setdefault(entry.unit(), []).append(entry)
     waits: dict[Entry, frozenset[Entry]] = {}
+    one_of: dict[frozenset[Entry], frozenset[Entry]] = {}  # equal sets are one: there are few, and many entries
 
     def awaited(entry: Entry) -> frozenset[Entry]:
         """The other units that an entry waits for, itself or through entries of its own unit."""
@@ -188,7 +189,7 @@ def graph(run: Run, entries: Iterable[Entry]) -> tuple[list[Unit], Names, Names]
             found: set[Entry] = set()
             for other in {*entry.needs(run).values(), *entry.kind.after(run, entry.place)} & missing.keys():
                 found |= awaited(other) if other.unit() == entry.unit() else {other.unit()}
-            waits[entry] = frozenset(found)
+            waits[entry] = one_of.setdefault(frozenset(found), frozenset(found))
         return waits[entry]
 
     units: list[Unit] = [(str(unit), make_unit, (run, tuple(made))) for unit, made in works.items()]
