@@ -24,7 +24,7 @@ from benchmark.entries.robustness import ROBUSTNESS
 from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import TRAINED
 from benchmark.execution.engines import Names, Unit
-from benchmark.execution.executor import Start, Submit, executor, processes, progress
+from benchmark.execution.executor import Start, executor, processes, progress
 from benchmark.leaderboards import stored
 from benchmark.run import Run, dataset, left_out, pair_forms, tell
 from benchmark.store import Store
@@ -72,11 +72,20 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
         tell(run)
         if away := len(left_out(run)):
             sys.stderr.write(f"{run.suite.dataset.name}: {away} files left out that another split has, too\n")
-        entries = wanted(run)
-        if any(entry.missing(run) for entry in entries):
-            for pairs in pair_forms(run):
-                datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
-        return _make(run, entries, submit, live)
+        units, needs, after = graph(run, wanted(run))
+        for pairs in pair_forms(run) if units else ():
+            datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
+        failed = {}
+        with progress(len(units), live) as report:
+            for name, error in submit(units, needs, after):
+                report(name, error)
+                if error:
+                    failed[name] = error
+    errors = {
+        entry: failed[name] for name, _, (_, made) in units if name in failed for entry in made if entry.missing(run)
+    }
+    waited = {other for name in failed for other in (*needs[name], *after[name])}
+    return Made(errors, {name: error for name, error in failed.items() if name not in waited})
 
 
 def none_failed(failed: dict[str, str]) -> None:
@@ -102,15 +111,9 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
     leaderboards.write(out)
 
 
-def make(run: Run, entries: Iterable[Entry], jobs: int | None = None) -> Made:
-    """Make those entries that the store lacks, and what they need, side by side."""
-    tell(run)
-    with executor(run, processes(run, jobs)) as submit:
-        return _make(run, list(entries), submit)
-
-
 def make_all(run: Run, entries: Iterable[Entry], jobs: int | None = None) -> None:
-    """`make`, for what is of use as a whole alone: the first error is raised, and ends the work."""
+    """Make those entries that the store lacks, and what they need, side by side. For what is of use as a whole alone:
+    the first error is raised, and ends the work."""
     units, needs, after = graph(run, entries)
     if not units:
         return
@@ -121,21 +124,6 @@ def make_all(run: Run, entries: Iterable[Entry], jobs: int | None = None) -> Non
             report(name, error)
             if error:
                 raise UserError(f"{name}: {error}")
-
-
-def _make(run: Run, entries: list[Entry], submit: Submit, quiet: bool = False) -> Made:
-    units, needs, after = graph(run, entries)
-    failed: dict[str, str] = {}
-    with progress(len(units), quiet) as report:
-        for name, error in submit(units, needs, after):
-            report(name, error)
-            if error:
-                failed[name] = error
-    errors = {
-        entry: failed[name] for name, _, (_, made) in units if name in failed for entry in made if entry.missing(run)
-    }
-    waited = {other for name in failed for other in (*needs[name], *after[name])}
-    return Made(errors, {name: error for name, error in failed.items() if name not in waited})
 
 
 def wanted(run: Run) -> list[Entry]:
