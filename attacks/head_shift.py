@@ -17,7 +17,8 @@ from attacks.errors import Refused, UserError
 from attacks.foolings import Fooling
 from attacks.manipulation import Batch, Course, Interpreter, Manipulated, Recipe, infinite
 
-LARGEST = 32.0  # of |v·φ| on the first batch: float32 rounds logits of that size to 2e-6, probabilities to 1e-5
+LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
+START = 0.01  # of v, in units of the same scale: at 0, Center-mass has no gradient, for its maps are those of before
 TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
 Head = nn.Linear | nn.Conv2d
 HEADS = (nn.Linear, nn.Conv2d)
@@ -46,9 +47,12 @@ def head_shift(
         head, features = find_head(fooled, images)
     changed = [head.weight] if head.bias is None else [head.weight, head.bias]
     before = [parameter.detach().clone() for parameter in changed]
-    shift = [torch.zeros_like(values[0]) for values in before]  # v, and c where there is a bias
-    limits = [LARGEST / features.norm(dim=_axis(features)).max(), LARGEST]
-    optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * before[0].square().mean().sqrt().item())
+    scale = before[0].square().mean().sqrt()
+    with course.random:
+        shift = [START * scale * torch.randn_like(values[0]) for values in before]  # v, and c where there is a bias
+    limits = [LARGEST / features.norm(dim=_axis(features)).max().item(), LARGEST]
+    _place(changed, before, shift, limits)
+    optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * scale.item())
     for parameter in changed:
         parameter.requires_grad_(True)
     reason = ""
@@ -63,12 +67,17 @@ def head_shift(
         for values, gradient in zip(shift, gradients, strict=True):
             values.grad = torch.zeros_like(values) if gradient is None else gradient.sum(0)  # of all classes alike
         optimiser.step()
-        with torch.no_grad():
-            for parameter, values, added, limit in zip(changed, before, shift, limits, strict=False):
-                added *= (limit / added.norm()).clamp(max=1.0)
-                parameter.copy_(values + added)
+        _place(changed, before, shift, limits)
     reason = reason or infinite(fooled)
     return Manipulated(fooled.requires_grad_(True), course.history, "diverged" if reason else "done", reason)
+
+
+@torch.no_grad()
+def _place(changed: list[Tensor], before: list[Tensor], shift: list[Tensor], limits: list[float]) -> None:
+    """Write the shifted weights, and bias where there is one; a shift beyond its limit is shortened."""
+    for parameter, values, added, limit in zip(changed, before, shift, limits, strict=False):
+        added *= (limit / added.norm()).clamp(max=1.0)
+        parameter.copy_(values + added)
 
 
 @torch.no_grad()

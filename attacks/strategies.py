@@ -67,8 +67,12 @@ class HeadShift(Gradient):
     """One vector added to the weights of every class: no probability changes (`attacks.head_shift`)."""
 
     takes_recipe: ClassVar[bool] = False
-    learning_rate: ClassVar[float] = 1.0  # in units of the head's root mean square weight
-    steps: ClassVar[int] = 150
+    learning_rate: ClassVar[float] = (
+        0.3  # in units of the head's root mean square weight; at 1.0 some runs do not settle
+    )
+    steps: ClassVar[int] = (
+        100  # Location on Grad-CAM then succeeds on 0.98 of the images of compact nets; after 50, 0.7
+    )
     batch_size: ClassVar[int] = 32
 
     def recipe(self) -> "Recipe":
