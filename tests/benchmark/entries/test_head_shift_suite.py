@@ -1,4 +1,4 @@
-"""A suite that names head shift: rows whose accuracy is that of the clean model, no recipe, no search, a clear refusal."""
+"""A suite that names head shift: rows with the accuracy of the clean model, no recipe, no search, a clear refusal."""
 
 from dataclasses import replace
 
