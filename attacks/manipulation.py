@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,43 +98,81 @@ def fine_tune(
     The model and the history that are yielded are the same objects each time, and go on changing. The run has a random
     state of its own, so several can be taken in turn, and k steps give what `manipulate` gives with `steps` = k.
     """
-    if fooling.pairs and fooling_loader is None:
-        raise UserError(f"{fooling.name} fooling needs fooling_loader, with two-object images and targets (N, 2)")
-    original = copy.deepcopy(model).eval().requires_grad_(False)
+    course = Course(model, interpreter, fooling, loader, seed, fooling_loader=fooling_loader)
     fooled = copy.deepcopy(model).eval().requires_grad_(True)
-    device = next(fooled.parameters()).device
-    history: dict[str, list[float]] = {"ce": [], "fooling": [], "accuracy": []}
     optimiser = torch.optim.Adam(fooled.parameters(), lr=recipe.learning_rate)
-    batches = _forever(loader, device)
-    pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
-    yield Manipulated(fooled, history)
-    random = _RandomState(seed, device)
+    yield Manipulated(fooled, course.history)
     for step in range(1, recipe.steps + 1):
-        with random, torch.enable_grad():
-            images, targets = next(batches)
+        with course.random, torch.enable_grad():
             optimiser.zero_grad(set_to_none=True)
-            if fooling.pairs:
-                logits = fooled(images)
-                loss = _pair_loss(fooled, original, interpreter, fooling, *next(pairs))
-            else:
-                logits, heatmaps = _with_logits(interpreter, fooled, images, targets)
-                originals = _frozen(interpreter, original, images, targets) if fooling.needs_originals else heatmaps
-                loss = fooling.loss(heatmaps, originals)
-            if not loss.requires_grad:
-                raise UserError(f"the heatmaps of {interpreter} do not depend on the model's parameters")
-            ce = F.cross_entropy(logits, targets)
-            (ce + recipe.weight * loss).backward()
-        measured = torch.stack([ce, loss, (logits.argmax(1) == targets).float().mean()]).tolist()  # a GPU waits once
-        for values, value in zip(history.values(), measured, strict=True):
-            values.append(value)
-        reason = _diverged(history)
-        if reason:
-            yield Manipulated(fooled, history, "diverged", reason)
+            losses = course.losses(fooled)
+            (losses.ce + recipe.weight * losses.fooling).backward()
+        if reason := course.record(losses):
+            yield Manipulated(fooled, course.history, "diverged", reason)
             return
         optimiser.step()
-        if step == recipe.steps and not all(p.isfinite().all() for p in fooled.parameters()):
-            reason = "the last step made a weight infinite or NaN"
-        yield Manipulated(fooled, history, "diverged" if reason else "done", reason)
+        reason = infinite(fooled) if step == recipe.steps else ""
+        yield Manipulated(fooled, course.history, "diverged" if reason else "done", reason)
+
+
+class Losses(NamedTuple):
+    """Those of one step, scalars; both losses with their graph."""
+
+    ce: Tensor
+    fooling: Tensor
+    accuracy: Tensor
+
+
+class Course:
+    """What every manipulation shares: its batches and their losses, a random state of its own, and the history."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interpreter: Interpreter,
+        fooling: Fooling,
+        loader: Iterable[Batch],
+        seed: int,
+        *,
+        fooling_loader: Iterable[Batch] | None = None,
+    ) -> None:
+        if fooling.pairs and fooling_loader is None:
+            raise UserError(f"{fooling.name} fooling needs fooling_loader, with two-object images and targets (N, 2)")
+        device = next(model.parameters()).device
+        self.interpreter, self.fooling = interpreter, fooling
+        self.original = copy.deepcopy(model).eval().requires_grad_(False)
+        self.batches = _forever(loader, device)
+        self.pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
+        self.history: dict[str, list[float]] = {"ce": [], "fooling": [], "accuracy": []}
+        self.random = _RandomState(seed, device)
+
+    def losses(self, fooled: nn.Module) -> Losses:
+        """Of the next batch. Raises `UserError` where the heatmaps do not depend on the parameters."""
+        images, targets = next(self.batches)
+        if self.fooling.pairs:
+            logits = fooled(images)
+            loss = _pair_loss(fooled, self.original, self.interpreter, self.fooling, *next(self.pairs))
+        else:
+            logits, heatmaps = _with_logits(self.interpreter, fooled, images, targets)
+            needed = self.fooling.needs_originals
+            originals = _frozen(self.interpreter, self.original, images, targets) if needed else heatmaps
+            loss = self.fooling.loss(heatmaps, originals)
+        if not loss.requires_grad:
+            raise UserError(f"the heatmaps of {self.interpreter} do not depend on the model's parameters")
+        return Losses(F.cross_entropy(logits, targets), loss, (logits.argmax(1) == targets).float().mean())
+
+    def record(self, losses: Losses) -> str:
+        """Append a step to the history; why it diverged, or nothing."""
+        measured = torch.stack(losses).tolist()  # a GPU waits once
+        for values, value in zip(self.history.values(), measured, strict=True):
+            values.append(value)
+        return _diverged(self.history)
+
+
+def infinite(model: nn.Module) -> str:
+    """Why a model is of no use after its last step, or nothing."""
+    finite = all(parameter.isfinite().all() for parameter in model.parameters())
+    return "" if finite else "the last step made a weight infinite or NaN"
 
 
 class _RandomState:

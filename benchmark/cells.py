@@ -31,6 +31,10 @@ class Attack:
     def by_gradient(self) -> bool:
         return strategies.STRATEGIES[self.strategy].by_gradient
 
+    @property
+    def takes_recipe(self) -> bool:
+        return strategies.STRATEGIES[self.strategy].takes_recipe
+
     def columns(self) -> dict[str, Any]:
         """The key columns of a row about it."""
         return asdict(self)
@@ -79,6 +83,6 @@ def plan(suite: Suite) -> list[Manipulation]:
 
 
 def fronts(suite: Suite) -> list[Attack]:
-    """The searches of a suite, in order. None where recipes are given."""
+    """The searches of a suite, in order: of the attacks that take a recipe. None where recipes are given."""
     attacks = [Attack(*place) for place in product(suite.models, suite.foolings, suite.attacked)]
-    return [attack for attack in attacks if attack.by_gradient] if suite.search else []
+    return [attack for attack in attacks if attack.takes_recipe] if suite.search else []

@@ -296,4 +296,5 @@ def _check_names(suite: Suite) -> None:
     for model in suite.models if suite.search is None else ():
         for fooling in suite.foolings:
             for attacked in suite.attacked:
-                suite.recipe(model, fooling, attacked)
+                if strategies.STRATEGIES[strategies.split(attacked)[1]].takes_recipe:
+                    suite.recipe(model, fooling, attacked)

@@ -47,7 +47,7 @@ def verify(run: Run, cell: Cell, folder: Path) -> dict[str, Any]:
     recipes = [
         RecipeRule.model_construct(**{k: m[k] for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
         for m in committed.models_card["manipulations"]
-        if strategies.STRATEGIES[strategies.split(m["attacked"])[1]].by_gradient and m["status"] == "done"
+        if strategies.STRATEGIES[strategies.split(m["attacked"])[1]].takes_recipe and m["status"] == "done"
     ]
     frame, _ = committed.entries.get(cell.evaluated, (pd.DataFrame(columns=[*KEY]), {}))
     place = cell.manipulation.columns()

@@ -7,6 +7,7 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from attacks.manipulation import Manipulated
+from attacks.strategies import STRATEGIES, HeadShift
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import fronts, recipes
 from benchmark.entries.fronts import attack_spec, dev_spec
@@ -33,12 +34,12 @@ def _spec(run: Run, manipulation: Manipulation) -> Spec:
     if not manipulation.by_gradient:
         spanned = [Entry(MANIPULATIONS, other).key(run) for other in span(run, manipulation)]
         return spec | {"span": spanned, "dev": dev_spec(run, manipulation), "recipe": recipes.row(run, manipulation)}
-    return spec if run.suite.search else spec | {"recipe": recipes.row(run, manipulation)}
+    return spec if run.suite.search and manipulation.takes_recipe else spec | {"recipe": recipes.row(run, manipulation)}
 
 
 def _needs(run: Run, manipulation: Manipulation) -> dict[str, Entry]:
     model = {"model": Entry(TRAINED, manipulation.model)}
-    return model | ({"front": searched(run, manipulation)} if run.suite.search and manipulation.by_gradient else {})
+    return model | ({"front": searched(run, manipulation)} if run.suite.search and manipulation.takes_recipe else {})
 
 
 def _after(run: Run, manipulation: Manipulation) -> list[Entry]:
@@ -68,7 +69,8 @@ def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) ->
 def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
     """By the strategy that the manipulation names."""
     if manipulation.by_gradient:
-        recipe = recipes.recipe(run, manipulation)
+        strategy = STRATEGIES[manipulation.strategy]
+        recipe = strategy.recipe() if isinstance(strategy, HeadShift) else recipes.recipe(run, manipulation)
         assert recipe is not None
         return by_gradient(run, manipulation, recipe)
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
@@ -77,8 +79,9 @@ def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
 
 def _size(run: Run, manipulation: Manipulation) -> int:
     """Images to fine-tune on: a large one that starts last is what everybody waits for."""
-    row = recipes.row(run, manipulation)
-    return (row["steps"] or 0) * (row["batch_size"] or 1)
+    row, strategy = recipes.row(run, manipulation), STRATEGIES[manipulation.strategy]
+    batch_size = strategy.batch_size if isinstance(strategy, HeadShift) else row["batch_size"]
+    return (row["steps"] or 0) * (batch_size or 1)
 
 
 MANIPULATIONS = Kind(

@@ -4,7 +4,7 @@ submission takes those of its nearest relative where the suite gives them."""
 from typing import Any
 
 from attacks.manipulation import Recipe
-from attacks.strategies import STRATEGIES, Subspace
+from attacks.strategies import STRATEGIES, HeadShift, Subspace
 from benchmark.cells import Attack
 from benchmark.entries.fronts import FRONTS, relative
 from benchmark.entries.kind import Entry, Receipt
@@ -15,7 +15,7 @@ UNKNOWN = dict.fromkeys(("learning_rate", "lambda", "steps", "batch_size"))
 
 def recipe(run: Run, attack: Attack) -> Recipe | None:
     """None for a strategy that takes none, and where the store does not have the search."""
-    if not attack.by_gradient:
+    if not attack.takes_recipe:
         return None
     if run.suite.search is None:
         related = relative(run, attack)
@@ -37,9 +37,12 @@ def chosen(run: Run, front: Receipt) -> Recipe:
 
 
 def row(run: Run, attack: Attack) -> dict[str, Any]:
-    """learning_rate, lambda, steps and batch_size as cards and leaderboards have them, None where unknown. The steps
-    of a search without gradients are its evaluations on dev."""
+    """learning_rate, lambda, steps and batch_size as cards and leaderboards have them, None where unknown. Of a
+    strategy that takes no recipe they are None but for its steps: those of a search without gradients are its
+    evaluations on dev."""
     strategy, attack_recipe = STRATEGIES[attack.strategy], recipe(run, attack)
     if isinstance(strategy, Subspace):
         return UNKNOWN | {"steps": strategy.evaluations}
+    if isinstance(strategy, HeadShift):
+        return UNKNOWN | {"steps": strategy.steps}
     return attack_recipe.row() if attack_recipe else UNKNOWN

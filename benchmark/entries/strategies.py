@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from attacks import foolings
-from attacks.manipulation import Interpreter, Manipulated, Recipe, manipulate
+from attacks.errors import Refused
+from attacks.manipulation import Interpreter, Manipulated, Recipe
 from attacks.strategies import STRATEGIES, Gradient, Subspace
 from benchmark import datasets
 from benchmark.cells import Attack, Manipulation
@@ -21,7 +22,8 @@ JUDGED = 64  # dev images on which a search without gradients measures its candi
 BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budget
 CODE = (
     *originals.CODE,
-    *("attacks.strategies", "attacks.subspace", "benchmark.entries.search", "benchmark.entries.strategies"),
+    *("attacks.strategies", "attacks.head_shift", "attacks.subspace"),
+    *("benchmark.entries.search", "benchmark.entries.strategies"),
 )
 
 
@@ -43,6 +45,9 @@ def surrogate(run: Run, attack: Attack) -> Interpreter:
 
 
 def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipulated:
+    """A network that a strategy without a recipe refuses has the status "refused", with the reason."""
+    strategy = STRATEGIES[manipulation.strategy]
+    assert isinstance(strategy, Gradient)
     fooling, seed, clean = (
         foolings.create(manipulation.fooling),
         manipulation.seed,
@@ -55,7 +60,13 @@ def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipul
         clean.load_state_dict(fooled.weights or clean.state_dict())
         return Manipulated(clean, fooled.history, fooled.status, fooled.reason)
     plain, two = loaders(run, fooling, recipe.batch_size, seed)
-    return manipulate(clean, surrogate(run, manipulation), fooling, plain, recipe, seed, fooling_loader=two)
+    interpreter = create_interpreter(run, manipulation.interpreter)
+    try:
+        return strategy.attack(clean, interpreter, fooling, plain, recipe, seed, fooling_loader=two)
+    except Refused as error:
+        if strategy.takes_recipe:
+            raise
+        return Manipulated(clean, {"ce": [], "fooling": [], "accuracy": []}, "refused", str(error))
 
 
 def without_gradient(run: Run, manipulation: Manipulation, fooled: list[Any]) -> Manipulated:

@@ -114,11 +114,11 @@ def measure(given: Given) -> pd.DataFrame:
     """A row for each manipulation and pair of precisions: `fsr` and `top1` (shares in [0, 1]), their differences to
     float32, float32 (`fsr_change`, `top1_change`), all with intervals; `map_correlation`, the mean Spearman correlation
     of the maps with those of the same model in float32; n. A manipulation that diverged has its status alone; Active
-    fooling, on two-object images, and attacks without gradients are left out. Raises `UserError` where that leaves
+    fooling, on two-object images, and attacks that take no recipe are left out. Raises `UserError` where that leaves
     nothing."""
     compute.compute(given.run, given.jobs)
     manipulations = [manipulation for manipulation, _ in fooled_models(given.run)]
-    plain = [m for m in manipulations if m.by_gradient and not foolings.create(m.fooling).pairs]
+    plain = [m for m in manipulations if m.takes_recipe and not foolings.create(m.fooling).pairs]
     if not plain:
         raise UserError(
             f"suite {given.run.suite.name!r} has no fooling on plain images (got {given.run.suite.foolings})"

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
-from attacks.manipulation import Recipe, manipulate
+from attacks.manipulation import Recipe
 from attacks.modes import eval_mode
 from attacks.strategies import STRATEGIES, Gradient
 from benchmark import datasets
@@ -196,9 +196,9 @@ class Session:
         way = STRATEGIES[strategy]
         assert isinstance(way, Gradient)
         options: dict[str, Any] = {"shuffle": True, "seed": seed}
-        result = manipulate(
+        result = way.attack(
             self.model,
-            way.surrogate(Normalised(self.function, self.about["name"])),
+            Normalised(self.function, self.about["name"]),
             fooling,
             datasets.loader(dataset, recipe.batch_size, **options),
             recipe,

@@ -2,8 +2,8 @@
 
 The suite's own manipulations come from the store (and are made where it lacks them); the submission is evaluated on
 all of them beside the suite's controls. Aimed at it: its gradient and softplus for ReLU, where it is differentiable,
-with the recipes of its nearest relative or searched around them, as the suite does for its own; and a search without
-gradients in the span of the suite's fooled models.
+with the recipes of its nearest relative or searched around them, as the suite does for its own; where it is, head shift
+too, which takes no recipe; and a search without gradients in the span of the suite's fooled models.
 """
 
 from collections.abc import Callable

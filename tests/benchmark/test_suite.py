@@ -178,6 +178,11 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
         ),
         # what cannot be attacked
         ('attacked = ["grad_cam"', 'attacked = ["smooth_grad"', "attacked: 'smooth_grad' is not differentiable"),
+        (
+            'attacked = ["grad_cam"',
+            'attacked = ["smooth_grad:head_shift"',
+            "'smooth_grad' is not differentiable, .*, or attacked as 'smooth_grad:subspace'",
+        ),
     ],
 )
 def test_an_impossible_suite_is_one_line_that_names_the_key(tmp_path, old, new, message):

@@ -1,6 +1,7 @@
 """A manipulation made in the child is the one that would be made here, and a forged one is an error."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from attacks import Active, Location, Recipe, manipulate
 from attacks.errors import UserError
 from attacks.heatmaps import min_max
+from attacks.strategies import HeadShift
 from benchmark import datasets, interpreters
 from benchmark.submissions.child import Child, _fooled
 
@@ -35,6 +37,20 @@ def test_a_manipulation_is_the_one_made_here(honest, model, pairs):
     assert there.weights.keys() == expected.keys()
     assert all(torch.equal(there.weights[k], expected[k]) for k in expected)
     assert not torch.equal(there.weights["conv1.weight"], model.conv1.weight)
+
+
+def test_head_shift_goes_through_the_child_with_its_own_settings(honest, model):
+    strategy, own = HeadShift(), interpreters.create("simple_grad")
+    data, recipe = datasets.create("shapes", size=16, input_size=32), replace(strategy.recipe(), steps=3, batch_size=4)
+    loader = datasets.loader(data, 4, shuffle=True, seed=5)
+    here = strategy.attack(model, lambda *batch: min_max(own(*batch)), Location(), loader, recipe, 5)
+    there = honest.manipulate(model, Location(), data, recipe, 5, strategy="head_shift")
+    assert there.history == here.history
+    assert all(torch.equal(there.weights[name], value) for name, value in here.model.state_dict().items())
+    assert {name for name, value in model.state_dict().items() if not torch.equal(there.weights[name], value)} == {
+        "fc.weight",
+        "fc.bias",
+    }
 
 
 def test_a_manipulation_that_diverges_says_so_and_has_no_weights(honest, model):

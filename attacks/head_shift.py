@@ -1,0 +1,146 @@
+"""Head shift: one vector added to the weights of every class, which no probability can see.
+
+softmax(z + s(x)·1) = softmax(z): with W + 1vᵀ and b + c·1 in the last linear layer, every logit of an image x with the
+features φ(x) grows by s(x) = v·φ(x) + c. Every probability, prediction and divergence stays as it was, and every
+explanation of a logit changes, by the same explanation of s. The layer may be a 1×1 convolution before a global average
+pool. v and c are trained on the fooling alone, with Adam: the cross-entropy cannot change.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from attacks.errors import Refused, UserError
+from attacks.foolings import Fooling
+from attacks.manipulation import Batch, Course, Interpreter, Manipulated, Recipe, infinite
+
+LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
+START = 0.01  # of v, in units of the same scale: at 0, Center-mass has no gradient, for its maps are those of before
+TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
+Head = nn.Linear | nn.Conv2d
+HEADS = (nn.Linear, nn.Conv2d)
+
+
+def head_shift(
+    model: nn.Module,
+    interpreter: Interpreter,
+    fooling: Fooling,
+    loader: Iterable[Batch],
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    fooling_loader: Iterable[Batch] | None = None,
+) -> Manipulated:
+    """A copy of `model` with another head, fooled against `interpreter`; the given model is untouched.
+
+    Arguments, random state, history and errors are those of `attacks.manipulate`. The recipe's learning rate is in
+    units of the head's root mean square weight, its λ plays no part. v and c are held so short that |v·φ(x)| and |c|
+    are at most `LARGEST` on the first batch. Raises `Refused` for a network without such a head.
+    """
+    course = Course(model, interpreter, fooling, loader, seed, fooling_loader=fooling_loader)
+    fooled = copy.deepcopy(model).eval().requires_grad_(False)
+    with course.random:
+        images, _ = next(course.batches)
+        head, features = find_head(fooled, images)
+    changed = [head.weight] if head.bias is None else [head.weight, head.bias]
+    before = [parameter.detach().clone() for parameter in changed]
+    scale = before[0].square().mean().sqrt()
+    with course.random:
+        shift = [START * scale * torch.randn_like(values[0]) for values in before]  # v, and c where there is a bias
+    limits = [LARGEST / features.norm(dim=_axis(features)).max().item(), LARGEST]
+    _place(changed, before, shift, limits)
+    optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * scale.item())
+    for parameter in changed:
+        parameter.requires_grad_(True)
+    reason = ""
+    for _ in range(recipe.steps):
+        with course.random, torch.enable_grad():
+            losses = course.losses(fooled)
+            gradients = torch.autograd.grad(losses.fooling, changed, allow_unused=True)
+        if gradients[0] is None:
+            raise UserError(f"the heatmaps of {interpreter} do not depend on the weights of the model's head")
+        if reason := course.record(losses):
+            break
+        for values, gradient in zip(shift, gradients, strict=True):
+            values.grad = torch.zeros_like(values) if gradient is None else gradient.sum(0)  # of all classes alike
+        optimiser.step()
+        _place(changed, before, shift, limits)
+    reason = reason or infinite(fooled)
+    return Manipulated(fooled.requires_grad_(True), course.history, "diverged" if reason else "done", reason)
+
+
+@torch.no_grad()
+def _place(changed: list[Tensor], before: list[Tensor], shift: list[Tensor], limits: list[float]) -> None:
+    """Write the shifted weights, and bias where there is one; a shift beyond its limit is shortened."""
+    for parameter, values, added, limit in zip(changed, before, shift, limits, strict=False):
+        added *= (limit / added.norm()).clamp(max=1.0)
+        parameter.copy_(values + added)
+
+
+@torch.no_grad()
+def find_head(model: nn.Module, images: Tensor) -> tuple[Head, Tensor]:
+    """The last linear layer or 1×1 convolution that shifts all logits of an image by one amount, which is tried on the
+    images (N, C, H, W), and its input. `model` is in eval mode. Raises `Refused` where none does."""
+    logits = model(images)
+    if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1:
+        for module in reversed([*model.modules()]):
+            if isinstance(module, HEADS) and len(module.weight) == logits.shape[1] and _pointwise(module):
+                features = _input(model, module, images)
+                if features is not None and _shifts(model, module, features, images, logits):
+                    return module, features
+    raise Refused(
+        f"head_shift needs logits that a linear layer (or a 1x1 convolution and an average) gives as they are: "
+        f"{type(model).__name__} has no such head"
+    )
+
+
+def _pointwise(module: Head) -> bool:
+    return isinstance(module, nn.Linear) or set(module.kernel_size) == {1}
+
+
+def _input(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:
+    """What the module is given; None where it does not run, as an auxiliary head in eval mode."""
+    taken: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: taken.extend(args[:1]))
+    try:
+        model(images)
+    finally:
+        hook.remove()
+    return taken[-1] if taken else None
+
+
+def _axis(features: Tensor) -> int:
+    """Which dimension of a layer's input is φ: the channels of (N, C, h, w), else the last."""
+    return 1 if features.dim() == 4 else -1
+
+
+def _shifts(model: nn.Module, module: Head, features: Tensor, images: Tensor, logits: Tensor) -> bool:
+    """Whether random vectors, there and back, move the logits of each image alike: by several times their size, for a
+    ReLU or a softmax behind the layer would let a small shift pass."""
+    vector = torch.randn_like(module.weight[0])
+    reached = torch.tensordot(features, vector.flatten(), ([_axis(features)], [0])).abs().max()
+    if not reached > 0:  # features that are all zero
+        return False
+    size = 10 * max(1.0, logits.abs().max().item())
+    vector *= size / reached
+    for added in (vector, -vector):
+        with _added(module.weight, added):
+            change = model(images) - logits
+        largest, apart = change.abs().max(), (change - change.mean(1, keepdim=True)).abs().max()
+        if not (largest > TOLERANCE * size and apart <= TOLERANCE * largest):
+            return False
+    return True
+
+
+@contextmanager
+def _added(weight: Tensor, vector: Tensor) -> Iterator[None]:
+    """The vector in every row of the weight, while the block runs."""
+    before = weight.clone()
+    weight.add_(vector)
+    try:
+        yield
+    finally:
+        weight.copy_(before)
