@@ -230,3 +230,12 @@ def test_grad_cam_weighs_by_the_gradient_of_the_contrast():
     expected = activation * (own - sum(weights) / 3)
     got = interpreters.create("grad_cam_contrast", layer="middle").attribute(model, images, targets)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["lrp_contrast", "lrp_t_contrast", "grad_cam_contrast", "simple_grad_contrast"])
+def test_the_gradient_by_the_head_has_no_part_that_is_a_shift(name):
+    model, images, targets = kitchen()
+    layer = {"layer": "middle"} if name in ("lrp_t_contrast", "grad_cam_contrast") else {}
+    heatmaps = interpreters.create(name, **layer)(model, images, targets)
+    gradient = torch.autograd.grad(heatmaps.square().sum(), model.head.weight)[0]
+    assert gradient.sum(0).abs().max() <= 1e-12 * gradient.abs().max()
