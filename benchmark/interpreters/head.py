@@ -88,7 +88,7 @@ def _centre(op: Weighted) -> None:
 def _is_of_classes(calls: list[Call], outputs: Tensor, op: Weighted, logits: Tensor) -> bool:
     """Whether the calls turn the head's channels into the classes, in order: they do so with the channels' numbers.
 
-    All of them are linear, so each logit is then an average of its own channel.
+    All of them are views and averages (`KEEPS`), so each logit is then an average of its own channel.
     """
     numbers = torch.arange(len(op.weight), dtype=outputs.dtype, device=outputs.device)
     after = 0 if op.weight.dim() == 2 else op.weight.dim() - 2  # axes of space that follow the channels'
