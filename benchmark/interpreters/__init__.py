@@ -10,6 +10,13 @@ from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.cam import EigenCAM, GradCAMPlusPlus, LayerCAM
 from benchmark.interpreters.captum_lrp import CaptumLRP
 from benchmark.interpreters.captum_methods import GradientShap, IntegratedGradients, SmoothGrad, VarGrad
+from benchmark.interpreters.contrast import (
+    GradCAMContrast,
+    LRPContrast,
+    LRPTContrast,
+    OcclusionContrast,
+    SimpleGradContrast,
+)
 from benchmark.interpreters.controls import CentrePrior, Constant, InputMagnitude, Random, Sobel
 from benchmark.interpreters.deep_lift import DeepLift
 from benchmark.interpreters.grad_cam import GradCAM
@@ -58,6 +65,11 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "feature_ablation": FeatureAblation,
     "kernel_shap": KernelShap,
     "adversarial_explanation": AdversarialExplanation,
+    "lrp_contrast": LRPContrast,
+    "lrp_t_contrast": LRPTContrast,
+    "grad_cam_contrast": GradCAMContrast,
+    "simple_grad_contrast": SimpleGradContrast,
+    "occlusion_contrast": OcclusionContrast,
     "constant": Constant,
     "random": Random,
     "centre_prior": CentrePrior,

@@ -19,6 +19,8 @@ class AdversarialExplanation(Interpreter):
     `rho` is in the units of the images given: for normalised ones it is ρ / std of the ρ in pixels. δ takes `steps` of
     total length 5ρ, and is differentiable by the parameters through the last `unrolled` (None: all, the exact
     gradient); memory: the activations of one forward and backward pass for each.
+
+    It reads the cross-entropy, which no shift of all logits changes: there is no `target` to choose.
     """
 
     name: ClassVar[str] = "adversarial_explanation"

@@ -1,8 +1,9 @@
 """What every interpreter shares: checks, the borrowed model, and the step from attribution to heatmap."""
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -15,6 +16,9 @@ from attacks.modes import eval_mode
 from benchmark.models import target_layer
 
 Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
+Score = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), targets (N,) -> what is explained of each image (N,)
+
+TARGETS = ("logit", "contrast")
 
 
 class Interpreter:
@@ -60,6 +64,29 @@ class Interpreter:
         indices = class_indices(targets, images)
         with eval_mode(model):
             return self.explain(model, images, indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targeted(Interpreter):
+    """An interpreter that explains a score of the label: its logit, or the contrast z_y − mean_c z_c.
+
+    softmax(z + s(x)·1) = softmax(z): a shift of all logits alike changes no probability, and every explanation of a
+    logit, but none of a contrast. Raises `UserError` for another `target`.
+    """
+
+    target: str = "logit"
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise unknown("target", self.target, TARGETS)
+
+    def outputs(self, logits: Tensor) -> Tensor:
+        """What the label's value is taken from: the logits (N, classes), or these less their mean over classes."""
+        return logits if self.target == "logit" else logits - logits.mean(1, keepdim=True)
+
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What is explained of each image. (N, classes), (N,) -> (N,)."""
+        return label_logits(self.outputs(logits), targets)
 
 
 def class_indices(targets: Targets, images: Tensor) -> Tensor:

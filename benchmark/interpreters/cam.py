@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmark.interpreters.grad_cam import GradCAM
+from benchmark.interpreters.grad_cam import CAM, GradCAM
 from benchmark.interpreters.gradients import layer_gradient
 
 
@@ -27,7 +27,7 @@ class GradCAMPlusPlus(GradCAM):
     name: ClassVar[str] = "grad_cam_plus_plus"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, gradient = layer_gradient(model, images, targets, self.layer)
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score)
         positive = gradient.relu()
         denominator = 2 + positive * activation.sum((2, 3), keepdim=True)
         alpha = 1 / torch.where(denominator == 0, 1, denominator)
@@ -41,19 +41,19 @@ class LayerCAM(GradCAM):
     name: ClassVar[str] = "layer_cam"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, gradient = layer_gradient(model, images, targets, self.layer)
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score)
         return logits, activation * gradient.relu()
 
 
 @dataclass(frozen=True)
-class EigenCAM(GradCAM):
+class EigenCAM(CAM):
     """A projected on its first principal direction over channels, uncentred (Muhammad and Yeasin 2020).
 
     With A as the matrix (C, h·w), the weights are its first left singular vector. Its sign is the one that makes the
-    map's sum positive (for A ≥ 0 no value of the map is then negative). The map is the same for every class. Its
-    gradient is that of the direction itself, exact as long as the largest singular value stands alone; where the two
-    largest come close it grows without bound, and where they are equal neither the direction nor its gradient is
-    defined.
+    map's sum positive (for A ≥ 0 no value of the map is then negative). The map is the same for every class, and reads
+    no logit: there is no `target` to choose. Its gradient is that of the direction itself, exact as long as the largest
+    singular value stands alone; where the two largest come close it grows without bound, and where they are equal
+    neither the direction nor its gradient is defined.
     """
 
     name: ClassVar[str] = "eigen_cam"

@@ -30,7 +30,10 @@ PASSES = {"relu", "tanh", "dropout", "flatten", "reshape", "view", "contiguous"}
 
 @dataclass(frozen=True)
 class CaptumLRP(CaptumInterpreter):
-    """Captum's LRP on chains of modules; the heatmap is that of our LRP: sum over channels, ReLU, min-max."""
+    """Captum's LRP on chains of modules; the heatmap is that of our LRP: sum over channels, ReLU, min-max.
+
+    It starts at the logit alone: Captum's hooks see no layer but the model's own, so there is no `target` to choose.
+    """
 
     name: ClassVar[str] = "captum_lrp"
 

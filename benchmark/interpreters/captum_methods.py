@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from captum.attr import NoiseTunnel, Saliency
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Interpreter, label_logits
+from benchmark.interpreters.base import Interpreter, Targeted, label_logits
 
 
 class CaptumInterpreter(Interpreter):
@@ -26,14 +26,26 @@ class CaptumInterpreter(Interpreter):
             logits = model(images)
             label_logits(logits, targets)  # a target out of range is a clear error
         with torch.enable_grad():
-            attribution = self.captum(model, images.detach(), targets).detach()
+            attribution = self.captum(self.asked(model), images.detach(), targets).detach()
         return logits, attribution.to(images.dtype)  # some of Captum's methods divide in float32
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def asked(self, model: nn.Module) -> Any:
+        """What Captum calls for the outputs of which it explains the target's."""
+        return model
+
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError
 
     def heatmap(self, attribution: Tensor) -> Tensor:
         return min_max(attribution.abs().sum(1))
+
+
+@dataclass(frozen=True)
+class CaptumTargeted(CaptumInterpreter, Targeted):
+    """Of Captum's methods, those that only call the model, so that a function of its logits does as well."""
+
+    def asked(self, model: nn.Module) -> Any:
+        return model if self.target == "logit" else lambda images: self.outputs(model(images))
 
 
 def image_by_image(method: Callable[[Tensor, Tensor], Tensor], images: Tensor, targets: Tensor, seed: int) -> Tensor:
@@ -62,7 +74,7 @@ def seeded(seed: int, images: Tensor) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class SmoothGrad(CaptumInterpreter):
+class SmoothGrad(CaptumTargeted):
     """Mean gradient over `samples` noisy copies, noise N(0, σ²) in normalised input units.
 
     Smilkov et al. 2017; 16 and 0.1 as for Heo et al. 2019. Every image meets the same noise, drawn from `seed`.
@@ -75,7 +87,7 @@ class SmoothGrad(CaptumInterpreter):
     sigma: float = 0.1
     seed: int = 0
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         tunnel = NoiseTunnel(Saliency(model))
         options = {"nt_type": self.statistic, "nt_samples": self.samples, "stdevs": self.sigma, "abs": False}
         return image_by_image(
@@ -92,7 +104,7 @@ class VarGrad(SmoothGrad):
 
 
 @dataclass(frozen=True)
-class IntegratedGradients(CaptumInterpreter):
+class IntegratedGradients(CaptumTargeted):
     """Integrated gradients, `steps` Gauss-Legendre points from a zero baseline in normalised units.
 
     Sundararajan et al. 2017; 16 as for Heo et al. 2019.
@@ -101,13 +113,13 @@ class IntegratedGradients(CaptumInterpreter):
     name: ClassVar[str] = "integrated_gradients"
     steps: int = 16
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         method = CaptumIntegratedGradients(model)
         return method.attribute(images, target=targets, n_steps=self.steps, internal_batch_size=len(images))
 
 
 @dataclass(frozen=True)
-class GradientShap(CaptumInterpreter):
+class GradientShap(CaptumTargeted):
     """Mean of gradient · (image + noise) at `samples` random points between the noisy image and a zero baseline.
 
     Lundberg and Lee 2017. Noise N(0, σ²) in normalised input units; noise and points are drawn from `seed`, the same
@@ -120,7 +132,7 @@ class GradientShap(CaptumInterpreter):
     sigma: float = 0.1
     seed: int = 0
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         method = CaptumGradientShap(model)
 
         def one(image: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from benchmark.interpreters.base import Interpreter, label_logits
 
 
 class Control(Interpreter):
-    """A subclass writes `draw`; the model is run for its logits alone."""
+    """A subclass writes `draw`; the model is run for its logits alone, and none is explained: there is no
+    `target` to choose."""
 
     differentiable: ClassVar[bool] = False
     control: ClassVar[bool] = True

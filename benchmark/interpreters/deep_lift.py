@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmark.interpreters.activations import Activations, Slope, Step
-from benchmark.interpreters.base import label_logits
 from benchmark.interpreters.gradients import SimpleGrad
 
 ACTIVATIONS = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
@@ -43,7 +42,7 @@ class DeepLift(SimpleGrad):
             mode.trace(both)
             with mode:
                 logits = functional_call(model, constants, (both,))[: len(images)]
-            multipliers = torch.autograd.grad(label_logits(logits, targets).sum(), images)[0]
+            multipliers = torch.autograd.grad(self.score(logits, targets).sum(), images)[0]
         return logits.detach(), images.detach() * multipliers
 
 

@@ -6,22 +6,27 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from attacks.heatmaps import divide_by_max
-from benchmark.interpreters.base import Interpreter
+from benchmark.interpreters.base import Interpreter, Targeted
 from benchmark.interpreters.gradients import layer_gradient
 
 
 @dataclass(frozen=True)
-class GradCAM(Interpreter):
-    """Activations weighted by the spatial mean of the logit's gradient; heatmap: sum over channels, ReLU, divide by
-    the maximum. `layer` None: the model's default target layer; its input is taken, as for LRP_T in the released code
-    of Heo et al. 2019."""
+class CAM(Interpreter):
+    """A class activation map; heatmap: sum over channels, ReLU, divide by the maximum. `layer` None: the model's
+    default target layer; its input is taken, as for LRP_T in the released code of Heo et al. 2019."""
 
-    name: ClassVar[str] = "grad_cam"
     layer: str | None = None
-
-    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, gradient = layer_gradient(model, images, targets, self.layer)
-        return logits, activation * gradient.mean((2, 3), keepdim=True)
 
     def heatmap(self, attribution: Tensor) -> Tensor:
         return divide_by_max(attribution.sum(1).relu())
+
+
+@dataclass(frozen=True)
+class GradCAM(CAM, Targeted):
+    """Activations weighted by the spatial mean of the logit's gradient."""
+
+    name: ClassVar[str] = "grad_cam"
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score)
+        return logits, activation * gradient.mean((2, 3), keepdim=True)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Interpreter, label_logits, needs_graph, tap
+from benchmark.interpreters.base import Score, Targeted, label_logits, needs_graph, tap
 
 
 @dataclass(frozen=True)
-class SimpleGrad(Interpreter):
+class SimpleGrad(Targeted):
     """∂ logit / ∂ image; the heatmap is |gradient| summed over channels, min-max (Heo et al. 2019, section 3.1)."""
 
     name: ClassVar[str] = "simple_grad"
@@ -21,7 +21,7 @@ class SimpleGrad(Interpreter):
         with torch.enable_grad():
             images = images.detach().requires_grad_()
             logits = model(images)
-            gradient = torch.autograd.grad(label_logits(logits, targets).sum(), images, create_graph=graph)[0]
+            gradient = torch.autograd.grad(self.score(logits, targets).sum(), images, create_graph=graph)[0]
         return logits if graph else logits.detach(), gradient
 
     def heatmap(self, attribution: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ class SimpleGradT(SimpleGrad):
     layer: str | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, _, gradient = layer_gradient(model, images, targets, self.layer)
+        logits, _, gradient = layer_gradient(model, images, targets, self.layer, self.score)
         return logits, gradient
 
 
 def layer_gradient(
-    model: nn.Module, images: Tensor, targets: Tensor, layer: str | None
+    model: nn.Module, images: Tensor, targets: Tensor, layer: str | None, score: Score = label_logits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, the target layer's input (N, C, h, w) and the gradient of the label's logit by it.
+    """Logits, the target layer's input (N, C, h, w) and the gradient of the `score` by it.
 
     The input of a dense layer, a list of tensors, is joined along the channels, as the released code of Heo et al.
     2019 has it. The graph to the parameters is kept where the caller can use it.
@@ -65,7 +65,7 @@ def layer_gradient(
         with tap(model, layer, taken):
             # the layer's input needs a graph to the logit, even where it is the image or no parameter has a gradient
             logits = model(images if graph and images.requires_grad else images.detach().requires_grad_())
-        gradients = torch.autograd.grad(label_logits(logits, targets).sum(), taken, create_graph=graph)
+        gradients = torch.autograd.grad(score(logits, targets).sum(), taken, create_graph=graph)
         activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
     if graph:
         return logits, activation, gradient

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.interpreters.activations import Activations, Slope, Step
-from benchmark.interpreters.base import label_logits, needs_graph
+from benchmark.interpreters.base import Targeted, needs_graph
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.interpreters.operations import POOL_MAX
@@ -35,7 +35,7 @@ class GuidedBackprop(SimpleGrad):
     name: ClassVar[str] = "guided_backprop"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return _gradient(model, images, targets, self.name, _guided)
+        return _gradient(self, model, images, targets, _guided)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Deconvolution(SimpleGrad):
     name: ClassVar[str] = "deconvolution"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return _gradient(model, images, targets, self.name, _deconvolution)
+        return _gradient(self, model, images, targets, _deconvolution)
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,21 @@ class GuidedGradCAM(SimpleGrad):
     layer: str | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, guided = _gradient(model, images, targets, self.name, _guided)
-        cam = GradCAM(self.layer).explain(model, images, targets)[1].sum(1, keepdim=True).relu()
+        logits, guided = _gradient(self, model, images, targets, _guided)
+        cam = GradCAM(self.layer, target=self.target).explain(model, images, targets)[1]
+        cam = cam.sum(1, keepdim=True).relu()
         return logits, guided * F.interpolate(cam, images.shape[2:], mode="bilinear")
 
 
-def _gradient(model: nn.Module, images: Tensor, targets: Tensor, method: str, relu: Step) -> tuple[Tensor, Tensor]:
-    """Logits and the gradient of the label's logit by the images, each ReLU passed by the rule `relu`."""
+def _gradient(method: Targeted, model: nn.Module, images: Tensor, targets: Tensor, relu: Step) -> tuple[Tensor, Tensor]:
+    """Logits and the gradient of the method's score by the images, each ReLU passed by the rule `relu`."""
     graph = needs_graph(model)
-    mode = Activations(method, {"relu": relu}, plain=POOL_MAX)
+    mode = Activations(method.name, {"relu": relu}, plain=POOL_MAX)
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
         mode.trace(start)
         with mode:
             logits = model(start)
-        gradient = torch.autograd.grad(label_logits(logits, targets).sum(), images, create_graph=graph)[0]
+        gradient = torch.autograd.grad(method.score(logits, targets).sum(), images, create_graph=graph)[0]
     return logits if graph else logits.detach(), gradient

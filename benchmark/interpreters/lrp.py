@@ -1,7 +1,8 @@
 """Layer-wise relevance propagation at the input (`lrp`) or at a target layer (`lrp_t`), and by name in each composite.
 
-The relevance starts as the label's logit alone and is handed back by the composite's rules (Bach et al. 2015). The
-differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019, section 3.1, and their released code.
+The relevance starts as the label's logit (or contrast) alone and is handed back by the composite's rules (Bach et al.
+2015). The differentiable use, LRP_T and the composite follow Heo, Joo and Moon 2019, section 3.1, and their released
+code.
 """
 
 from dataclasses import dataclass
@@ -11,22 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from benchmark.interpreters.base import Interpreter, find_layer, label_logits, tap
+from benchmark.interpreters.base import Targeted, find_layer, label_logits, tap
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
 from benchmark.interpreters.tracing import scopes
 
 
 @dataclass(frozen=True)
-class LRP(Interpreter):
+class LRP(Targeted):
     """Relevance of every input value. `composite`: a name of COMPOSITES or a Composite; `batch_norm`: "pass", "fold"
-    or None for the composite's own choice. A composite's `names` cost a hook on every module while the model runs."""
+    or None for the composite's own choice. A composite's `names` cost a hook on every module while the model runs.
+
+    `target` "contrast": of the model whose last layer has weights w_c − mean w and biases b_c − mean b. Raises
+    `Refused` where the logits are not those of a linear layer, or the averages of a 1×1 convolution.
+    """
 
     name: ClassVar[str] = "lrp"
     composite: str | Composite = "default"
     batch_norm: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,17 +40,20 @@ class LRP(Interpreter):
         if rules.names:
             return self._by_name(model, images, targets, rules)
         try:
-            return self._walk(model, images, targets, Tape(rules))
+            return self._walk(model, images, targets, self._tape(rules))
         except MissingRule:
-            tape = Tape(rules)  # once more, to name the module
+            tape = self._tape(rules)  # once more, to name the module
             with scopes(model, tape.scope):
                 return self._walk(model, images, targets, tape)
+
+    def _tape(self, rules: Composite) -> Tape:
+        return Tape(rules, contrast=self.target == "contrast")
 
     def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, rules: Composite) -> tuple[Tensor, Tensor]:
         """As the composite has it that names modules, each of which must be there and be of use."""
         for name in rules.names:
             find_layer(model, name)
-        tape = Tape(rules)
+        tape = self._tape(rules)
         with scopes(model, tape.scope):
             explained = self._walk(model, images, targets, tape)
         for name in rules.names:
@@ -57,7 +66,7 @@ class LRP(Interpreter):
         start = tape.start([images], is_input=True)
         with tape:
             logits = model(images)
-        relevance = tape.relevance(logits, seed(tape.current(logits), targets), start)[0]
+        relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)[0]
         return tape.current(logits), torch.zeros_like(images) if relevance is None else relevance
 
 
@@ -73,7 +82,7 @@ class LRPT(LRP):
         start: list[int] = []
         with tape, tap(model, self.layer, taken, lambda tensors: start.extend(tape.start(tensors, is_input=False))):
             logits = model(images)
-        relevance = tape.relevance(logits, seed(tape.current(logits), targets), start)
+        relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)
         parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
         return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 

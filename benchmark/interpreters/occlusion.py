@@ -6,26 +6,27 @@ is no evidence for it. Models only run forward, on at most one batch (KernelSHAP
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from captum.attr import FeatureAblation as CaptumFeatureAblation
 from captum.attr import KernelShap as CaptumKernelShap
 from captum.attr import Occlusion as CaptumOcclusion
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.errors import UserError
 from benchmark.interpreters.base import Interpreter
-from benchmark.interpreters.captum_methods import CaptumInterpreter, image_by_image
+from benchmark.interpreters.captum_methods import CaptumTargeted, image_by_image
 
 
 @dataclass(frozen=True)
-class OnGrid(CaptumInterpreter):
+class OnGrid(CaptumTargeted):
     """Parts on a grid of `cells` × `cells`."""
 
     cells: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cells < 2:
             raise UserError(f"cells of {self.name} must be at least 2 (got {self.cells})")
 
@@ -51,7 +52,7 @@ class Occlusion(OnGrid):
 
     name: ClassVar[str] = "occlusion"
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         self.check(images)
         steps = [max(1, side // (self.cells + 1)) for side in images.shape[2:]]
         windows = [side - (self.cells - 1) * step for side, step in zip(images.shape[2:], steps, strict=True)]
@@ -66,7 +67,7 @@ class FeatureAblation(OnGrid):
 
     name: ClassVar[str] = "feature_ablation"
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         return CaptumFeatureAblation(model).attribute(images, target=targets, feature_mask=self.grid(images))
 
 
@@ -88,7 +89,7 @@ class KernelShap(OnGrid):
                 f"samples of kernel_shap must be at least cells² + 2 = {self.cells**2 + 2} (got {self.samples})"
             )
 
-    def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         grid, method = self.grid(images), CaptumKernelShap(model)
 
         def one(image: Tensor, target: Tensor) -> Tensor:

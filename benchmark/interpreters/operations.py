@@ -39,6 +39,16 @@ class Way(NamedTuple):
     needs: Sequence[Tensor] = ()
 
 
+class Step(NamedTuple):
+    """One recorded operation: its name and module, the nodes it read and wrote, and how relevance passes back."""
+
+    name: str
+    module: str
+    inputs: list[int]
+    outputs: list[int]
+    propagate: Propagate | None
+
+
 def run(call: Call) -> tuple[Any, Way | None]:
     """The operation's output, and its way back where that comes from the same run."""
     if call.name == "max_pool2d" and len(call.read) == 1 and not call.kwargs.get("return_indices"):

@@ -10,35 +10,30 @@ error that names it, never a silently wrong map.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
-from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, Propagate, Way, folded, is_nonnegative, run
+from benchmark.interpreters.head import Head
+from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, Step, Way, folded, is_nonnegative, run
 from benchmark.interpreters.rules import Composite, Rule, Weighted
 from benchmark.interpreters.tracing import Call, Memory, mapped, pure, tensors
 
 
-class Step(NamedTuple):
-    """One recorded operation: its name and module, the nodes it read and wrote, and how relevance passes back."""
-
-    name: str
-    module: str
-    inputs: list[int]
-    outputs: list[int]
-    propagate: Propagate | None
-
-
 class Tape(TorchFunctionMode):
-    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once."""
+    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once.
 
-    def __init__(self, composite: Composite) -> None:
+    `contrast`: `scores`, asked before, has the layer that made the logits centred over classes.
+    """
+
+    def __init__(self, composite: Composite, contrast: bool = False) -> None:
         super().__init__()
         self.composite = composite
         self.steps: list[Step] = []
+        self.head = Head() if contrast else None
         self.count = 0
         self.nodes: Any = WeakIdKeyDictionary()  # tensor -> node number
         self.memory = Memory()
@@ -102,6 +97,8 @@ class Tape(TorchFunctionMode):
             self._hold(way.needs)
         module = self.scope[-1] if self.scope else ""
         self.steps.append(Step(call.name, module, inputs, outputs, way and way.propagate))
+        if self.head is not None:
+            self.head.note(call, len(self.steps) - 1, self.weighted.get(outputs[0]))
         if call.target is not None:
             self.memory.renew(call.target, output)
 
@@ -157,6 +154,13 @@ class Tape(TorchFunctionMode):
             return Way(lambda r: (r,))
         op.folded = folded(op, output, *call.args, **call.kwargs)
         return Way(lambda r: (r,), (output,))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What the relevance of the logits (N, classes) starts from: themselves, or the centred head's."""
+        logits = self.current(logits)
+        if self.head is None:
+            return logits
+        return self.head.centre(logits, self._node(logits), self.steps, self.composite)
 
     def relevance(self, output: Tensor, seed: Tensor, at: Sequence[int]) -> list[Tensor | None]:
         """The relevance that reaches the nodes `at` when `output` starts with `seed`; None where none does."""

@@ -11,10 +11,12 @@ from benchmark import interpreters, models
 from benchmark.interpreters.base import find_layer
 
 CHAINS_ONLY = {"captum_lrp"}  # refuse the ResNet below
-AT_LAYER = {"lrp_t", "lrp_t_epsilon", "simple_grad_t", "grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"}
+AT_LAYER = {"lrp_t", "lrp_t_epsilon", "lrp_t_contrast", "simple_grad_t", "grad_cam", "grad_cam_contrast",
+            "grad_cam_plus_plus", "layer_cam", "eigen_cam"}  # fmt: skip
 CHEAPER = {
     "kernel_shap": {"cells": 2, "samples": 8},
     "occlusion": {"cells": 3},
+    "occlusion_contrast": {"cells": 3},
     "feature_ablation": {"cells": 3},
     "adversarial_explanation": {"steps": 4},
 }
@@ -191,7 +193,11 @@ def test_unknown_names_suggest_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "name", [*("lrp", "lrp_t", "grad_cam", "simple_grad", "guided_backprop", "deep_lift"), "adversarial_explanation"]
+    "name",
+    [
+        *("lrp", "lrp_t", "lrp_contrast", "lrp_t_contrast", "grad_cam", "simple_grad", "guided_backprop", "deep_lift"),
+        "adversarial_explanation",
+    ],
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_nothing_waits_for_the_garbage_collector(name, grad, setting):

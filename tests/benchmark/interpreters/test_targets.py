@@ -15,6 +15,7 @@ from benchmark.interpreters.base import Interpreter, class_indices
 CHEAPER = {
     "kernel_shap": {"cells": 2, "samples": 8},
     "occlusion": {"cells": 2},
+    "occlusion_contrast": {"cells": 2},
     "feature_ablation": {"cells": 2},
     "adversarial_explanation": {"steps": 2},
     "smooth_grad": {"samples": 2},
