@@ -12,14 +12,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
-from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, Propagate, Way, folded, is_nonnegative, run
+from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, Propagate, Way, folded, is_nonnegative, run
+from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_leaving, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
-from benchmark.interpreters.tracing import Call, Memory, mapped, pure, tensors
+from benchmark.interpreters.tracing import Call, Memory, mapped, pure, refuse_out, tensors
 
 
 class Step(NamedTuple):
@@ -33,9 +34,13 @@ class Step(NamedTuple):
 
 
 class Tape(TorchFunctionMode):
-    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once."""
+    """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once.
 
-    def __init__(self, composite: Composite) -> None:
+    Whether a tensor that nobody was seen to make hangs on the start, only autograd can say: the tape is then
+    `is_unsure`, and one with an `ancestry`, run with gradients, refuses such a tensor.
+    """
+
+    def __init__(self, composite: Composite, model: nn.Module, ancestry: Ancestry | None = None) -> None:
         super().__init__()
         self.composite = composite
         self.steps: list[Step] = []
@@ -46,6 +51,10 @@ class Tape(TorchFunctionMode):
         self.weighted: dict[int, Weighted] = {}  # node of its output -> the operation
         self.readers: dict[int, int] = defaultdict(int)
         self.held: set[int] = set()  # nodes whose values a rule needs later
+        self.own = {id(t) for t in (*model.parameters(), *model.buffers())}
+        self.known: Any = WeakIdKeyDictionary()  # what the model made of its own tensors while it ran
+        self.is_unsure = False  # whether a tensor of another origin was read
+        self.ancestry = ancestry
         self.recording = False
         self.seen_weighted = False
         self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
@@ -54,7 +63,12 @@ class Tape(TorchFunctionMode):
     def start(self, inputs: Iterable[Tensor], is_input: bool) -> list[int]:
         """Begin to record, from these tensors; `is_input`: they are the network's input, so a `first` rule applies."""
         self.recording, self.seen_weighted = True, not is_input
-        nodes = [self._node(tensor) for tensor in inputs]
+        nodes = []
+        for tensor in inputs:
+            refuse_half("LRP", "its input", [tensor])
+            nodes.append(self._node(tensor))
+            if self.ancestry is not None:
+                self.ancestry.root(tensor)
         self.held.update(nodes)  # the caller's own memory
         return nodes
 
@@ -65,12 +79,16 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.recording:
-            return func(*args, **kwargs)
+            return self._aside(func, args, kwargs, [])
         args, kwargs = mapped(self.current, args), mapped(self.current, kwargs)
-        read = [t for t in tensors((args, kwargs)) if t in self.nodes]
-        if not read:
-            return func(*args, **kwargs)
-        self.memory.refuse_stale(func, read)
+        operands = tensors((args, kwargs))
+        self.memory.refuse_stale(func.__name__, operands)
+        read = [t for t in operands if t in self.nodes]
+        if not read or func.__name__ in CONSTANTS:
+            return self._aside(func, args, kwargs, () if read else operands)
+        refuse_leaving("LRP", func, read)
+        refuse_out("LRP", func, kwargs)
+        self._check_origins(func.__name__, operands)
         call = pure(func, args, kwargs, read)
         inputs = [self._node(t) for t in read]
         if self._expendable(call):
@@ -84,13 +102,38 @@ class Tape(TorchFunctionMode):
             self._record(call, inputs, written, output, way)
         return output
 
+    def _aside(self, func: Any, args: Any, kwargs: Any, operands: Sequence[Tensor]) -> Any:
+        """An operation that nothing followed goes into."""
+        output = func(*args, **kwargs)
+        if all(self._is_known(t) for t in operands):
+            for tensor in tensors(output):
+                self.known[tensor] = True
+        return output
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.own or tensor in self.known
+
+    def _check_origins(self, name: str, operands: Iterable[Tensor]) -> None:
+        """Notice operands that nobody was seen to make; with an `ancestry`, refuse those that hang on the start."""
+        for tensor in operands:
+            if tensor not in self.nodes and not self._is_known(tensor):
+                self.is_unsure = True
+                if self.ancestry is not None and self.ancestry.depends(tensor):
+                    refuse_unseen(
+                        "LRP", f"{name.strip('_')!r}" + (f" in module {self.scope[-1]!r}" if self.scope else "")
+                    )
+
     def _expendable(self, call: Call) -> bool:
         """Whether the operation may run in place, as the model wrote it: nobody needs the old value."""
-        if call.target is None or call.target in self.memory.views or self.nodes[call.target] in self.held:
+        if call.target is None or call.target in self.memory.views or call.name in WRITES:
+            return False
+        if call.target not in self.nodes or self.nodes[call.target] in self.held:
             return False
         return len(call.read) == 1
 
     def _record(self, call: Call, inputs: list[int], written: list[Tensor], output: Any, way: Way | None) -> None:
+        refuse_half("LRP", repr(call.name), written)
+        is_followed = call.target is not None and call.target in self.nodes
         outputs = [self._node(t) for t in written]
         for node in inputs:
             self.readers[node] += 1
@@ -103,7 +146,7 @@ class Tape(TorchFunctionMode):
         module = self.scope[-1] if self.scope else ""
         self.steps.append(Step(call.name, module, inputs, outputs, way and way.propagate))
         if call.target is not None:
-            self.memory.renew(call.target, output)
+            self.memory.renew(call.target, output, is_followed)
 
     def _node(self, tensor: Tensor) -> int:
         if tensor not in self.nodes:
@@ -123,7 +166,7 @@ class Tape(TorchFunctionMode):
         return OPERATIONS[call.name](call, output, self.composite) if call.name in OPERATIONS else None
 
     def _weighted(self, call: Call, output: Tensor) -> Way | None:
-        if len(call.read) != 1:
+        if not call.is_of_one:
             return None  # the weight depends on the input
         named, rule = self._rule(call.name)
         op = WEIGHTED[call.name](*call.args, **call.kwargs)
@@ -150,7 +193,7 @@ class Tape(TorchFunctionMode):
         return None, self.composite.linear if operation == "linear" else self.composite.conv
 
     def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
-        if len(call.read) != 1:
+        if not call.is_of_one:
             return None
         op = self.weighted.get(self._node(call.read[0]))
         if op is None or self.composite.batch_norm == "pass":
@@ -160,7 +203,14 @@ class Tape(TorchFunctionMode):
 
     def relevance(self, output: Tensor, seed: Tensor, at: Sequence[int]) -> list[Tensor | None]:
         """The relevance that reaches the nodes `at` when `output` starts with `seed`; None where none does."""
-        total: dict[int, Tensor] = {self._node(self.current(output)): seed}
+        output = self.current(output)
+        self.memory.refuse_stale("logits", [output])
+        if output not in self.nodes:
+            raise Refused(
+                "LRP finds no way from the logits to the image: what runs between is outside the trace (a "
+                "scripted or traced module, a custom autograd.Function, C++), or they do not depend on it"
+            )
+        total: dict[int, Tensor] = {self.nodes[output]: seed}
         self.weighted.clear()
         while self.steps:  # closures refer to the tape: taken off it, their tensors go at once and not by a later gc
             step = self.steps.pop()
