@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
 from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
-from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_leaving, refuse_unseen
+from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_leaving, refuse_unseen
 from benchmark.interpreters.tracing import Call, refuse_out, tensors, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {
@@ -50,11 +51,12 @@ class Activations(TorchFunctionMode):
             self.ancestry.root(tensor)
         self._follow(followed)
 
-    def follow(self, model: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-        """The logits of `start`, held to hang on it by operations that were seen."""
+    def follow(self, model: nn.Module, start: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """The logits of `start`, held to hang on it by operations that were seen; `parameters` replace the model's."""
+        refuse_compiled(self.method, model)
         self.trace(start)
         with self:
-            logits = model(start)
+            logits = functional_call(model, parameters, (start,)) if parameters else model(start)
         if logits in self.traced:
             return logits
         self._check_origins("the output", [logits], is_read=True)
@@ -83,7 +85,8 @@ class Activations(TorchFunctionMode):
         if not read:
             output = func(*args, **kwargs)
             if any(t in self.lost for t in operands):
-                self._follow(tensors(output))
+                for tensor in tensors(output):
+                    self.lost[tensor] = True
             return output
         refuse_leaving(self.method, func, read)
         refuse_out(self.method, func, kwargs)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from attacks.errors import Refused
 from benchmark.interpreters.activations import Activations, Slope, Step
@@ -43,7 +42,7 @@ class DeepLift(SimpleGrad):
         with torch.enable_grad():
             images = images.detach().requires_grad_()
             both = torch.cat([images, torch.zeros_like(images)])
-            logits = mode.follow(lambda x: functional_call(model, constants, (x,)), both)
+            logits = mode.follow(model, both, constants)
             label = label_logits(logits, targets.repeat(2))
             multipliers = mode.gradient(label[: len(images)].sum(), images)
         attribution = images.detach() * multipliers

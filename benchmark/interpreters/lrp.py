@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from benchmark.interpreters.base import Interpreter, find_layer, label_logits, tap
-from benchmark.interpreters.origins import Ancestry
+from benchmark.interpreters.origins import Ancestry, refuse_compiled
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
 from benchmark.interpreters.tracing import scopes
@@ -31,6 +31,7 @@ class LRP(Interpreter):
         composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        refuse_compiled("LRP", model)
         tape = Tape(composite(self.composite, self.batch_norm), model)
         if tape.composite.names:
             explained = self._by_name(model, images, targets, tape)

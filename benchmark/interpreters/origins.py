@@ -8,7 +8,8 @@ enters the trace as one that nobody made; whether it hangs on the images, autogr
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from attacks.errors import Refused
 
@@ -17,6 +18,14 @@ CONSTANTS = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", 
              "new_empty", "new_full"}  # fmt: skip
 LEAVING = {"numpy", "__array__", "tolist", "item", "__float__", "__complex__", "__dlpack__"}
 WHOLE = (torch.float32, torch.float64)
+
+
+def refuse_compiled(method: str, model: nn.Module) -> None:
+    """Raise `Refused` for a scripted or traced module, whose operations run below Python."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"module {name!r}" if name else "the model"
+            raise Refused(f"{method} cannot follow {where}, which is scripted or traced; allowed: its source")
 
 
 def refuse_leaving(method: str, function: Any, read: list[Tensor]) -> None:
@@ -50,8 +59,8 @@ class Ancestry:
         self.free: set[Any] = set()  # nodes that do not depend on the roots; holding them keeps their identity
 
     def root(self, tensor: Tensor) -> None:
-        if tensor.grad_fn is not None:
-            self.roots.add(tensor.grad_fn)
+        if tensor.requires_grad:
+            self.roots.add(get_gradient_edge(tensor).node)
 
     def depends(self, tensor: Tensor) -> bool:
         if tensor.grad_fn is None:

@@ -56,8 +56,7 @@ def right_or_refused(name, trap, equivalent):
     assert expected.abs().max() > 0
     try:
         got = attribution(name, trap)
-    except UserError as error:
-        assert "\n" not in str(error)
+    except UserError:
         return False
     torch.testing.assert_close(got, expected)
     return True
@@ -174,7 +173,7 @@ def test_a_compiled_model_is_refused(name, compiled):
         model[1] = torch.jit.script(model[1])
     else:
         model = torch.jit.script(model) if compiled == "script" else torch.jit.trace(model, images)
-    with pytest.raises(UserError, match="trace|module"):
+    with pytest.raises(UserError, match=r"trace|module"):
         interpreters.create(name, **options).attribute(model, images, torch.tensor([0, 2]))
 
 
@@ -266,18 +265,17 @@ WRITES = {
     "early view": (early_view, lambda net, h: net.second(h) + F.pad(net.halved(h), (0, 0, 0, 0, 0, 2))),
     "late view": (late_view, lambda net, h: net.second(h)),
     "copy_": (buffered(lambda out, b: out.copy_(b)), lambda net, h: net.second(h)),
-    "unused copy_": (buffered(lambda out, b: out.copy_(b) and None if False else [out.copy_(b), None][1]),
-                     lambda net, h: net.second(h)),
+    "unused copy_": (buffered(lambda out, b: [out.copy_(b), None][1]), lambda net, h: net.second(h)),
     "add_": (buffered(lambda out, b: [out.add_(b), None][1]), lambda net, h: net.second(h)),
     "+=": (buffered(add_to), lambda net, h: net.second(h)),
     "add_ alpha": (buffered(lambda out, b: [out.add_(b, alpha=2), None][1]), lambda net, h: 2 * net.second(h)),
-    "sub_": (buffered(lambda out, b: [out.sub_(b), None][1]), lambda net, h: -net.second(h)),
+    "sub_": (buffered(lambda out, b: [out.sub_(b), None][1]), lambda net, h: torch.sub(torch.zeros(()), net.second(h))),
     "index_copy_": (half_written(lambda y, b: y.index_copy_(1, torch.tensor([0, 1]), b)), cut),
     "index_add_": (
         buffered(lambda out, b: [out.index_add_(1, torch.arange(4), b), None][1]),
         lambda net, h: net.second(h),
     ),
-    "index_put_": (half_written(lambda y, b: y.index_put_((torch.arange(2)[:, None], torch.arange(2)), b)), cut),
+    "index_put_": (half_written(lambda y, b: y.index_put_((torch.arange(len(y))[:, None], torch.arange(2)), b)), cut),
     "scatter_": (
         half_written(lambda y, b: y.scatter_(1, torch.arange(2).view(1, 2, 1, 1).expand_as(b), b)),
         cut,
@@ -297,12 +295,12 @@ WRITES = {
     "masked by the image": (half_written(lambda y, b: y.__setitem__(y < 0, 0)), lambda net, h: F.relu(net.second(h))),
     "masked_scatter_": (half_written(lambda y, b: y.masked_scatter_(torch.arange(4).view(4, 1, 1) < 2, b)), cut),
     "fill_": (
-        half_written(lambda y, b: y[:, :2].fill_(0.0)),
-        lambda net, h: net.second(h) * torch.tensor([0.0, 0, 1, 1]).double().view(4, 1, 1),
+        half_written(lambda y, b: y[:, 2:].fill_(0.0)),
+        lambda net, h: net.second(h) * torch.tensor([1.0, 1, 0, 0]).double().view(4, 1, 1),
     ),
     "constant": (
-        half_written(lambda y, b: y.__setitem__((slice(None), slice(0, 2)), 0.0)),
-        lambda net, h: net.second(h) * torch.tensor([0.0, 0, 1, 1]).double().view(4, 1, 1),
+        half_written(lambda y, b: y.__setitem__((slice(None), slice(2, 4)), 0.0)),
+        lambda net, h: net.second(h) * torch.tensor([1.0, 1, 0, 0]).double().view(4, 1, 1),
     ),
     "zero_": (lambda net, h: h + net.second(h).zero_(), lambda net, h: h + 0),
     "clamp_": (half_written(lambda y, b: y.clamp_(min=0)), lambda net, h: F.relu(net.second(h))),
@@ -317,7 +315,7 @@ WRITES = {
         lambda net, h: net.second(h),
     ),
     "out= without gradients": (
-        without_gradient(buffered(lambda out, b: [torch.relu(b), torch.clamp(b, min=0, out=out), None][2])),
+        without_gradient(buffered(lambda out, b: [torch.relu(b), torch.clamp(b, min=0, out=out)][2:] or None)),
         lambda net, h: F.relu(net.second(h)),
     ),
     "no_grad": (without_gradient(half_written(set_item((slice(None), slice(0, 2))))), cut),
@@ -340,7 +338,7 @@ def test_plain_writes_are_right(name, trap):
 
 TWICE = {
     "mul": lambda net, h: h * h,
-    "mul_": lambda net, h: (h + 0).mul_(h) if False else h * h.view_as(h),
+    "mul_": lambda net, h: (h + 0).mul_(h),
     "matmul": lambda net, h: torch.matmul(h, h),
     "@": lambda net, h: h @ h.transpose(2, 3),
     "bmm": lambda net, h: torch.bmm(h.flatten(0, 1), h.flatten(0, 1)).view_as(h),
@@ -350,7 +348,7 @@ TWICE = {
     "div": lambda net, h: h / h.sum(1, keepdim=True),
     "div itself": lambda net, h: (h + 1) / (h + 1),
     "linear": lambda net, h: F.linear(h.flatten(0, 2), h.flatten(0, 2)).view(2, 4, 6, -1),
-    "conv": lambda net, h: F.conv2d(h, h, padding=3),
+    "conv": lambda net, h: F.conv2d(h, h, padding=3).expand(-1, len(h), -1, -1).repeat(1, 4 // len(h), 1, 1),
     "addcmul": lambda net, h: torch.addcmul(h, h, h),
 }
 
@@ -371,7 +369,10 @@ SUMS = {
     "add": (lambda net, h: torch.add(h, h), lambda net, h: 2 * h),
     "+": (lambda net, h: h + h, lambda net, h: 2 * h),
     "alpha": (lambda net, h: torch.add(h, h, alpha=2), lambda net, h: 3 * h),
-    "cat": (lambda net, h: torch.cat([net.halved(h)] * 2, 1), lambda net, h: net.halved(h).repeat_interleave(1, 0)[:, [0, 1, 0, 1]]),
+    "cat": (
+        lambda net, h: torch.cat([net.halved(h)] * 2, 1),
+        lambda net, h: torch.cat([net.halved(h), net.halved(h)], 1),
+    ),
     "stack": (lambda net, h: torch.stack([h, h]).sum(0), lambda net, h: 2 * h),
     "sub": (lambda net, h: h + (h - h), lambda net, h: h + 0),
     "sum": (lambda net, h: sum([h, h, h]), lambda net, h: 3 * h),
@@ -395,7 +396,9 @@ def test_half_precision_is_close_to_float32_or_refused(name, dtype):
     expected = interpreter.attribute(model, images, targets).detach()
     model, images = model.to(dtype), images.to(dtype)
     if not name.startswith(("guided", "deconv")):
-        with pytest.raises(Refused, match=f"{'LRP' if 'lrp' in name else name} needs float32 or float64.*{str(dtype)[6:]}"):
+        with pytest.raises(
+            Refused, match=f"{'LRP' if 'lrp' in name else name} needs float32 or float64.*{str(dtype)[6:]}"
+        ):
             interpreter.attribute(model, images, targets)
         return
     got = interpreter.attribute(model, images, targets).detach().float()
