@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attacks.errors import Refused
 from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
 from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_leaving, refuse_unseen
-from benchmark.interpreters.tracing import Call, refuse_out, tensors, written
+from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {
     "add", "iadd", "radd", "sub", "isub", "rsub", "neg", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
@@ -77,14 +77,14 @@ class Activations(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         operands = tensors((args, kwargs))
-        name = func.__name__.strip("_")
+        name = name_of(func)
         if func.__name__ in CONSTANTS:
             return func(*args, **kwargs)
         read = [t for t in operands if t in self.traced]
         self._check_origins(repr(name), operands, bool(read))
         if not read:
             output = func(*args, **kwargs)
-            if any(t in self.lost for t in operands):
+            if self.lost and any(t in self.lost for t in operands):
                 for tensor in tensors(output):
                     self.lost[tensor] = True
             return output
@@ -123,9 +123,9 @@ class Activations(TorchFunctionMode):
     def _check_origins(self, name: str, operands: Iterable[Tensor], is_read: bool) -> None:
         """Raise `Refused` for an operand that depends on the image although nobody was seen to make it so."""
         for tensor in operands:
-            if tensor not in self.traced and (
-                (tensor in self.lost and (is_read or tensor.requires_grad)) or self.ancestry.depends(tensor)
-            ):
+            if (tensor.grad_fn is None and not self.lost) or tensor in self.traced:
+                continue  # nearly always, so the cheap questions come first
+            if (tensor in self.lost and (is_read or tensor.requires_grad)) or self.ancestry.depends(tensor):
                 refuse_unseen(self.method, name)
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from benchmark.interpreters.base import Interpreter, find_layer, label_logits, tap
-from benchmark.interpreters.origins import Ancestry, refuse_compiled
+from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
 from benchmark.interpreters.tracing import scopes
@@ -37,8 +37,8 @@ class LRP(Interpreter):
             explained = self._by_name(model, images, targets, tape)
         else:
             explained = self._named_where_missing(model, images, targets, tape)
-        if tape.is_unsure:
-            self._make_sure(model, images, tape.composite)
+        if tape.strangers:
+            self._make_sure(model, images, tape)
         return explained
 
     def _named_where_missing(
@@ -52,11 +52,15 @@ class LRP(Interpreter):
             with scopes(model, tape.scope):
                 return self._walk(model, images, targets, tape)
 
-    def _make_sure(self, model: nn.Module, images: Tensor, rules: Composite) -> None:
-        """Once more with gradients: `Refused` where an operand of unseen origin hangs on the images."""
-        tape = Tape(rules, model, Ancestry())
-        with torch.enable_grad(), scopes(model, tape.scope):
-            self._run(model, images.detach().requires_grad_(), tape)
+    def _make_sure(self, model: nn.Module, images: Tensor, tape: Tape) -> None:
+        """`Refused` where an operand of unseen origin hangs on the images: by autograd, or as it changes with them."""
+        other = Tape(tape.composite, model, Ancestry())
+        with torch.enable_grad(), scopes(model, other.scope):
+            self._run(model, (0.5 - 1.5 * images.detach().flip(-1)).requires_grad_(), other)
+        if len(tape.strangers) == len(other.strangers):  # else the model took another way, and nothing can be compared
+            for (_, before), (where, after) in zip(tape.strangers, other.strangers, strict=True):
+                if before.shape != after.shape or not torch.equal(before, after):
+                    refuse_unseen("LRP", where)
 
     def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         """As the composite has it that names modules, each of which must be there and be of use."""

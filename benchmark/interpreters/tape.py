@@ -20,7 +20,7 @@ from attacks.errors import Refused
 from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, Propagate, Way, folded, is_nonnegative, run
 from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_leaving, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
-from benchmark.interpreters.tracing import Call, Memory, mapped, pure, refuse_out, tensors
+from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors
 
 
 class Step(NamedTuple):
@@ -36,8 +36,8 @@ class Step(NamedTuple):
 class Tape(TorchFunctionMode):
     """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once.
 
-    Whether a tensor that nobody was seen to make hangs on the start, only autograd can say: the tape is then
-    `is_unsure`, and one with an `ancestry`, run with gradients, refuses such a tensor.
+    `strangers` are operands that nobody was seen to make. Whether one hangs on the start, autograd can say: a tape with
+    an `ancestry`, run with gradients, refuses it.
     """
 
     def __init__(self, composite: Composite, model: nn.Module, ancestry: Ancestry | None = None) -> None:
@@ -53,7 +53,7 @@ class Tape(TorchFunctionMode):
         self.held: set[int] = set()  # nodes whose values a rule needs later
         self.own = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.known: Any = WeakIdKeyDictionary()  # what the model made of its own tensors while it ran
-        self.is_unsure = False  # whether a tensor of another origin was read
+        self.strangers: list[tuple[str, Tensor]] = []  # operands of another origin, and where they were read
         self.ancestry = ancestry
         self.recording = False
         self.seen_weighted = False
@@ -82,13 +82,13 @@ class Tape(TorchFunctionMode):
             return self._aside(func, args, kwargs, [])
         args, kwargs = mapped(self.current, args), mapped(self.current, kwargs)
         operands = tensors((args, kwargs))
-        self.memory.refuse_stale(func.__name__, operands)
+        self.memory.refuse_stale(name_of(func), operands)
         read = [t for t in operands if t in self.nodes]
         if not read or func.__name__ in CONSTANTS:
             return self._aside(func, args, kwargs, () if read else operands)
         refuse_leaving("LRP", func, read)
         refuse_out("LRP", func, kwargs)
-        self._check_origins(func.__name__, operands)
+        self._check_origins(name_of(func), operands)
         call = pure(func, args, kwargs, read)
         inputs = [self._node(t) for t in read]
         if self._expendable(call):
@@ -116,12 +116,11 @@ class Tape(TorchFunctionMode):
     def _check_origins(self, name: str, operands: Iterable[Tensor]) -> None:
         """Notice operands that nobody was seen to make; with an `ancestry`, refuse those that hang on the start."""
         for tensor in operands:
-            if tensor not in self.nodes and not self._is_known(tensor):
-                self.is_unsure = True
+            if id(tensor) not in self.own and tensor not in self.nodes and tensor not in self.known:
+                where = repr(name) + (f" in module {self.scope[-1]!r}" if self.scope and self.scope[-1] else "")
+                self.strangers.append((where, tensor))
                 if self.ancestry is not None and self.ancestry.depends(tensor):
-                    refuse_unseen(
-                        "LRP", f"{name.strip('_')!r}" + (f" in module {self.scope[-1]!r}" if self.scope else "")
-                    )
+                    refuse_unseen("LRP", where)
 
     def _expendable(self, call: Call) -> bool:
         """Whether the operation may run in place, as the model wrote it: nobody needs the old value."""

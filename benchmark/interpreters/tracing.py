@@ -53,6 +53,12 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+def name_of(function: Any) -> str:
+    """The operation's name without underscores; that of the attribute where one is read or set."""
+    named = function.__self__ if function.__name__ in ("__get__", "__set__") else function
+    return str(named.__name__).strip("_")
+
+
 def count(tree: Any, tensor: Tensor) -> int:
     """How often a tensor stands in nested tuples, lists and dictionaries: h * h reads one tensor twice."""
     if isinstance(tree, (tuple, list)):
@@ -92,10 +98,16 @@ def written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
     if name in SETTERS or name in OPERATORS or (name.partition(".")[0].endswith("_") and not name.startswith("__")):
         return args[0] if args else next(iter(kwargs.values()))
     if getattr(function, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:
-        bound = _signature(function).bind(*args, **kwargs)
-        if bound.arguments.get("inplace"):
-            return bound.args[0]
+        place = _place_of_inplace(function)
+        if kwargs.get("inplace") or (place is not None and len(args) > place and args[place]):
+            return _signature(function).bind(*args, **kwargs).args[0]
     return None
+
+
+@cache
+def _place_of_inplace(function: Callable[..., Any]) -> int | None:
+    names = list(_signature(function).parameters)
+    return names.index("inplace") if "inplace" in names else None
 
 
 def refuse_out(method: str, function: Any, kwargs: Any) -> None:
@@ -106,19 +118,19 @@ def refuse_out(method: str, function: Any, kwargs: Any) -> None:
 
 def pure(function: Any, args: Any, kwargs: Any, read: list[Tensor]) -> Call:
     """The call as one that changes nothing in place."""
-    name, target = function.__name__, written(function, args, kwargs)
+    name, target = name_of(function), written(function, args, kwargs)
     if target is None:
-        return Call(name.strip("_"), function, args, kwargs, read)
-    if getattr(function, "__module__", "") == "torch.nn.functional" and not name.endswith("_"):
+        return Call(name, function, args, kwargs, read)
+    if getattr(function, "__module__", "") == "torch.nn.functional" and not function.__name__.endswith("_"):
         bound = _signature(function).bind(*args, **kwargs)
         bound.arguments["inplace"] = False
-        return Call(name.strip("_"), function, bound.args, bound.kwargs, read, target)
+        return Call(name, function, bound.args, bound.kwargs, read, target)
     return Call(*_out_of_place(function), args, kwargs, read, target)
 
 
 def _out_of_place(function: Any) -> tuple[str, Any]:
     """Name and function of the pure form of an operation in place."""
-    name = function.__name__.strip("_")
+    name = name_of(function)
     name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name)
     if name in PURE:
         return name, getattr(torch, name, None) or getattr(F, name)

@@ -140,6 +140,7 @@ UNSEEN = {
     ),
     "torch.ops": (lambda net, h: torch.ops.aten.relu(net.second(h)), second),
     "overload": (lambda net, h: torch.ops.aten.relu.default(net.second(h)), second),
+    "inner product": (lambda net, h: net.second(h) * Double.apply(h).view_as(h), lambda net, h: net.second(h)),
     "numpy": (through_numpy, second),
     "numpy branch": (lambda net, h: h + through_numpy(net, h), lambda net, h: h + second(net, h)),
     "array": (lambda net, h: h + torch.as_tensor(np.asarray(h.detach())), lambda net, h: h + h),
@@ -150,7 +151,8 @@ UNSEEN = {
     "detach": (lambda net, h: h + second(net, h).detach(), lambda net, h: h + second(net, h)),
     "dlpack": (lambda net, h: torch.from_dlpack(second(net, h).detach()), second),
 }
-REFUSED = {"item", "float", "product", "numpy", "numpy branch", "array", "list", "script", "trace", "branch", "cat"}
+REFUSED = {"inner product", "item", "float", "product", "numpy", "numpy branch", "array", "list", "script", "trace",
+           "branch", "cat"}  # fmt: skip
 
 
 @every
@@ -181,6 +183,14 @@ def test_a_compiled_model_is_refused(name, compiled):
 def test_logits_that_do_not_depend_on_the_image_are_refused(name):
     with pytest.raises(UserError, match="no way from the logits"):
         attribution(name, lambda net, h: torch.zeros_like(h))
+
+
+@pytest.mark.parametrize("name", ["lrp", "lrp_t", "deep_lift"])
+def test_an_unseen_branch_without_a_gradient_is_refused(name):
+    """Autograd does not show it: LRP finds that it changes with the image, DeepLIFT that its sum is not complete."""
+    compiled = without_gradient(lambda net, h: scripted_relu(net.second(h)))
+    with pytest.raises(UserError, match=r"outside the trace|where the logit changes"):
+        attribution(name, lambda net, h: net.second(h) + compiled(net, h))
 
 
 def test_a_constant_of_unseen_origin_is_no_trap():
