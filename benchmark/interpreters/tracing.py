@@ -61,11 +61,13 @@ def name_of(function: Any) -> str:
 
 def count(tree: Any, tensor: Tensor) -> int:
     """How often a tensor stands in nested tuples, lists and dictionaries: h * h reads one tensor twice."""
-    if isinstance(tree, (tuple, list)):
-        return sum(count(item, tensor) for item in tree)
-    if isinstance(tree, dict):
-        return count(tuple(tree.values()), tensor)
-    return int(tree is tensor)
+    times = 0
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if item is tensor:
+            times += 1
+        elif isinstance(item, (tuple, list, dict)):
+            times += count(item, tensor)
+    return times
 
 
 class Call(NamedTuple):
@@ -84,7 +86,7 @@ class Call(NamedTuple):
     @property
     def is_of_one(self) -> bool:
         """Whether one operand alone is followed, and stands there once."""
-        return len(self.read) == 1 and count((self.args, self.kwargs), self.read[0]) == 1
+        return len(self.read) == 1 and count(self.args, self.read[0]) + count(self.kwargs, self.read[0]) == 1
 
     @property
     def is_steered(self) -> bool:
@@ -100,7 +102,7 @@ def written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
     if getattr(function, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:
         place = _place_of_inplace(function)
         if kwargs.get("inplace") or (place is not None and len(args) > place and args[place]):
-            return _signature(function).bind(*args, **kwargs).args[0]
+            return args[0] if args else kwargs["input"]
     return None
 
 
