@@ -5,17 +5,20 @@ hooks on modules see neither the first nor tell the last apart. Operations that 
 run as they are; one that is neither linear nor has a step of its own is an error that names it.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
-from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE
-from benchmark.interpreters.tracing import tensors
+from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
+from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_leaving, refuse_unseen
+from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {
     "add", "iadd", "radd", "sub", "isub", "rsub", "neg", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
@@ -32,34 +35,98 @@ class Activations(TorchFunctionMode):
     """Follows what depends on the tensors given to `trace`; `steps` run in the place of the operations they name.
 
     A step is called with the operation in its pure form and its operands. Operations in `plain` run as they are.
+    What depends on the image unseen, or lost its gradient, is refused where it is read.
     """
 
     def __init__(self, method: str, steps: dict[str, Step], plain: Set[str] = frozenset()) -> None:
         super().__init__()
         self.method, self.steps, self.plain = method, steps, plain
         self.traced: Any = WeakIdKeyDictionary()
+        self.lost: Any = WeakIdKeyDictionary()  # depends on the image, without a gradient
+        self.ancestry = Ancestry()
 
     def trace(self, *followed: Tensor) -> None:
+        """Begin with these tensors."""
         for tensor in followed:
-            self.traced[tensor] = True
+            self.ancestry.root(tensor)
+        self._follow(followed)
+
+    def follow(self, model: nn.Module, start: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """The logits of `start`, held to hang on it by operations that were seen; `parameters` replace the model's."""
+        refuse_compiled(self.method, model)
+        self.trace(start)
+        with self:
+            logits = functional_call(model, parameters, (start,)) if parameters else model(start)
+        if logits in self.traced:
+            return logits
+        self._check_origins("the output", [logits], is_read=True)
+        raise Refused(
+            f"{self.method} finds no way from the logits to the image: they do not depend on it, or lose their "
+            "gradient (no_grad, detach)"
+        )
+
+    def gradient(self, total: Tensor, images: Tensor, graph: bool = False) -> Tensor:
+        """∂ total / ∂ images by the steps. A checkpoint would run without them what it runs again: an error."""
+        try:
+            return torch.autograd.grad(total, images, create_graph=graph)[0]
+        except CheckpointError:
+            raise Refused(
+                f"{self.method} cannot follow torch.utils.checkpoint; allowed: the model without it"
+            ) from None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        read = [t for t in tensors((args, kwargs)) if t in self.traced]
-        if not read:
+        operands = tensors((args, kwargs))
+        name = name_of(func)
+        if func.__name__ in CONSTANTS:
             return func(*args, **kwargs)
-        name = func.__name__.strip("_")
+        read = [t for t in operands if t in self.traced]
+        self._check_origins(repr(name), operands, bool(read))
+        if not read:
+            output = func(*args, **kwargs)
+            if self.lost and any(t in self.lost for t in operands):
+                for tensor in tensors(output):
+                    self.lost[tensor] = True
+            return output
+        refuse_leaving(self.method, func, read)
+        refuse_out(self.method, func, kwargs)
+        target = written(func, args, kwargs)
         if name in self.steps:
             output = self._step(func, self.steps[name], args, kwargs)
         else:
             output = func(*args, **kwargs)
-            has_rule = name in LINEAR or name in self.plain
-            if len(read) == 1:
-                has_rule |= name in PRODUCTS or (name in QUOTIENTS and args[0] is read[0])
-            if not has_rule and any(t.is_floating_point() for t in tensors(output)):
+            results = tensors(output if target is None else (output, target))
+            if not self._has_rule(Call(name, func, args, kwargs, read)) and any(t.is_floating_point() for t in results):
                 raise Refused(f"{self.method} has no rule for the operation {name!r}")
-        self.trace(*tensors(output))
+        self._follow(tensors(output) if target is None else [*tensors(output), target, target._base])
         return output
+
+    def _has_rule(self, call: Call) -> bool:
+        if call.name in WRITES or call.name == "getitem":
+            return not call.is_steered
+        if call.name in LINEAR or call.name in self.plain:
+            return True
+        return call.is_of_one and (
+            call.name in PRODUCTS or (call.name in QUOTIENTS and call.args and call.args[0] is call.read[0])
+        )
+
+    def _follow(self, results: Iterable[Tensor | None]) -> None:
+        for tensor in results:
+            if tensor is None:
+                continue
+            if tensor.is_floating_point() and not (tensor.requires_grad and torch.is_grad_enabled()):
+                self.lost[tensor] = True
+                self.traced.pop(tensor, None)  # written to without a gradient
+            else:
+                self.traced[tensor] = True
+
+    def _check_origins(self, name: str, operands: Iterable[Tensor], is_read: bool) -> None:
+        """Raise `Refused` for an operand that depends on the image although nobody was seen to make it so."""
+        for tensor in operands:
+            if (tensor.grad_fn is None and not self.lost) or tensor in self.traced:
+                continue  # nearly always, so the cheap questions come first
+            if (tensor in self.lost and (is_read or tensor.requires_grad)) or self.ancestry.depends(tensor):
+                refuse_unseen(self.method, name)
 
     @staticmethod
     def _step(func: Any, step: Step, args: Any, kwargs: Any) -> Tensor:

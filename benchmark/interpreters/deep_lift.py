@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from attacks.errors import Refused
 from benchmark.interpreters.activations import Activations, Slope, Step
 from benchmark.interpreters.gradients import SimpleGrad
+from benchmark.interpreters.origins import refuse_half
 
 ACTIVATIONS = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
                "hardswish", "hardsigmoid", "sigmoid", "tanh")  # fmt: skip
@@ -36,18 +37,34 @@ class DeepLift(SimpleGrad):
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         mode = Activations(self.name, dict.fromkeys(ACTIVATIONS, _rescale) | {"max_pool2d": _cross_maximum})
         constants = {name: p.detach() for name, p in model.named_parameters()}  # their gradients are not wanted
+        refuse_half(self.name, "the images", [images])
         with torch.enable_grad():
             images = images.detach().requires_grad_()
             both = torch.cat([images, torch.zeros_like(images)])
-            mode.trace(both)
-            with mode:
-                logits = functional_call(model, constants, (both,))[: len(images)]
-            multipliers = torch.autograd.grad(self.score(logits, targets).sum(), images)[0]
-        return logits.detach(), images.detach() * multipliers
+            logits = mode.follow(model, both, constants)
+            scores = self.score(logits, targets.repeat(2))
+            multipliers = mode.gradient(scores[: len(images)].sum(), images)
+        attribution = images.detach() * multipliers
+        _refuse_incomplete(attribution, *scores.detach().chunk(2))
+        return logits[: len(images)].detach(), attribution
+
+
+def _refuse_incomplete(attribution: Tensor, image: Tensor, baseline: Tensor) -> None:
+    """Raise `Refused` where Σ attribution is not logit(x) − logit(x⁰) but for rounding: something was not followed."""
+    total, change = attribution.flatten(1).sum(1), image - baseline
+    scale = attribution.abs().flatten(1).sum(1) + image.abs() + baseline.abs()
+    off = (total - change).abs() > 30 * torch.finfo(total.dtype).eps ** 0.5 * scale
+    if off.any():
+        i = int(off.nonzero()[0])
+        raise Refused(
+            f"deep_lift's sum is {total[i]:.4g} where the logit changes by {change[i]:.4g} (image {i}): "
+            "an operation of the network is not linear, or mixes the images of a batch"
+        )
 
 
 def _rescale(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """An activation function of (image, baseline) joined along the batch, whose slope is Δout/Δin for both."""
+    refuse_half(DeepLift.name, "an activation", [x])
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         output = function(leaf, *args, **kwargs)
@@ -57,6 +74,7 @@ def _rescale(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _cross_maximum(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Max-pooling as the selection of one value for each window, the same for image and baseline, by their slope."""
+    refuse_half(DeepLift.name, "max-pooling", [x])
     output, winners = F.max_pool2d(x.detach(), *args, **kwargs | {"return_indices": True})
     (high, reference), (first, second) = output.chunk(2), winners.chunk(2)
     chosen = torch.where(high >= reference, first, second).repeat(2, 1, 1, 1)

@@ -72,8 +72,6 @@ def _gradient(method: Targeted, model: nn.Module, images: Tensor, targets: Tenso
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
-        mode.trace(start)
-        with mode:
-            logits = model(start)
-        gradient = torch.autograd.grad(method.score(logits, targets).sum(), images, create_graph=graph)[0]
+        logits = mode.follow(model, start)
+        gradient = mode.gradient(method.score(logits, targets).sum(), images, graph)
     return logits if graph else logits.detach(), gradient

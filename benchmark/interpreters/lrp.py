@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from benchmark.interpreters.base import Targeted, find_layer, label_logits, tap
+from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
 from benchmark.interpreters.tracing import scopes
@@ -36,38 +37,63 @@ class LRP(Targeted):
         composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        rules = composite(self.composite, self.batch_norm)
-        if rules.names:
-            return self._by_name(model, images, targets, rules)
+        refuse_compiled("LRP", model)
+        tape = self._tape(composite(self.composite, self.batch_norm), model)
+        if tape.composite.names:
+            explained = self._by_name(model, images, targets, tape)
+        else:
+            explained = self._named_where_missing(model, images, targets, tape)
+        if tape.strangers:
+            self._make_sure(model, images, tape)
+        return explained
+
+    def _tape(self, rules: Composite, model: nn.Module) -> Tape:
+        return Tape(rules, model, contrast=self.target == "contrast")
+
+    def _named_where_missing(
+        self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape
+    ) -> tuple[Tensor, Tensor]:
+        """One walk; where a rule is missing once more, to name the module."""
         try:
-            return self._walk(model, images, targets, self._tape(rules))
+            return self._walk(model, images, targets, tape)
         except MissingRule:
-            tape = self._tape(rules)  # once more, to name the module
+            tape = self._tape(tape.composite, model)
             with scopes(model, tape.scope):
                 return self._walk(model, images, targets, tape)
 
-    def _tape(self, rules: Composite) -> Tape:
-        return Tape(rules, contrast=self.target == "contrast")
+    def _make_sure(self, model: nn.Module, images: Tensor, tape: Tape) -> None:
+        """`Refused` where an operand of unseen origin hangs on the images: by autograd, or as it changes with them."""
+        other = Tape(tape.composite, model, Ancestry())
+        with torch.enable_grad(), scopes(model, other.scope):
+            self._run(model, (0.5 - 1.5 * images.detach().flip(-1)).requires_grad_(), other)
+        if len(tape.strangers) == len(other.strangers):  # else the model took another way, and nothing can be compared
+            for (_, before), (where, after) in zip(tape.strangers, other.strangers, strict=True):
+                if before.shape != after.shape or not torch.equal(before, after):
+                    refuse_unseen("LRP", where)
 
-    def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, rules: Composite) -> tuple[Tensor, Tensor]:
+    def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         """As the composite has it that names modules, each of which must be there and be of use."""
-        for name in rules.names:
+        for name in tape.composite.names:
             find_layer(model, name)
-        tape = self._tape(rules)
         with scopes(model, tape.scope):
             explained = self._walk(model, images, targets, tape)
-        for name in rules.names:
+        for name in tape.composite.names:
             if name not in tape.obeyed:
                 raise UserError(f"composite names module {name!r}, in which relevance meets no operation for its rule")
         return explained
 
     def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
+        logits, taken, start = self._run(model, images, tape)
+        relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)
+        parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
+        return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _run(self, model: nn.Module, images: Tensor, tape: Tape) -> tuple[Tensor, list[Tensor], list[int]]:
+        """Logits, the tensors to explain and their nodes."""
         images = images.view_as(images)  # the caller's tensor stays out of the tape, and out of in-place changes
         start = tape.start([images], is_input=True)
         with tape:
-            logits = model(images)
-        relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)[0]
-        return tape.current(logits), torch.zeros_like(images) if relevance is None else relevance
+            return model(images), [images], start
 
 
 @dataclass(frozen=True)
@@ -77,14 +103,11 @@ class LRPT(LRP):
     name: ClassVar[str] = "lrp_t"
     layer: str | None = None
 
-    def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
+    def _run(self, model: nn.Module, images: Tensor, tape: Tape) -> tuple[Tensor, list[Tensor], list[int]]:
         taken: list[Tensor] = []
         start: list[int] = []
         with tape, tap(model, self.layer, taken, lambda tensors: start.extend(tape.start(tensors, is_input=False))):
-            logits = model(images)
-        relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)
-        parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
-        return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            return model(images), taken, start
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ STRUCTURE = {"flatten", "reshape", "view", "permute", "transpose", "unsqueeze", 
              "chunk", "split", "narrow", "pad", "unflatten", "movedim", "channel_shuffle", "pixel_shuffle", "stack",
              "expand"}  # fmt: skip
 
+WRITES = {"setitem", "copy", "fill", "zero", "masked_fill", "index_copy", "index_fill"}  # linear in old and new values
+
 
 class Way(NamedTuple):
     """How relevance passes an operation; `needs`: the tensors whose values it reads on the way back."""
@@ -51,7 +53,7 @@ class Step(NamedTuple):
 
 def run(call: Call) -> tuple[Any, Way | None]:
     """The operation's output, and its way back where that comes from the same run."""
-    if call.name == "max_pool2d" and len(call.read) == 1 and not call.kwargs.get("return_indices"):
+    if call.name == "max_pool2d" and call.is_of_one and not call.kwargs.get("return_indices"):
         return _max_pool2d(*call.args, **call.kwargs)
     return call.function(*call.args, **call.kwargs), None
 
@@ -65,14 +67,14 @@ def is_nonnegative(call: Call, inputs: bool) -> bool:
 def _unchanged(call: Call, output: Any, composite: Composite) -> Way | None:
     """Value by value: activation functions; a scalar or a parameter beside the activation is an affine map of each
     value, like BatchNorm."""
-    if len(call.read) > 1 or output.shape != call.read[0].shape:
+    if not call.is_of_one or output.shape != call.read[0].shape:
         return None
     return Way(lambda r: (r,))
 
 
 def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
-    if len(call.read) == 1:
-        return _unchanged(call, output, composite)
+    if len(call.read) == 1:  # also h + h
+        return Way(lambda r: (r,)) if output.shape == call.read[0].shape else None
     first, second = call.read
     if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
         return None
@@ -92,7 +94,9 @@ def _proportional(call: Call, output: Any, composite: Composite) -> Way | None:
     return Way(lambda r: (call.read[0] * _transpose(call, r / stable)[0],), call.read)
 
 
-def _moved(call: Call, output: Any, composite: Composite) -> Way:
+def _moved(call: Call, output: Any, composite: Composite) -> Way | None:
+    if call.is_steered:
+        return None
     if isinstance(output, Tensor):
         return Way(lambda r: _transpose(call, r))
     return Way(lambda *r: _transpose(call, r))
@@ -208,7 +212,7 @@ OPERATIONS: dict[str, Callable[[Call, Any, Composite], Way | None]] = {
     "add": _sum,
     **dict.fromkeys(POOL_MAX, _winner),
     **dict.fromkeys(POOL_MEAN, _proportional),
-    **dict.fromkeys(STRUCTURE, _moved),
+    **dict.fromkeys(STRUCTURE | WRITES, _moved),
 }
 WEIGHTED: dict[str, Callable[..., Weighted]] = {"linear": _linear, **{f"conv{n}d": _convolution(n) for n in (1, 2, 3)}}
 

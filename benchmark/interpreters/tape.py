@@ -12,24 +12,29 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
 from benchmark.interpreters.head import Head
-from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, Step, Way, folded, is_nonnegative, run
+from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, Step, Way, folded, is_nonnegative, run
+from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_leaving, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
-from benchmark.interpreters.tracing import Call, Memory, mapped, pure, tensors
+from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors
 
 
 class Tape(TorchFunctionMode):
     """Records from `start(tensors)` on; `relevance(output, seed)` then walks back to those tensors, once.
 
-    `contrast`: `scores`, asked before, has the layer that made the logits centred over classes.
+    `contrast`: `scores`, asked before, has the layer that made the logits centred over classes. `strangers` are
+    operands that nobody was seen to make. Whether one hangs on the start, autograd can say: a tape with an `ancestry`,
+    run with gradients, refuses it.
     """
 
-    def __init__(self, composite: Composite, contrast: bool = False) -> None:
+    def __init__(
+        self, composite: Composite, model: nn.Module, ancestry: Ancestry | None = None, contrast: bool = False
+    ) -> None:
         super().__init__()
         self.composite = composite
         self.steps: list[Step] = []
@@ -41,6 +46,10 @@ class Tape(TorchFunctionMode):
         self.weighted: dict[int, Weighted] = {}  # node of its output -> the operation
         self.readers: dict[int, int] = defaultdict(int)
         self.held: set[int] = set()  # nodes whose values a rule needs later
+        self.own = {id(t) for t in (*model.parameters(), *model.buffers())}
+        self.known: Any = WeakIdKeyDictionary()  # what the model made of its own tensors while it ran
+        self.strangers: list[tuple[str, Tensor]] = []  # operands of another origin, and where they were read
+        self.ancestry = ancestry
         self.recording = False
         self.seen_weighted = False
         self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
@@ -49,7 +58,12 @@ class Tape(TorchFunctionMode):
     def start(self, inputs: Iterable[Tensor], is_input: bool) -> list[int]:
         """Begin to record, from these tensors; `is_input`: they are the network's input, so a `first` rule applies."""
         self.recording, self.seen_weighted = True, not is_input
-        nodes = [self._node(tensor) for tensor in inputs]
+        nodes = []
+        for tensor in inputs:
+            refuse_half("LRP", "its input", [tensor])
+            nodes.append(self._node(tensor))
+            if self.ancestry is not None:
+                self.ancestry.root(tensor)
         self.held.update(nodes)  # the caller's own memory
         return nodes
 
@@ -60,12 +74,16 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.recording:
-            return func(*args, **kwargs)
+            return self._aside(func, args, kwargs, [])
         args, kwargs = mapped(self.current, args), mapped(self.current, kwargs)
-        read = [t for t in tensors((args, kwargs)) if t in self.nodes]
-        if not read:
-            return func(*args, **kwargs)
-        self.memory.refuse_stale(func, read)
+        operands = tensors((args, kwargs))
+        self.memory.refuse_stale(name_of(func), operands)
+        read = [t for t in operands if t in self.nodes]
+        if not read or func.__name__ in CONSTANTS:
+            return self._aside(func, args, kwargs, () if read else operands)
+        refuse_leaving("LRP", func, read)
+        refuse_out("LRP", func, kwargs)
+        self._check_origins(name_of(func), operands)
         call = pure(func, args, kwargs, read)
         inputs = [self._node(t) for t in read]
         if self._expendable(call):
@@ -79,13 +97,37 @@ class Tape(TorchFunctionMode):
             self._record(call, inputs, written, output, way)
         return output
 
+    def _aside(self, func: Any, args: Any, kwargs: Any, operands: Sequence[Tensor]) -> Any:
+        """An operation that nothing followed goes into."""
+        output = func(*args, **kwargs)
+        if all(self._is_known(t) for t in operands):
+            for tensor in tensors(output):
+                self.known[tensor] = True
+        return output
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.own or tensor in self.known
+
+    def _check_origins(self, name: str, operands: Iterable[Tensor]) -> None:
+        """Notice operands that nobody was seen to make; with an `ancestry`, refuse those that hang on the start."""
+        for tensor in operands:
+            if id(tensor) not in self.own and tensor not in self.nodes and tensor not in self.known:
+                where = repr(name) + (f" in module {self.scope[-1]!r}" if self.scope and self.scope[-1] else "")
+                self.strangers.append((where, tensor))
+                if self.ancestry is not None and self.ancestry.depends(tensor):
+                    refuse_unseen("LRP", where)
+
     def _expendable(self, call: Call) -> bool:
         """Whether the operation may run in place, as the model wrote it: nobody needs the old value."""
-        if call.target is None or call.target in self.memory.views or self.nodes[call.target] in self.held:
+        if call.target is None or call.target in self.memory.views or call.name in WRITES:
+            return False
+        if call.target not in self.nodes or self.nodes[call.target] in self.held:
             return False
         return len(call.read) == 1
 
     def _record(self, call: Call, inputs: list[int], written: list[Tensor], output: Any, way: Way | None) -> None:
+        refuse_half("LRP", repr(call.name), written)
+        is_followed = call.target is not None and call.target in self.nodes
         outputs = [self._node(t) for t in written]
         for node in inputs:
             self.readers[node] += 1
@@ -100,7 +142,7 @@ class Tape(TorchFunctionMode):
         if self.head is not None:
             self.head.note(call, len(self.steps) - 1, self.weighted.get(outputs[0]))
         if call.target is not None:
-            self.memory.renew(call.target, output)
+            self.memory.renew(call.target, output, is_followed)
 
     def _node(self, tensor: Tensor) -> int:
         if tensor not in self.nodes:
@@ -120,7 +162,7 @@ class Tape(TorchFunctionMode):
         return OPERATIONS[call.name](call, output, self.composite) if call.name in OPERATIONS else None
 
     def _weighted(self, call: Call, output: Tensor) -> Way | None:
-        if len(call.read) != 1:
+        if not call.is_of_one:
             return None  # the weight depends on the input
         named, rule = self._rule(call.name)
         op = WEIGHTED[call.name](*call.args, **call.kwargs)
@@ -147,7 +189,7 @@ class Tape(TorchFunctionMode):
         return None, self.composite.linear if operation == "linear" else self.composite.conv
 
     def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
-        if len(call.read) != 1:
+        if not call.is_of_one:
             return None
         op = self.weighted.get(self._node(call.read[0]))
         if op is None or self.composite.batch_norm == "pass":
@@ -158,13 +200,20 @@ class Tape(TorchFunctionMode):
     def scores(self, logits: Tensor) -> Tensor:
         """What the relevance of the logits (N, classes) starts from: themselves, or the centred head's."""
         logits = self.current(logits)
-        if self.head is None:
+        if self.head is None or logits not in self.nodes:  # which `relevance` refuses
             return logits
         return self.head.centre(logits, self._node(logits), self.steps, self.composite)
 
     def relevance(self, output: Tensor, seed: Tensor, at: Sequence[int]) -> list[Tensor | None]:
         """The relevance that reaches the nodes `at` when `output` starts with `seed`; None where none does."""
-        total: dict[int, Tensor] = {self._node(self.current(output)): seed}
+        output = self.current(output)
+        self.memory.refuse_stale("logits", [output])
+        if output not in self.nodes:
+            raise Refused(
+                "LRP finds no way from the logits to the image: what runs between is outside the trace (a "
+                "scripted or traced module, a custom autograd.Function, C++), or they do not depend on it"
+            )
+        total: dict[int, Tensor] = {self.nodes[output]: seed}
         self.weighted.clear()
         while self.steps:  # closures refer to the tape: taken off it, their tensors go at once and not by a later gc
             step = self.steps.pop()

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attacks.errors import UserError
+from attacks.errors import Refused, UserError
+
+SETTERS = {"__setitem__", "__set__"}
+# whose function of the same name is the operation in place without its writing
+PURE = {"add", "sub", "mul", "div", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "silu", "mish",
+        "hardswish", "hardsigmoid", "sigmoid", "tanh", "dropout", "dropout2d", "feature_dropout",
+        "alpha_dropout"}  # fmt: skip
+OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or",
+                                         "xor", "lshift", "rshift", "matmul")}  # fmt: skip
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -45,6 +53,23 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+def name_of(function: Any) -> str:
+    """The operation's name without underscores; that of the attribute where one is read or set."""
+    named = function.__self__ if function.__name__ in ("__get__", "__set__") else function
+    return str(named.__name__).strip("_")
+
+
+def count(tree: Any, tensor: Tensor) -> int:
+    """How often a tensor stands in nested tuples, lists and dictionaries: h * h reads one tensor twice."""
+    times = 0
+    for item in tree.values() if isinstance(tree, dict) else tree:
+        if item is tensor:
+            times += 1
+        elif isinstance(item, (tuple, list, dict)):
+            times += count(item, tensor)
+    return times
+
+
 class Call(NamedTuple):
     """An operation in its pure form, its operands, and those of them that are followed (`read`).
 
@@ -58,27 +83,66 @@ class Call(NamedTuple):
     read: list[Tensor]
     target: Tensor | None = None
 
+    @property
+    def is_of_one(self) -> bool:
+        """Whether one operand alone is followed, and stands there once."""
+        return len(self.read) == 1 and count(self.args, self.read[0]) + count(self.kwargs, self.read[0]) == 1
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether indices or masks that are followed say what goes where: then it is not linear in the rest."""
+        return not all(t.is_floating_point() for t in self.read)
+
+
+def written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The tensor that a call changes in place, by its name or its option `inplace`; None where it changes none."""
+    name = function.__name__
+    if name in SETTERS or name in OPERATORS or (name.partition(".")[0].endswith("_") and not name.startswith("__")):
+        return args[0] if args else next(iter(kwargs.values()))
+    if getattr(function, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:
+        place = _place_of_inplace(function)
+        if kwargs.get("inplace") or (place is not None and len(args) > place and args[place]):
+            return args[0] if args else kwargs["input"]
+    return None
+
+
+@cache
+def _place_of_inplace(function: Callable[..., Any]) -> int | None:
+    names = list(_signature(function).parameters)
+    return names.index("inplace") if "inplace" in names else None
+
+
+def refuse_out(method: str, function: Any, kwargs: Any) -> None:
+    """Raise `Refused` where a call writes to `out=`."""
+    if kwargs.get("out") is not None:
+        raise Refused(f"{method} cannot follow {function.__name__!r} with out=; allowed: its result")
+
 
 def pure(function: Any, args: Any, kwargs: Any, read: list[Tensor]) -> Call:
-    """The call as one that changes nothing in place. Raises `UserError` where the operation has no such form."""
-    name = function.__name__
-    if (name.endswith("_") and not name.startswith("__")) or name.startswith("__i"):
-        return Call(*_out_of_place(name), args, kwargs, read, args[0])
-    if getattr(function, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:
+    """The call as one that changes nothing in place."""
+    name, target = name_of(function), written(function, args, kwargs)
+    if target is None:
+        return Call(name, function, args, kwargs, read)
+    if getattr(function, "__module__", "") == "torch.nn.functional" and not function.__name__.endswith("_"):
         bound = _signature(function).bind(*args, **kwargs)
-        if bound.arguments.get("inplace"):
-            bound.arguments["inplace"] = False
-            return Call(name.strip("_"), function, bound.args, bound.kwargs, read, read[0])
-    return Call(name.strip("_"), function, args, kwargs, read)
+        bound.arguments["inplace"] = False
+        return Call(name, function, bound.args, bound.kwargs, read, target)
+    return Call(*_out_of_place(function), args, kwargs, read, target)
 
 
-def _out_of_place(name: str) -> tuple[str, Any]:
-    """Name and function of the pure form of the in-place operation `name`."""
-    pure_name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name.strip("_"), name.strip("_"))
-    function = getattr(torch, pure_name, None) or getattr(F, pure_name, None)
-    if function is None:
-        raise UserError(f"LRP has no rule for the in-place operation {name!r}")
-    return pure_name, function
+def _out_of_place(function: Any) -> tuple[str, Any]:
+    """Name and function of the pure form of an operation in place."""
+    name = name_of(function)
+    name = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}.get(name, name)
+    if name in PURE:
+        return name, getattr(torch, name, None) or getattr(F, name)
+
+    def on_a_copy(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        copy = target.clone()
+        function(copy, *args, **kwargs)
+        return copy
+
+    return name, on_a_copy
 
 
 @cache
@@ -93,6 +157,7 @@ class Memory:
         self.renewed: Any = WeakIdKeyDictionary()  # tensor changed in place -> its new value
         self.views: Any = WeakIdKeyDictionary()  # tensor -> references to all that share its memory
         self.stale: Any = WeakIdKeyDictionary()  # tensors whose shared memory was changed through another one
+        self.outdated: dict[int, Tensor] = {}  # memory that was not followed until it was changed -> who was changed
 
     def current(self, tensor: Tensor) -> Tensor:
         """The tensor as it would be had its in-place changes happened in place."""
@@ -100,28 +165,34 @@ class Memory:
             tensor = self.renewed[tensor]
         return tensor
 
-    def refuse_stale(self, function: Any, read: list[Tensor]) -> None:
+    def refuse_stale(self, name: str, read: list[Tensor]) -> None:
         """Raise `UserError` where one of the tensors was changed through a view, which no copy can show."""
-        if any(t in self.stale for t in read):
-            raise UserError(
-                f"LRP cannot follow {function.__name__!r}: it reads a tensor changed in place through a view of it"
-            )
+        if not self.stale and not self.outdated:
+            return
+        if any(t in self.stale or (self.outdated and _memory(t) in self.outdated) for t in read):
+            raise UserError(f"LRP cannot follow {name!r}: it reads a tensor changed in place through a view of it")
 
     def note_views(self, read: list[Tensor], written: list[Tensor]) -> None:
         """Remember which results share the memory of an operand."""
         for tensor in read:
             for other in written:
-                if tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr():
+                if _memory(tensor) == _memory(other):
                     family = self.views.setdefault(tensor, [ref(tensor)])
                     family.append(ref(other))
                     self.views[other] = family
 
-    def renew(self, target: Tensor, output: Tensor) -> None:
+    def renew(self, target: Tensor, output: Tensor, is_followed: bool) -> None:
         """`target` was to become `output` in place; what shares its memory can no longer be read."""
+        if not is_followed:
+            self.outdated[_memory(target)] = target
         self.renewed[target] = output
         for other in self.views.get(target, ()):
             if other() is not None and other() is not target and other() is not output:
                 self.stale[other()] = True
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""Where the tensors of a forward pass come from: what a trace must refuse because it cannot see how they were made.
+
+A `TorchFunctionMode` sees calls of Python. What runs below them (a scripted or traced module, an operation in C++, a
+custom `autograd.Function`), and what becomes of values once they are numbers or arrays, it does not. Such a tensor
+enters the trace as one that nobody made; whether it hangs on the images, autograd's graph says.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from attacks.errors import Refused
+
+# outputs owe their shape to an operand, not their values
+CONSTANTS = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+             "new_empty", "new_full"}  # fmt: skip
+LEAVING = {"numpy", "__array__", "tolist", "item", "__float__", "__complex__", "__dlpack__"}
+WHOLE = (torch.float32, torch.float64)
+
+
+def refuse_compiled(method: str, model: nn.Module) -> None:
+    """Raise `Refused` for a scripted or traced module, whose operations run below Python."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"module {name!r}" if name else "the model"
+            raise Refused(f"{method} cannot follow {where}, which is scripted or traced; allowed: its source")
+
+
+def refuse_leaving(method: str, function: Any, read: list[Tensor]) -> None:
+    """Raise `Refused` where values become numbers or arrays, of which no trace can say what is made of them."""
+    if function.__name__ in LEAVING and any(t.is_floating_point() for t in read):
+        name = function.__name__.strip("_")
+        raise Refused(f"{method} cannot follow {name!r}: values that depend on the image must stay tensors")
+
+
+def refuse_unseen(method: str, where: str) -> None:
+    """Raise `Refused` for a tensor that depends on the image by operations that no trace saw."""
+    raise Refused(
+        f"{method} cannot follow what {where} reads: it depends on the image by operations outside the trace (a "
+        f"scripted or traced module, a custom autograd.Function, no_grad, C++); allowed: torch operations in Python"
+    )
+
+
+def refuse_half(method: str, name: str, tensors: list[Tensor]) -> None:
+    """Raise `Refused` for values in less than single precision, in which the rules' quotients overflow or vanish."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in WHOLE:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise Refused(f"{method} needs float32 or float64 (got {dtype} in {name})")
+
+
+class Ancestry:
+    """Whether tensors depend, by autograd's graph, on those given to `root`. Each node is looked at once."""
+
+    def __init__(self) -> None:
+        self.roots: set[Any] = set()
+        self.free: set[Any] = set()  # nodes that do not depend on the roots; holding them keeps their identity
+
+    def root(self, tensor: Tensor) -> None:
+        if tensor.requires_grad:
+            self.roots.add(get_gradient_edge(tensor).node)
+
+    def depends(self, tensor: Tensor) -> bool:
+        if tensor.grad_fn is None:
+            return False
+        waiting, met = [tensor.grad_fn], set()
+        while waiting:
+            node = waiting.pop()
+            if node in self.roots:
+                return True
+            if node not in met and node not in self.free:
+                met.add(node)
+                waiting.extend(parent for parent, _ in node.next_functions if parent is not None)
+        self.free |= met
+        return False
