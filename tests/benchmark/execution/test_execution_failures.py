@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from attacks import manipulation
 from attacks.errors import UserError
 from benchmark import leaderboards
 from benchmark.cells import View
-from benchmark.entries import manipulations, originals, scores, strategies, trained
+from benchmark.entries import manipulations, originals, scores, trained
 from benchmark.entries.kind import Entry
 from benchmark.execution import compute
 from benchmark.leaderboards import stored
@@ -30,14 +31,14 @@ def temporary(store: Path) -> list[str]:
 
 
 def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), strategies.manipulate
+    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), manipulation.manipulate
 
     def sometimes(model, interpreter, fooling, *args, **options):
         if (fooling.name, interpreter.name) == ("active", "lrp_t"):
             raise ZeroDivisionError("three\nlines, of\nwhich one is kept")
         return original(model, interpreter, fooling, *args, **options)
 
-    monkeypatch.setattr(strategies, "manipulate", sometimes)
+    monkeypatch.setattr(manipulation, "manipulate", sometimes)
     name, message = "compact_vgg/active/lrp_t/0", "ZeroDivisionError: three lines, of which one is kept"
     assert compute.run_suite(other.run, other.out, jobs=1) == {name: message}
 
@@ -53,7 +54,7 @@ def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again
     assert (rows.status == "done").sum() == 3
     assert temporary(other.store) == []
 
-    monkeypatch.setattr(strategies, "manipulate", original)
+    monkeypatch.setattr(manipulation, "manipulate", original)
     kept = other.entries()
     assert compute.run_suite(other.run, other.out, jobs=1) == {}
     assert other.written() == finished.written()
@@ -100,7 +101,7 @@ def test_a_diverged_manipulation_is_a_row_with_its_reason_and_is_not_tried_again
             (manipulations, "save_weights"),
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         ),
-        ((strategies, "manipulate"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
+        ((manipulation, "manipulate"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
         ((scores, "score"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     ],
 )
