@@ -18,6 +18,7 @@ from benchmark.interpreters.base import Targeted, needs_graph
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.interpreters.operations import POOL_MAX
+from benchmark.interpreters.origins import refuse_half
 
 
 def _guided(relu: Step, x: Tensor) -> Tensor:
@@ -59,6 +60,7 @@ class GuidedGradCAM(SimpleGrad):
     layer: str | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        refuse_half(self.name, "the images", [images])  # float16 was 0.52 off float32
         logits, guided = _gradient(self, model, images, targets, _guided)
         cam = GradCAM(self.layer, target=self.target).explain(model, images, targets)[1]
         cam = cam.sum(1, keepdim=True).relu()

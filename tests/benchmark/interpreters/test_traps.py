@@ -405,7 +405,7 @@ def test_half_precision_is_close_to_float32_or_refused(name, dtype):
     interpreter, targets = interpreters.create(name, **TRACING[name]), torch.tensor([0, 2])
     expected = interpreter.attribute(model, images, targets).detach()
     model, images = model.to(dtype), images.to(dtype)
-    if not name.startswith(("guided", "deconv")):
+    if name not in ("guided_backprop", "deconvolution"):
         with pytest.raises(
             Refused, match=f"{'LRP' if 'lrp' in name else name} needs float32 or float64.*{str(dtype)[6:]}"
         ):
@@ -423,3 +423,10 @@ def test_half_precision_inside_the_network_is_refused(name, dtype):
     for network in (model, inner)[name == "deep_lift" :]:
         with pytest.raises(Refused, match="needs float32"):
             interpreters.create(name).attribute(network, images, torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_guided_grad_cam_in_half_precision_is_refused(dtype):
+    model, images = drawn(second, torch.float32)
+    with pytest.raises(Refused, match=f"guided_grad_cam needs float32 or float64.*{str(dtype)[6:]}"):
+        interpreters.create("guided_grad_cam").attribute(model.to(dtype), images.to(dtype), torch.tensor([0, 2]))
