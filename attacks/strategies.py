@@ -21,6 +21,11 @@ class Gradient:
 
     by_gradient: ClassVar[bool] = True
     takes_recipe: ClassVar[bool] = True
+    steps: ClassVar[int] = 0  # the recipe says how many
+
+    def recipe(self) -> "Recipe | None":
+        """Its own; None where it takes one, or none at all."""
+        return None
 
     def surrogate(self, interpreter: "Interpreter") -> "Interpreter":
         """What is differentiated in the place of the interpreter."""
@@ -101,7 +106,10 @@ class Subspace:
 
     by_gradient: ClassVar[bool] = False
     takes_recipe: ClassVar[bool] = False
-    evaluations: ClassVar[int] = 24
+    steps: ClassVar[int] = 24  # evaluations on dev
+
+    def recipe(self) -> None:
+        return None
 
     def attack(
         self,
@@ -113,7 +121,7 @@ class Subspace:
         from attacks.manipulation import Manipulated
         from attacks.subspace import subspace
 
-        strongest, _ = subspace(model, fooled, measure, self.evaluations, seed)
+        strongest, _ = subspace(model, fooled, measure, self.steps, seed)
         return Manipulated(strongest, {"ce": [], "fooling": [], "accuracy": []})
 
 

@@ -1,13 +1,14 @@
 """The fooled models: `weights.safetensors` where the fine-tuning did not diverge, and its losses, `history.parquet`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
 from attacks.manipulation import Manipulated
-from attacks.strategies import STRATEGIES, HeadShift
+from attacks.strategies import STRATEGIES
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import fronts, recipes
 from benchmark.entries.fronts import attack_spec, dev_spec
@@ -69,8 +70,7 @@ def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) ->
 def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
     """By the strategy that the manipulation names."""
     if manipulation.by_gradient:
-        strategy = STRATEGIES[manipulation.strategy]
-        recipe = strategy.recipe() if isinstance(strategy, HeadShift) else recipes.recipe(run, manipulation)
+        recipe = STRATEGIES[manipulation.strategy].recipe() or recipes.recipe(run, manipulation)
         assert recipe is not None
         return by_gradient(run, manipulation, recipe)
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
@@ -79,9 +79,9 @@ def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
 
 def _size(run: Run, manipulation: Manipulation) -> int:
     """Images to fine-tune on: a large one that starts last is what everybody waits for."""
-    row, strategy = recipes.row(run, manipulation), STRATEGIES[manipulation.strategy]
-    batch_size = strategy.batch_size if isinstance(strategy, HeadShift) else row["batch_size"]
-    return (row["steps"] or 0) * (batch_size or 1)
+    recipe = STRATEGIES[manipulation.strategy].recipe()
+    row: dict[str, Any] = recipe.row() if recipe else recipes.row(run, manipulation)
+    return (row["steps"] or 0) * (row["batch_size"] or 1)
 
 
 MANIPULATIONS = Kind(

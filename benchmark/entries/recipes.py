@@ -4,7 +4,7 @@ submission takes those of its nearest relative where the suite gives them."""
 from typing import Any
 
 from attacks.manipulation import Recipe
-from attacks.strategies import STRATEGIES, HeadShift, Subspace
+from attacks.strategies import STRATEGIES
 from benchmark.cells import Attack
 from benchmark.entries.fronts import FRONTS, relative
 from benchmark.entries.kind import Entry, Receipt
@@ -41,8 +41,6 @@ def row(run: Run, attack: Attack) -> dict[str, Any]:
     strategy that takes no recipe they are None but for its steps: those of a search without gradients are its
     evaluations on dev."""
     strategy, attack_recipe = STRATEGIES[attack.strategy], recipe(run, attack)
-    if isinstance(strategy, Subspace):
-        return UNKNOWN | {"steps": strategy.evaluations}
-    if isinstance(strategy, HeadShift):
+    if not strategy.takes_recipe:
         return UNKNOWN | {"steps": strategy.steps}
     return attack_recipe.row() if attack_recipe else UNKNOWN
