@@ -28,8 +28,9 @@ class Gradient:
         return None
 
     def surrogate(self, interpreter: "Interpreter") -> "Interpreter":
-        """What is differentiated in the place of the interpreter."""
-        return interpreter
+        """What is differentiated in the place of the interpreter: what it offers itself (`in_attack`), if anything."""
+        offered = getattr(interpreter, "in_attack", None)
+        return offered() if offered else interpreter
 
     def attack(
         self,
@@ -65,7 +66,7 @@ class Softplus(Gradient):
     def surrogate(self, interpreter: "Interpreter") -> "Interpreter":
         from attacks.surrogates import Smooth
 
-        return Smooth(interpreter)
+        return Smooth(super().surrogate(interpreter))
 
 
 class HeadShift(Gradient):
@@ -98,7 +99,8 @@ class HeadShift(Gradient):
     ) -> "Manipulated":
         from attacks.head_shift import head_shift
 
-        return head_shift(model, interpreter, fooling, loader, recipe, seed, fooling_loader=fooling_loader)
+        differentiated = self.surrogate(interpreter)
+        return head_shift(model, differentiated, fooling, loader, recipe, seed, fooling_loader=fooling_loader)
 
 
 class Subspace:

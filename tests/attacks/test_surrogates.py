@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks import Location, Recipe, manipulate
+from attacks.strategies import STRATEGIES
 from attacks.surrogates import ReLUAs, Smooth
 
 CALLS = {
@@ -47,3 +48,23 @@ def test_a_map_without_second_derivative_can_be_attacked_through_it():
 
     assert loss(fooled.model).item() < loss(model).item()
     assert not any(g.any() for g in torch.autograd.grad(loss(model), [*model.parameters()]))
+
+
+class Costly:
+    """Names what an attack is to differentiate in its place."""
+
+    def __call__(self, model, images, targets):
+        raise AssertionError("an attack differentiates what in_attack gives")
+
+    def in_attack(self):
+        return lambda model, images, targets: model[0](images).relu().sum(1)
+
+
+@pytest.mark.parametrize("name", ["", "softplus", "head_shift"])
+def test_every_strategy_by_gradient_attacks_what_the_interpreter_offers(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    loader, strategy = [(torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 0, 1]))], STRATEGIES[name]
+    assert strategy.attack(model, Costly(), Location(), loader, Recipe(1e-2, 1.0, 1), 0).status == "done"
+    plain = strategy.surrogate(simple := lambda model, images, targets: model(images))  # a function offers nothing
+    assert (plain.interpreter if name == "softplus" else plain) is simple
