@@ -1,16 +1,16 @@
 """Is SmoothGrad hard to fool at equal accuracy, as Heo, Joo and Moon 2019 say? It is attacked itself, like SimpleGrad.
 
-SmoothGrad (Smilkov et al. 2017) is the mean over noisy copies, (1/m) Σ_j ∂ logit(x + σ ε_j) / ∂x. The
-registered `smooth_grad` has no graph to the weights, so the attack differentiates through `Sampled`, the same mean with
-fresh noise each step. Both interpreters are fine-tuned under Location fooling from the same clean model with the same
-learning rates, λ, steps, batch size and order of batches (the suite's [search], all of it, nothing chosen), and scored
-on the suite's split with the registered interpreters. A step through m copies costs about m times one against
-SimpleGrad; m = 1, about as costly, tells what the interpreter gives away from what more work buys.
+SmoothGrad (Smilkov et al. 2017) is the mean over noisy copies, (1/m) Σ_j ∂ logit(x + σ ε_j) / ∂x. The attack
+differentiates the same mean over fewer copies, with fresh noise each step. Both interpreters are fine-tuned under
+Location fooling from the same clean model with the same learning rates, λ, steps, batch size and order of batches (the
+suite's [search], all of it, nothing chosen), and scored on the suite's split with the registered interpreters. A step
+through m copies costs about m times one against SimpleGrad; m = 1, about as costly, tells what the interpreter gives
+away from what more work buys.
 
 Each point gives on the same images: FSR - FSR of the clean model, and the loss of top-1 in points.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 from attacks import foolings
 from attacks.errors import UserError
@@ -37,7 +36,6 @@ from benchmark.execution import compute
 from benchmark.experiments.given import Given, receipt, status
 from benchmark.figures.style import MARKERS, PALETTE, legend, panels
 from benchmark.interpreters.captum_methods import SmoothGrad
-from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards.table import with_ends
 from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec
@@ -56,21 +54,6 @@ class Settings:
 
 
 SETTINGS = Settings()
-
-
-@dataclass(frozen=True)
-class Sampled(SimpleGrad):
-    """SmoothGrad with a graph to the weights: the mean gradient over `samples` noisy copies, noise N(0, σ²) in
-    normalised input units, drawn anew from torch's generator at each call; heatmap as SimpleGrad and SmoothGrad."""
-
-    samples: int = 4
-    sigma: float = 0.1
-
-    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        copies = images.repeat_interleave(self.samples, 0)
-        noisy = copies + self.sigma * torch.randn_like(copies)
-        _, gradients = super().explain(model, noisy, targets.repeat_interleave(self.samples))
-        return model(images), gradients.unflatten(0, (-1, self.samples)).mean(1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +91,8 @@ def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
 def _make(run: Run, point: Point, inputs: Inputs, folder: Path) -> Receipt:
     """One fine-tuning with its scores, image by image: `scores.parquet`, where it did not diverge."""
     fooling, registered = foolings.create(FOOLING), create_interpreter(run, point.attacked)
-    surrogate = Sampled(point.samples, registered.sigma) if isinstance(registered, SmoothGrad) else registered
+    noisy = isinstance(registered, SmoothGrad)
+    surrogate = replace(registered, samples=point.samples, seed=None) if noisy else registered
     clean = clean_model(run, point.model)
     loader, _ = loaders(run, fooling, point.recipe.batch_size, point.seed)
     result = manipulate(clean, surrogate, fooling, loader, point.recipe, point.seed, progress=False)

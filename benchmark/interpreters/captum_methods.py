@@ -1,8 +1,12 @@
-"""Interpreters that Captum supplies: SmoothGrad, VarGrad, integrated gradients and GradientSHAP."""
+"""SmoothGrad, VarGrad, integrated gradients and GradientSHAP: gradients at several points of each image.
+
+Captum's, which detaches its maps, wherever no graph is needed, as where maps are scored. Where one is, the same formula
+at the same points in torch operations, so that an attack can differentiate it by the weights.
+"""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +17,7 @@ from captum.attr import NoiseTunnel, Saliency
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Interpreter, Targeted, label_logits
+from benchmark.interpreters.base import Interpreter, Targeted, label_logits, needs_graph
 
 
 class CaptumInterpreter(Interpreter):
@@ -73,70 +77,175 @@ def seeded(seed: int, images: Tensor) -> Iterator[None]:
             np.random.set_state(state)
 
 
-@dataclass(frozen=True)
-class SmoothGrad(CaptumTargeted):
-    """Mean gradient over `samples` noisy copies, noise N(0, σ²) in normalised input units.
+class AtPoints(CaptumTargeted):
+    """Of the gradients at several points of each image. A subclass writes `captum`, and with a graph `own`.
 
-    Smilkov et al. 2017; 16 and 0.1 as for Heo et al. 2019. Every image meets the same noise, drawn from `seed`.
+    With a graph all points of all images are one batch, and the graph holds its activations: N · points images, of
+    which N is the caller's to choose. Without one Captum takes at most max(N, points) images at a time.
+    """
+
+    differentiable: ClassVar[bool] = True
+
+    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        graph = needs_graph(model)
+        if not (graph or self.fresh):
+            return super().explain(model, images, targets)
+        images = images.detach()
+        with torch.set_grad_enabled(graph):
+            logits = model(images)
+        label_logits(logits, targets)  # a target out of range is a clear error
+        attribution = self.own(model, images, targets)
+        return logits, (attribution if graph else attribution.detach()).to(images.dtype)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the points are drawn anew in each call, which Captum's generators are not asked for."""
+        return False
+
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """What `captum` gives, with its graph to the parameters where one is needed."""
+        raise NotImplementedError
+
+    def gradients(self, model: nn.Module, points: Tensor, targets: Tensor) -> Tensor:
+        """Of the score by each point. (N, points, C, H, W), (N,) -> (N, points, C, H, W)."""
+        inputs = points.detach().flatten(0, 1).requires_grad_()
+        with torch.enable_grad():
+            scores = self.score(model(inputs), targets.repeat_interleave(points.shape[1]))
+            gradient = torch.autograd.grad(scores.sum(), inputs, create_graph=needs_graph(model))[0]
+            return gradient.unflatten(0, points.shape[:2])
+
+
+@dataclass(frozen=True)
+class Noisy(AtPoints):
+    """At `samples` noisy copies of each image, noise N(0, σ²) in normalised input units.
+
+    Every image meets the same noise, drawn from `seed`. None, which attacks use: each image meets noise of its own,
+    drawn anew in each call from torch's global generator.
+
+    An attack takes `attack_samples` copies with fresh noise. A step then costs that many times a step against
+    SimpleGrad (the forward pass, the gradient by the image, and the way back through both) and the forward and backward
+    pass for the logits. Four, because more buys little: one copy a step already fooled SmoothGrad, with four it did so
+    at smaller λ (`foolbench experiment smooth-grad`), and noise that is new in each step averages over the steps.
+    """
+
+    stochastic: ClassVar[bool] = True
+    attack_samples: ClassVar[int] = 4
+    samples: int = 16
+    sigma: float = 0.1
+    seed: int | None = 0
+
+    @property
+    def fresh(self) -> bool:
+        return self.seed is None
+
+    def in_attack(self) -> Interpreter:
+        return replace(self, samples=min(self.samples, self.attack_samples), seed=None)
+
+    def noisy(self, images: Tensor) -> Tensor:
+        """Copies of the images, with the noise that Captum draws from a `seed`, in its dtype.
+
+        (N, C, H, W) -> (N, samples, C, H, W)."""
+        sets = len(images) if self.seed is None else 1
+        deviation = torch.full((sets * self.samples, *images.shape[1:]), float(self.sigma), device=images.device)
+        with nullcontext() if self.seed is None else seeded(self.seed, images):
+            noise = torch.normal(0, deviation)
+        return images[:, None] + noise.unflatten(0, (sets, self.samples))
+
+    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
+        assert self.seed is not None, "fresh noise is not asked of Captum"
+        return image_by_image(self.captum_of_one(model), images, targets, self.seed)
+
+    def captum_of_one(self, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """Captum's method of an image (1, C, H, W) and its target (1,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SmoothGrad(Noisy):
+    """Mean gradient over the noisy copies (Smilkov et al. 2017; 16 and 0.1 as for Heo et al. 2019).
+
+    The attribution of few copies is an unbiased estimate of that of many; its absolute value, the heatmap, is not.
     """
 
     name: ClassVar[str] = "smooth_grad"
-    stochastic: ClassVar[bool] = True
     statistic: ClassVar[str] = "smoothgrad"
-    samples: int = 16
-    sigma: float = 0.1
-    seed: int = 0
 
-    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
+    def captum_of_one(self, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
         tunnel = NoiseTunnel(Saliency(model))
         options = {"nt_type": self.statistic, "nt_samples": self.samples, "stdevs": self.sigma, "abs": False}
-        return image_by_image(
-            lambda image, target: tunnel.attribute(image, target=target, **options), images, targets, self.seed
-        )
+        return lambda image, target: tunnel.attribute(image, target=target, **options)
+
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return self.gradients(model, self.noisy(images), targets).mean(1)
 
 
 @dataclass(frozen=True)
 class VarGrad(SmoothGrad):
-    """Variance, in the place of the mean, of SmoothGrad's noisy gradients (Adebayo et al. 2018)."""
+    """Variance, in the place of the mean, of SmoothGrad's noisy gradients (Adebayo et al. 2018).
+
+    As Captum has it, the mean square less the squared mean: its expectation is (samples − 1)/samples of the variance,
+    at every pixel alike. The heatmap's min-max divides that factor out, so fewer samples bring no bias beyond its own.
+    """
 
     name: ClassVar[str] = "var_grad"
     statistic: ClassVar[str] = "vargrad"
 
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return self.gradients(model, self.noisy(images), targets).var(1, correction=0)
+
 
 @dataclass(frozen=True)
-class IntegratedGradients(CaptumTargeted):
+class IntegratedGradients(AtPoints):
     """Integrated gradients, `steps` Gauss-Legendre points from a zero baseline in normalised units.
 
-    Sundararajan et al. 2017; 16 as for Heo et al. 2019.
+    Sundararajan et al. 2017; 16 as for Heo et al. 2019. An attack takes `attack_steps` points, at which the rule is
+    exact for gradients of degree 11 along the path. A step then costs that many times a step against SimpleGrad, and
+    the forward and backward pass for the logits.
     """
 
     name: ClassVar[str] = "integrated_gradients"
+    attack_steps: ClassVar[int] = 6
     steps: int = 16
+
+    def in_attack(self) -> Interpreter:
+        return replace(self, steps=min(self.steps, self.attack_steps))
 
     def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         method = CaptumIntegratedGradients(model)
         return method.attribute(images, target=targets, n_steps=self.steps, internal_batch_size=len(images))
 
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        places, weights = (
+            torch.from_numpy(values).to(images) for values in np.polynomial.legendre.leggauss(self.steps)
+        )
+        points = images[:, None] * ((1 + places) / 2).view(-1, 1, 1, 1)
+        gradients = self.gradients(model, points, targets)
+        return images * torch.einsum("s,ns...->n...", weights / 2, gradients)
+
 
 @dataclass(frozen=True)
-class GradientShap(CaptumTargeted):
-    """Mean of gradient · (image + noise) at `samples` random points between the noisy image and a zero baseline.
+class GradientShap(Noisy):
+    """Mean of gradient · (image + noise) at a random point between each noisy copy and a zero baseline.
 
-    Lundberg and Lee 2017. Noise N(0, σ²) in normalised input units; noise and points are drawn from `seed`, the same
-    for every image.
+    Lundberg and Lee 2017. The points are drawn as the noise is, from `seed` the same for every image. The attribution
+    of few copies is an unbiased estimate of that of many; its absolute value, the heatmap, is not.
     """
 
     name: ClassVar[str] = "gradient_shap"
-    stochastic: ClassVar[bool] = True
-    samples: int = 16
-    sigma: float = 0.1
-    seed: int = 0
 
-    def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
-        method = CaptumGradientShap(model)
+    def captum_of_one(self, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        method, options = CaptumGradientShap(model), {"n_samples": self.samples, "stdevs": self.sigma}
+        return lambda image, target: method.attribute(image, torch.zeros_like(image), target=target, **options)
 
-        def one(image: Tensor, target: Tensor) -> Tensor:
-            baseline = torch.zeros_like(image)
-            return method.attribute(image, baseline, n_samples=self.samples, stdevs=self.sigma, target=target)
+    def places(self, images: Tensor) -> Tensor:
+        """Where between the baseline (0) and the noisy copy (1) each point lies, (N or 1, samples)."""
+        if self.seed is None:
+            return torch.rand(len(images), self.samples, device=images.device, dtype=images.dtype)
+        generator = np.random.RandomState(self.seed)
+        generator.choice(1, self.samples)  # Captum draws each copy's baseline first, from our one
+        return torch.from_numpy(generator.uniform(0, 1, self.samples)).to(images)[None]
 
-        return image_by_image(one, images, targets, self.seed)
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        noisy = self.noisy(images)
+        points = noisy * self.places(images)[..., None, None, None]
+        return (noisy * self.gradients(model, points, targets)).mean(1)

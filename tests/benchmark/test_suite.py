@@ -177,11 +177,11 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
             "unknown strategy 'suspace': did you mean 'subspace'",
         ),
         # what cannot be attacked
-        ('attacked = ["grad_cam"', 'attacked = ["smooth_grad"', "attacked: 'smooth_grad' is not differentiable"),
+        ('attacked = ["grad_cam"', 'attacked = ["captum_lrp"', "attacked: 'captum_lrp' is not differentiable"),
         (
             'attacked = ["grad_cam"',
-            'attacked = ["smooth_grad:head_shift"',
-            "'smooth_grad' is not differentiable, .*, or attacked as 'smooth_grad:subspace'",
+            'attacked = ["captum_lrp:head_shift"',
+            "'captum_lrp' is not differentiable, .*, or attacked as 'captum_lrp:subspace'",
         ),
     ],
 )
@@ -189,3 +189,8 @@ def test_an_impossible_suite_is_one_line_that_names_the_key(tmp_path, old, new, 
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path, (old, new))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["smooth_grad", "var_grad", "integrated_gradients", "gradient_shap"])
+def test_gradients_at_several_points_may_be_attacked(tmp_path, name):
+    assert load(tmp_path, ('attacked = ["grad_cam"', f'attacked = ["{name}"')).attacked == [name, "lrp_t"]

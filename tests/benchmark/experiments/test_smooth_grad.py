@@ -29,14 +29,13 @@ def test_it_is_captums_smoothgrad_where_the_noise_is_the_same():
     registered = SmoothGrad(samples=5, sigma=0.3, seed=7)
     for image, target in zip(images.double().split(1), targets.split(1), strict=True):
         with torch.random.fork_rng():
-            # Captum draws float32 noise, this one noise of the images' type: both of float32 images are the same
             torch.manual_seed(7)
-            sampled = smooth_grad.Sampled(5, 0.3).attribute(model.float(), image.float(), target)
+            sampled = SmoothGrad(samples=5, sigma=0.3, seed=None).attribute(model.float(), image.float(), target)
         expected = registered.attribute(model.float(), image.float(), target)
         torch.testing.assert_close(sampled, expected, rtol=1e-4, atol=1e-6)
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            sampled = smooth_grad.Sampled(5, 0.3)(model, image.float(), target)
+            sampled = SmoothGrad(samples=5, sigma=0.3, seed=None)(model, image.float(), target)
         torch.testing.assert_close(sampled, registered(model, image.float(), target), rtol=1e-4, atol=1e-5)
 
 
@@ -55,7 +54,7 @@ def test_of_a_quadratic_it_is_the_mean_gradient():
     model = Quadratic()
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        found = smooth_grad.Sampled(4, 0.2).attribute(model, images, targets)
+        found = SmoothGrad(samples=4, sigma=0.2, seed=None).attribute(model, images, targets)
         torch.manual_seed(1)
         noise = torch.randn(8, 3, 32, 32).unflatten(0, (2, 4)).mean(1)
     expected = 2 * model.a[targets].view(2, 1, 1, 1) * (images + 0.2 * noise)
@@ -70,8 +69,10 @@ def test_an_attack_draws_new_noise_each_step_and_leaves_no_trace():
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     recipe = Recipe(1e-12, 1.0, 2)  # the weights all but stay: what differs between the steps is the noise
 
+    fresh = SmoothGrad(samples=2, sigma=0.5, seed=None)
+
     def history(seed):
-        return manipulate(model, smooth_grad.Sampled(2, 0.5), Location(), [(images, targets)], recipe, seed).history
+        return manipulate(model, fresh, Location(), [(images, targets)], recipe, seed).history
 
     first, again, other = history(0)["fooling"], history(0)["fooling"], history(1)["fooling"]
     assert first == again

@@ -1,4 +1,4 @@
-"""Captum's methods against the sums that define them; Captum's LRP where it holds, and refused where it does not."""
+"""Captum's methods and ours with a graph against the sums that define them; Captum's LRP where it holds, or refused."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from captum.attr import LRP
 from torch import nn
 
+from attacks import Location, Recipe
 from attacks.errors import UserError
+from attacks.strategies import STRATEGIES
 from benchmark import interpreters, models
 from benchmark.interpreters.rules import Composite, Epsilon
 
@@ -73,6 +75,150 @@ def test_input_x_gradient_of_a_linear_model_is_its_contributions():
     images, targets = torch.randn(2, 1, 2, 3), torch.tensor([1, 2])
     got = interpreters.create("input_x_gradient").attribute(model, images, targets)
     torch.testing.assert_close(got.flatten(1), model[1].weight[targets] * images.flatten(1))
+
+
+FEW = {
+    "smooth_grad": {"samples": 3, "sigma": 0.3, "seed": 4},
+    "var_grad": {"samples": 3, "sigma": 0.3, "seed": 4},
+    "integrated_gradients": {"steps": 3},
+    "gradient_shap": {"samples": 3, "sigma": 0.3, "seed": 4},
+}
+NOISY = [name for name in FEW if "seed" in FEW[name]]
+at_points = pytest.mark.parametrize("name", FEW)
+with_target = pytest.mark.parametrize("target", ["logit", "contrast"])
+
+
+def small(activation):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(3, 2, 2), activation, nn.Flatten(), nn.Linear(18, 3)).double()
+        return model, torch.randn(3, 3, 4, 4, dtype=torch.double), torch.tensor([2, 0, 2])
+
+
+@at_points
+@with_target
+@pytest.mark.parametrize("activation", [nn.Softplus(), nn.ReLU()])
+def test_the_form_with_a_graph_is_captums(name, target, activation):
+    model, images, targets = small(activation)
+    interpreter = interpreters.create(name, target=target, **FEW[name])
+    logits, attribution = model(images), interpreter.attribute(model, images, targets)
+    with torch.no_grad():
+        captums = interpreter.attribute(model, images, targets)
+    assert attribution.requires_grad
+    assert (attribution - captums).abs().max() <= 1e-6 * captums.abs().max()
+    torch.testing.assert_close(interpreter.with_logits(model, images, targets)[0], logits)
+
+
+@at_points
+@with_target
+@pytest.mark.parametrize("activation", [nn.Softplus(beta=3), nn.ReLU()])
+def test_its_gradient_by_the_weights_is_what_central_differences_see_in_captums(name, target, activation):
+    model, images, targets = small(activation)
+    interpreter = interpreters.create(name, target=target, **FEW[name])
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(like):
+        return torch.randn(like.shape, dtype=torch.double, generator=generator)
+
+    weights, step = draw(images[:, 0]), 1e-6
+    maps = interpreter(model, images, targets)
+    gradients = torch.autograd.grad((weights * maps).sum(), [*model.parameters()], allow_unused=True)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        direction, ends = draw(parameter), []
+        with torch.no_grad():
+            for sign in (1, -2, 1):
+                parameter += sign * step * direction
+                ends.append((weights * interpreter(model, images, targets)).sum())
+        numeric = (ends[0] - ends[1]) / (2 * step)
+        analytic = torch.zeros(()) if gradient is None else (gradient * direction).sum()
+        assert (numeric - analytic).abs() <= 1e-5 * max(analytic.abs(), 1e-3)
+    assert gradients[0].norm() > 1e-3
+    assert gradients[2].norm() > 1e-3
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_an_attack_takes_four_copies_and_new_noise_from_torchs_generator(name):
+    setting = small(nn.Tanh())
+    offered = interpreters.create(name, sigma=0.3, target="contrast").in_attack()
+    assert (offered.samples, offered.seed, offered.sigma, offered.target) == (4, None, 0.3, "contrast")
+    assert interpreters.create(name, samples=2).in_attack().samples == 2
+    numpys = np.random.get_state()[1].copy()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = offered(*setting), offered(*setting)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            again = offered(*setting)
+    assert (first - second).abs().max() > 1e-3
+    assert first.requires_grad
+    assert not again.requires_grad
+    torch.testing.assert_close(first.detach(), again)
+    assert np.array_equal(np.random.get_state()[1], numpys)
+
+
+class Power(nn.Module):
+    """logits ±a Σ x^degree, so every attribution is a polynomial of each pixel."""
+
+    def __init__(self, degree):
+        super().__init__()
+        self.degree, self.a = degree, nn.Parameter(torch.tensor(1.5, dtype=torch.double))
+
+    def forward(self, images):
+        return images.pow(self.degree).flatten(1).sum(1, keepdim=True) * self.a * torch.tensor([1.0, -1.0])
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_few_fresh_copies_estimate_without_bias_what_many_give(name):
+    """Of a Σ x³: E 3a(x + σε)² = 3a(x² + σ²), its variance 9a²(4x²σ² + 2σ⁴), E (x + σε) 3a(u(x + σε))² = a(x³ + 3xσ²).
+
+    And so for the gradient by the weight. The variance of four, with Captum's divisor, is 3/4 of that.
+    """
+    model, pixels, sigma, calls = Power(3), torch.tensor([0.5, -1.0, 2.0], dtype=torch.double), 0.4, 20_000
+    images = pixels.view(1, 3, 1, 1).repeat(calls, 1, 1, 1)
+    a = model.a.detach().clone().requires_grad_()
+    expected = {
+        "smooth_grad": 3 * a * (pixels**2 + sigma**2),
+        "var_grad": 0.75 * 9 * a**2 * (4 * pixels**2 * sigma**2 + 2 * sigma**4),
+        "gradient_shap": a * (pixels**3 + 3 * pixels * sigma**2),
+    }[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        estimates = interpreters.create(name, sigma=sigma).in_attack().attribute(model, images, 0)[..., 0, 0]
+    deviation = estimates.std(0).detach() / calls**0.5
+    assert ((estimates.mean(0) - expected).abs() <= 4 * deviation).all()
+    assert (deviation <= 0.02 * expected.abs()).all()
+    for pixel in range(3):
+        slopes = [torch.autograd.grad(v[pixel], w, retain_graph=True)[0] for v, w in
+                  ((estimates.mean(0), model.a), (expected, a))]  # fmt: skip
+        torch.testing.assert_close(*slopes, rtol=0.05, atol=0)
+
+
+def test_the_six_points_of_an_attack_integrate_degree_eleven():
+    """Of a Σ x^12 the integrated gradient is a x^12."""
+    model, images = Power(12), torch.tensor([0.5, -1.0, 1.2], dtype=torch.double).view(1, 3, 1, 1)
+    expected = model.a.detach() * images**12
+    offered = interpreters.create("integrated_gradients").in_attack()
+    torch.testing.assert_close(offered.attribute(model, images, 0).detach(), expected, rtol=1e-12, atol=0)
+    fewer = interpreters.create("integrated_gradients", steps=5).attribute(model, images, 0).detach()
+    assert ((fewer - expected).abs() > 1e-6 * expected).all()
+    assert interpreters.create("integrated_gradients", steps=3).in_attack().steps == 3
+
+
+@at_points
+@pytest.mark.parametrize("strategy", ["", "softplus", "head_shift"])
+def test_a_manipulation_moves_the_map_that_is_scored(name, strategy):
+    model, images, targets = small(nn.ReLU() if strategy == "softplus" else nn.Softplus())
+    interpreter, fooling = interpreters.create(name), Location()
+    recipe = Recipe(0.3, 0.0, 15) if strategy == "head_shift" else Recipe(5e-2, 100.0, 5)
+    found = STRATEGIES[strategy].attack(model, interpreter, fooling, [(images, targets)], recipe, 0)
+
+    @torch.no_grad()
+    def loss(model):
+        maps = interpreter(model, images, targets)
+        return fooling.loss(maps, maps)
+
+    assert found.status == "done"
+    assert loss(found.model) < 0.95 * loss(model)  # VarGrad through softplus falls least
 
 
 def lrp(model, images, targets):

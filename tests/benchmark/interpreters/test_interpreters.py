@@ -117,6 +117,15 @@ def test_no_grad_gives_the_same_map_without_a_graph(case):
     torch.testing.assert_close(logits, model(images).detach())
 
 
+@each_interpreter
+def test_what_an_attack_differentiates_is_of_the_same_name_and_can_be(name):
+    interpreter = interpreters.create(name, **CHEAPER.get(name, {}))
+    offered = interpreter.in_attack()
+    assert offered.name == name
+    assert offered.differentiable == interpreter.differentiable
+    assert offered.in_attack() == offered
+
+
 def test_simple_grad_is_captums_saliency(setting):
     expected = Saliency(setting[0]).attribute(setting[1], target=setting[2], abs=False)
     torch.testing.assert_close(interpreters.create("simple_grad").attribute(*setting), expected)
@@ -196,7 +205,7 @@ def test_unknown_names_suggest_the_nearest():
     "name",
     [
         *("lrp", "lrp_t", "lrp_contrast", "lrp_t_contrast", "grad_cam", "simple_grad", "guided_backprop", "deep_lift"),
-        "adversarial_explanation",
+        *("adversarial_explanation", "var_grad"),
     ],
 )
 @pytest.mark.parametrize("grad", [False, True])
@@ -205,7 +214,7 @@ def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
     import gc
 
     model, images, targets = setting
-    options = {"lrp": {"batch_norm": "fold"}, **CHEAPER}
+    options = {"lrp": {"batch_norm": "fold"}, "var_grad": {"samples": 2}, **CHEAPER}
     interpreter = interpreters.create(name, **options.get(name, {}))
     gc.collect()
     gc.disable()
