@@ -91,8 +91,9 @@ def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
 def _make(run: Run, point: Point, inputs: Inputs, folder: Path) -> Receipt:
     """One fine-tuning with its scores, image by image: `scores.parquet`, where it did not diverge."""
     fooling, registered = foolings.create(FOOLING), create_interpreter(run, point.attacked)
-    noisy = isinstance(registered, SmoothGrad)
-    surrogate = replace(registered, samples=point.samples, seed=None) if noisy else registered
+    surrogate = registered
+    if isinstance(registered, SmoothGrad):
+        surrogate = replace(registered, samples=point.samples, seed=None)
     clean = clean_model(run, point.model)
     loader, _ = loaders(run, fooling, point.recipe.batch_size, point.seed)
     result = manipulate(clean, surrogate, fooling, loader, point.recipe, point.seed, progress=False)

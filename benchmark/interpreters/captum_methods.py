@@ -80,8 +80,8 @@ def seeded(seed: int, images: Tensor) -> Iterator[None]:
 class AtPoints(CaptumTargeted):
     """Of the gradients at several points of each image. A subclass writes `captum`, and with a graph `own`.
 
-    With a graph all points of all images are one batch, and the graph holds its activations: N · points images, of
-    which N is the caller's to choose. Without one Captum takes at most max(N, points) images at a time.
+    With a graph all points of all images are one batch, whose activations the graph holds: those of N · points images,
+    of which N is the caller's to choose. Where maps are scored Captum takes at most max(N, points) images at a time.
     """
 
     differentiable: ClassVar[bool] = True
@@ -99,7 +99,7 @@ class AtPoints(CaptumTargeted):
 
     @property
     def fresh(self) -> bool:
-        """Whether the points are drawn anew in each call, which Captum's generators are not asked for."""
+        """Whether the points are drawn anew in each call: then by `own` alone, with a graph or without."""
         return False
 
     def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -108,11 +108,11 @@ class AtPoints(CaptumTargeted):
 
     def gradients(self, model: nn.Module, points: Tensor, targets: Tensor) -> Tensor:
         """Of the score by each point. (N, points, C, H, W), (N,) -> (N, points, C, H, W)."""
-        inputs = points.detach().flatten(0, 1).requires_grad_()
+        inputs, graph = points.detach().flatten(0, 1).requires_grad_(), needs_graph(model)
         with torch.enable_grad():
             scores = self.score(model(inputs), targets.repeat_interleave(points.shape[1]))
-            gradient = torch.autograd.grad(scores.sum(), inputs, create_graph=needs_graph(model))[0]
-            return gradient.unflatten(0, points.shape[:2])
+            gradient = torch.autograd.grad(scores.sum(), inputs, create_graph=graph)[0]
+        return gradient.unflatten(0, points.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class Noisy(AtPoints):
 
     An attack takes `attack_samples` copies with fresh noise. A step then costs that many times a step against
     SimpleGrad (the forward pass, the gradient by the image, and the way back through both) and the forward and backward
-    pass for the logits. Four, because more buys little: one copy a step already fooled SmoothGrad, with four it did so
-    at smaller λ (`foolbench experiment smooth-grad`), and noise that is new in each step averages over the steps.
+    pass for the logits. Four: as measured (`foolbench experiment smooth-grad`) they fool SmoothGrad already, at smaller
+    λ than one copy does, and noise that is new in each step averages over the steps.
     """
 
     stochastic: ClassVar[bool] = True
