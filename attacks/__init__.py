@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attacks.adversarial import Found, bounded, minimum_norm  # noqa: F401
     from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd  # noqa: F401
+    from attacks.course import Manipulated, Recipe  # noqa: F401
     from attacks.foolings import Active, CenterMass, Fooling, Location, TopK  # noqa: F401
     from attacks.half_huber import use_half_huber  # noqa: F401
-    from attacks.manipulation import Manipulated, Recipe, manipulate  # noqa: F401
+    from attacks.manipulation import manipulate  # noqa: F401
     from attacks.pixels import OnPixels  # noqa: F401
     from attacks.robust_training import Adversary, Regulariser, Robust  # noqa: F401
     from attacks.structured import structured_attack  # noqa: F401
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 _NAMES = {
     "adversarial": ("Found", "bounded", "minimum_norm"),
     "borrowed": ("carlini_wagner", "elastic_net", "fgsm", "pgd"),
+    "course": ("Manipulated", "Recipe"),
     "foolings": ("Active", "CenterMass", "Fooling", "Location", "TopK"),
     "half_huber": ("use_half_huber",),
-    "manipulation": ("Manipulated", "Recipe", "manipulate"),
+    "manipulation": ("manipulate",),
     "pixels": ("OnPixels",),
     "robust_training": ("Adversary", "Regulariser", "Robust"),
     "structured": ("structured_attack",),

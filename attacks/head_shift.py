@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, infinite
 from attacks.errors import Refused, UserError
 from attacks.foolings import Fooling
-from attacks.manipulation import Batch, Course, Interpreter, Manipulated, Recipe, infinite
 
 LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
 START = 0.01  # of v, in units of the same scale: at 0, Center-mass has no gradient, for its maps are those of before

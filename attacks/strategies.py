@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from attacks.course import Batch, Interpreter, Manipulated, Recipe
     from attacks.foolings import Fooling
-    from attacks.manipulation import Batch, Interpreter, Manipulated, Recipe
     from attacks.subspace import Measure
 
 
@@ -56,6 +56,7 @@ class Gradient:
             recipe,
             seed,
             fooling_loader=fooling_loader,
+            reference=interpreter,
             progress=progress,
         )
 
@@ -81,7 +82,7 @@ class HeadShift(Gradient):
 
     def recipe(self) -> "Recipe":
         """Its own; λ is 0, for there is no cross-entropy to weigh the fooling against."""
-        from attacks.manipulation import Recipe
+        from attacks.course import Recipe
 
         return Recipe(self.learning_rate, 0.0, self.steps, self.batch_size)
 
@@ -120,7 +121,7 @@ class Subspace:
         measure: "Measure",
         seed: int,
     ) -> "Manipulated":
-        from attacks.manipulation import Manipulated
+        from attacks.course import Manipulated
         from attacks.subspace import subspace
 
         strongest, _ = subspace(model, fooled, measure, self.steps, seed)

@@ -11,7 +11,7 @@ from attacks import strategies
 from attacks.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from attacks.manipulation import Recipe
+    from attacks.course import Recipe
 
 HERE = Path(__file__).parent / "suites"
 Positive = Annotated[int, Field(ge=1)]
@@ -81,7 +81,8 @@ class Model(Part):
 
 
 class RecipeRule(Part):
-    """Fine-tuning recipe; `model`, `fooling`, `attacked` say where it holds. The last rule that fits wins, per key."""
+    """Fine-tuning recipe (`attacks.Recipe`); `model`, `fooling`, `attacked` say where it holds. The last rule that fits
+    wins, per key; `divergence` and `scope` may be left out."""
 
     model: str | None = None
     fooling: str | None = None
@@ -90,11 +91,13 @@ class RecipeRule(Part):
     weight: float | None = Field(default=None, alias="lambda", ge=0)
     steps: Positive | None = None
     batch_size: Positive | None = None
+    divergence: Annotated[float, Field(gt=0)] | None = None
+    scope: str | None = None
 
 
 class Search(Part):
-    """Recipes searched on dev instead of given (`benchmark.entries.search`): every learning rate with every λ, in
-    rungs.
+    """Recipes searched on dev instead of given (`benchmark.entries.search`): every learning rate with every λ, every
+    divergence (none: labels are kept) and every scope, in rungs.
 
     `budgets`: top-1 drops in points, ascending; a manipulation takes the recipe of the last. `images`: dev images (of
     two-object ones as many as there are) that the FSR is measured on.
@@ -103,6 +106,8 @@ class Search(Part):
     budgets: list[Annotated[float, Field(gt=0)]] = [0.5, 1.0, 2.0]
     learning_rates: list[Annotated[float, Field(gt=0)]] = [3e-4, 1e-3, 3e-3]
     lambdas: list[Annotated[float, Field(gt=0)]] = [0.1, 0.5, 2.0, 10.0, 50.0]
+    divergences: list[Annotated[float, Field(gt=0)]] = []
+    scopes: Annotated[list[str], Field(min_length=1)] = ["all"]
     rungs: list[Positive] = [40, 80, 160]
     batch_size: Positive = 32
     images: Positive = 128
@@ -197,9 +202,10 @@ class Suite(Part):
             if all(getattr(rule, key) in (None, value) for key, value in place.items()):
                 settings.update(rule.model_dump(exclude_none=True, exclude=set(place)))
         fields = [(name, field.alias or name) for name, field in RecipeRule.model_fields.items() if name not in place]
-        if missing := sorted(alias for name, alias in fields if name not in settings):
+        needed = [alias for name, alias in fields if name not in (*settings, "divergence", "scope")]
+        if missing := sorted(needed):
             raise UserError(f"suite {self.name!r}: recipes leave {missing[0]!r} open for {model}/{fooling}/{attacked}")
-        from attacks.manipulation import Recipe  # here, so that suites can be read without torch
+        from attacks.course import Recipe  # here, so that suites can be read without torch
 
         return Recipe(**settings)
 
@@ -260,6 +266,7 @@ def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) ->
 
 def _check_names(suite: Suite) -> None:
     from attacks import foolings
+    from attacks.scopes import SCOPES
     from benchmark import datasets, interpreters, models
 
     attacks = [strategies.split(attacked) for attacked in suite.attacked]
@@ -270,6 +277,7 @@ def _check_names(suite: Suite) -> None:
         "fooling": (suite.foolings, list(foolings.FOOLINGS)),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
         "strategy": ([strategy for _, strategy in attacks if strategy], strategies.names()),
+        "scope": ([rule.scope for rule in suite.recipes if rule.scope] + (suite.search or Search()).scopes, [*SCOPES]),
     }
     for what, (used, allowed) in checks.items():
         for name in used:

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from attacks import foolings
-from attacks.manipulation import Recipe, fine_tune
+from attacks.course import Recipe
+from attacks.manipulation import fine_tune
 from benchmark import cells
 from benchmark.cells import Attack, Manipulation, View
 from benchmark.entries import strategies

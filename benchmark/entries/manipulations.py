@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from attacks.manipulation import Manipulated
+from attacks.course import Manipulated
 from attacks.strategies import STRATEGIES
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import fronts, recipes
@@ -20,7 +20,7 @@ from benchmark.entries.trained import TRAINED, save_weights
 from benchmark.run import Run, Spec, provenance
 
 CODE = (*fronts.CODE, "benchmark.entries.recipes", "benchmark.entries.manipulations")
-LOSSES = tuple(f"{loss}_{when}" for loss in ("ce", "fooling") for when in ("first", "late", "last"))
+LOSSES = tuple(f"{loss}_{when}" for loss in ("ce", "kl", "fooling") for when in ("first", "late", "last"))
 
 
 def span(run: Run, manipulation: Manipulation) -> list[Manipulation]:
@@ -54,16 +54,17 @@ def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) ->
     pd.DataFrame(result.history).to_parquet(folder / "history.parquet")
     if result.status == "done":
         save_weights(result.model, folder)
-    steps = len(result.history["ce"])
+    steps = len(result.history["fooling"])
     edge = max(1, steps // 10)  # first, late and last: means over a tenth of the steps, late the one before the last
     parts = {"first": slice(edge), "late": slice(-2 * edge, -edge), "last": slice(-edge, None)}
     losses = {
         f"{loss}_{when}": float(np.mean(result.history[loss][part])) if steps >= 2 * edge else None
-        for loss in ("ce", "fooling")
+        for loss in ("ce", "kl", "fooling")
+        if loss in result.history
         for when, part in parts.items()
     }
     void = {} if result.status == "done" else {"void": f"{result.status}: {result.reason}"}
-    outcome = {"status": result.status, "reason": result.reason, "steps_done": steps}
+    outcome = {"status": result.status, "reason": result.reason, "steps_done": steps, "converged": result.converged}
     return {**outcome, **losses, **void, **provenance(run)}
 
 

@@ -3,14 +3,14 @@ submission takes those of its nearest relative where the suite gives them."""
 
 from typing import Any
 
-from attacks.manipulation import Recipe
+from attacks.course import Recipe
 from attacks.strategies import STRATEGIES
 from benchmark.cells import Attack
 from benchmark.entries.fronts import FRONTS, relative
 from benchmark.entries.kind import Entry, Receipt
 from benchmark.run import Run
 
-UNKNOWN = dict.fromkeys(("learning_rate", "lambda", "steps", "batch_size"))
+UNKNOWN = dict.fromkeys(("learning_rate", "lambda", "steps", "batch_size", "divergence", "scope"))
 
 
 def recipe(run: Run, attack: Attack) -> Recipe | None:
@@ -32,12 +32,12 @@ def searched(run: Run, attack: Attack) -> Entry:
 def chosen(run: Run, front: Receipt) -> Recipe:
     """The strongest within the largest budget."""
     assert run.suite.search is not None
-    best = front["chosen"][-1]
-    return Recipe(best["learning_rate"], best["lambda"], best["steps"], run.suite.search.batch_size)
+    best, size = front["chosen"][-1], run.suite.search.batch_size
+    return Recipe(best["learning_rate"], best["lambda"], best["steps"], size, best["divergence"], best["scope"])
 
 
 def row(run: Run, attack: Attack) -> dict[str, Any]:
-    """learning_rate, lambda, steps and batch_size as cards and leaderboards have them, None where unknown. Of a
+    """A recipe as cards and leaderboards have them, None where unknown. Of a
     strategy that takes no recipe they are None but for its steps: those of a search without gradients are its
     evaluations on dev."""
     strategy, attack_recipe = STRATEGIES[attack.strategy], recipe(run, attack)

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.course import pair_heatmaps
 from attacks.foolings import Fooling
-from attacks.manipulation import pair_heatmaps
 from benchmark.entries import curves
 from benchmark.entries.images import batches
 from benchmark.interpreters import Interpreter
@@ -19,7 +19,8 @@ from benchmark.run import Run
 
 CODE = (
     *curves.CODE,
-    *("attacks.foolings", "attacks.manipulation", "attacks.heatmaps", "attacks.ranks", "benchmark.entries.scoring"),
+    *("attacks.foolings", "attacks.manipulation", "attacks.course", "attacks.heatmaps", "attacks.ranks"),
+    "benchmark.entries.scoring",
 )
 
 

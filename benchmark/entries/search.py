@@ -9,21 +9,21 @@ heatmaps of the dev images used.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attacks.course import Manipulated, Recipe
 from attacks.foolings import Fooling
-from attacks.manipulation import Manipulated, Recipe
 from benchmark.entries.images import first_images
 from benchmark.entries.scoring import heatmaps
 from benchmark.interpreters import Interpreter
 from benchmark.suite import Search
 
-Point = dict[str, Any]  # learning_rate, lambda, steps, fsr, drop (points), loss
+Point = dict[str, Any]  # learning_rate, lambda, steps, divergence, scope, fsr, drop (points), loss
 State = Callable[[int], Manipulated]  # of a candidate after so many steps
 Batches = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]  # dev batches: of two-object images, or of plain ones
 
@@ -68,8 +68,8 @@ def search(
     chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
 
     def measure(model: nn.Module, recipe: Recipe, steps: int) -> Point | None:
-        place = {"learning_rate": recipe.learning_rate, "lambda": recipe.weight, "steps": steps}
-        point = place | judge(model)
+        point = recipe.row() | {"steps": steps} | judge(model)
+        del point["batch_size"]
         if not math.isfinite(point["loss"]):
             return None
         points.append(point)
@@ -94,21 +94,22 @@ def search(
 
 
 def grid(settings: Search, rate: float | None = None) -> list[Recipe]:
-    """Every learning rate, or the one given, with every λ."""
+    """Every learning rate, or the one given, with every λ, divergence and scope."""
     rates = settings.learning_rates if rate is None else [rate]
-    return [
-        Recipe(lr, weight, settings.rungs[-1], settings.batch_size) for lr, weight in product(rates, settings.lambdas)
-    ]
+    divergences: Sequence[float | None] = settings.divergences or [None]
+    axes = product(rates, settings.lambdas, divergences, settings.scopes)
+    steps, size = settings.rungs[-1], settings.batch_size
+    return [Recipe(lr, weight, steps, size, divergence, scope) for lr, weight, divergence, scope in axes]
 
 
 def ahead(states: Iterator[Manipulated]) -> State:
-    """The state of a `fine_tune` after so many steps, or the one that diverged on the way."""
+    """The state of a `fine_tune` after so many steps, or the last one, where it diverged or ended sooner."""
     state, taken = next(states), 0
 
     def after(steps: int) -> Manipulated:
         nonlocal state, taken
         while taken < steps and state.status == "done":
-            state, taken = next(states), taken + 1
+            state, taken = next(states, state), taken + 1
         return state
 
     return after

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from attacks import foolings
+from attacks.course import Interpreter, Manipulated, Recipe
 from attacks.errors import Refused
-from attacks.manipulation import Interpreter, Manipulated, Recipe
 from attacks.strategies import STRATEGIES, Gradient, Subspace
 from benchmark import datasets
 from benchmark.cells import Attack, Manipulation
@@ -22,7 +22,7 @@ JUDGED = 64  # dev images on which a search without gradients measures its candi
 BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budget
 CODE = (
     *originals.CODE,
-    *("attacks.strategies", "attacks.head_shift", "attacks.subspace"),
+    *("attacks.strategies", "attacks.distilled", "attacks.head_shift", "attacks.scopes", "attacks.subspace"),
     *("benchmark.entries.search", "benchmark.entries.strategies"),
 )
 
@@ -58,7 +58,7 @@ def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipul
         options = {"pairs": pairs, "strategy": manipulation.strategy}
         fooled = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)
         clean.load_state_dict(fooled.weights or clean.state_dict())
-        return Manipulated(clean, fooled.history, fooled.status, fooled.reason)
+        return Manipulated(clean, fooled.history, fooled.status, fooled.reason, fooled.converged)
     plain, two = loaders(run, fooling, recipe.batch_size, seed)
     interpreter = create_interpreter(run, manipulation.interpreter)
     try:

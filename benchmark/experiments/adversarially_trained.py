@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import foolings
-from attacks.manipulation import Manipulated, manipulate
+from attacks.course import Manipulated
+from attacks.manipulation import manipulate
 from benchmark.cells import Manipulation
 from benchmark.entries import manipulations
 from benchmark.entries.images import batches, scored_pixels

@@ -21,8 +21,9 @@ import torch
 from matplotlib.figure import Figure
 
 from attacks import foolings
+from attacks.course import Recipe
 from attacks.errors import UserError
-from attacks.manipulation import Recipe, manipulate
+from attacks.manipulation import manipulate
 from benchmark.cells import View
 from benchmark.entries import strategies
 from benchmark.entries.images import batches, scored_pixels

@@ -48,10 +48,10 @@ def _rows(measured: Measured) -> list[Row]:
 
 POINTS = Leaderboard(
     columns=[
-        *(*PLACE, "split", "budget", "learning_rate", "lambda", "steps", "n"),
+        *(*PLACE, "split", "budget", "learning_rate", "lambda", "steps", "divergence", "scope", "n"),
         *(*intervals("fsr"), "fsr_clean", *intervals("top1_drop"), "error"),
     ],
-    text=(*PLACE, "split", "error"),
+    text=(*PLACE, "split", "scope", "error"),
     rows=_rows,
     exists=lambda results: "fronts" in results.others,
 )

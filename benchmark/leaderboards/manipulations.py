@@ -14,6 +14,7 @@ from benchmark.results import KEY, ROW, Table
 
 TRAINING = ("learning_rate", "lambda", "steps", "steps_done", "batch_size")
 LOSSES = ("ce_first", "ce_last", "fooling_first", "fooling_late", "fooling_last")
+DISTILLED = ("divergence", "scope", "converged", "kl_first", "kl_last")  # empty on boards of before
 ACCURACY = ("top1", "top5", "agreement", "top1_clean", "top5_clean", "top1_drop")
 
 MODELS = Table(
@@ -47,8 +48,8 @@ def _rows(measured: Measured) -> list[Row]:
 
 
 MANIPULATIONS = Leaderboard(
-    columns=[*KEY, "status", "reason", *TRAINING, *LOSSES, "top1_clean", "top1", "top1_drop", "key"],
-    text=(*KEY[:3], "status", "reason", "key"),
+    columns=[*KEY, "status", "reason", *TRAINING, *LOSSES, *DISTILLED, "top1_clean", "top1", "top1_drop", "key"],
+    text=(*KEY[:3], "status", "reason", "scope", "key"),
     rows=_rows,
 )
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attacks.course import Recipe
 from attacks.errors import UserError
 from attacks.foolings import Fooling
-from attacks.manipulation import Recipe
 from benchmark.datasets import Dataset
 from benchmark.submissions.checks.setting import Finding
 from benchmark.submissions.pipe import BrokenError, Deadline, Process
@@ -33,6 +33,7 @@ class Fooled(NamedTuple):
     history: dict[str, list[float]]
     status: str
     reason: str
+    converged: bool | None
 
 
 class Child:
@@ -203,15 +204,17 @@ def _check_finite(heatmaps: Tensor) -> None:
 
 def _fooled(header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], recipe: Recipe) -> Fooled:
     """The outcome of a manipulation. UserError unless it fits the model and the recipe."""
-    status, reason = header.get("status"), header.get("reason")
-    if status not in ("done", "diverged") or not isinstance(reason, str):
+    status, reason, converged = (header.get(name) for name in ("status", "reason", "converged"))
+    if status not in ("done", "diverged") or not isinstance(reason, str) or converged not in (None, False, True):
         raise UserError("sent a manipulation that is none")
     parts = {part: _part(tensors, part) for part in ("weights", "history")}
     history, weights = parts["history"], parts["weights"]
-    steps = history["ce"].numel() if "ce" in history else 0
+    steps = history["fooling"].numel() if "fooling" in history else 0
     form = {(tuple(v.shape), v.dtype) for v in history.values()} == {((steps,), torch.float64)}
-    length = steps == recipe.steps if status == "done" else steps <= recipe.steps
-    if history.keys() != {"ce", "fooling", "accuracy"} or not (form and length):
+    labelled = recipe.divergence is None
+    losses = {"fooling", "accuracy", "ce"} if labelled else {"fooling", "accuracy", "kl", "lambda"}
+    length = steps == recipe.steps if status == "done" and labelled else steps <= recipe.steps
+    if history.keys() != losses or not (form and length):
         raise UserError("sent a history that is none")
     expected = state if status == "done" else {}
     if weights.keys() != expected.keys():
@@ -222,7 +225,7 @@ def _fooled(header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str,
             raise UserError(f"sent weights that are not the model's: {name!r}, {value.dtype} {tuple(value.shape)}")
         if not value.isfinite().all():
             raise UserError(f"sent weights that are not finite: {name!r}")
-    return Fooled(weights, {k: v.tolist() for k, v in history.items()}, status, one_line(reason))
+    return Fooled(weights, {k: v.tolist() for k, v in history.items()}, status, one_line(reason), converged)
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -46,10 +46,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from attacks.course import Recipe
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
-from attacks.manipulation import Recipe
 from attacks.modes import eval_mode
 from attacks.strategies import STRATEGIES, Gradient
 from benchmark import datasets
@@ -210,7 +210,7 @@ class Session:
         if result.status == "done":
             state = result.model.state_dict()
             tensors |= {f"weights.{k}": v.detach().cpu().contiguous().clone() for k, v in state.items()}
-        yield {"status": result.status, "reason": one_line(result.reason)}, tensors
+        yield {"status": result.status, "reason": one_line(result.reason), "converged": result.converged}, tensors
 
 
 def in_words(error: BaseException, file: str, memory_gib: float) -> str:

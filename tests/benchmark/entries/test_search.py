@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attacks import Location
-from attacks.manipulation import Manipulated
+from attacks.course import Manipulated
 from benchmark.entries.search import Judge, ahead, grid, search
 from benchmark.suite import Search
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks import foolings
+from attacks.course import pair_heatmaps
 from attacks.errors import UserError
-from attacks.manipulation import pair_heatmaps
 from benchmark import datasets, experiments, suite
 from benchmark.cells import plan
 from benchmark.entries.kind import Entry

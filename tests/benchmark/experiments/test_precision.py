@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.manipulation import Manipulated
+from attacks.course import Manipulated
 from benchmark import experiments
 from benchmark.cells import Cell, plan
 from benchmark.entries.kind import Entry

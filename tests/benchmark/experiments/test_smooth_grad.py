@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.course import Recipe
 from attacks.errors import UserError
 from attacks.foolings import Location
-from attacks.manipulation import Recipe, manipulate
+from attacks.manipulation import manipulate
 from benchmark import experiments
 from benchmark.experiments import smooth_grad
 from benchmark.experiments.given import Given

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.course import Recipe
 from attacks.errors import UserError
-from attacks.manipulation import Recipe
 from benchmark import datasets, models
 from benchmark.submissions.wire import check_form, fingerprint, one_line, pack, unpack
 

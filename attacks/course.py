@@ -1,0 +1,233 @@
+"""What every manipulation shares: the recipe, the batches and their losses, a random state of its own, the history."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.errors import UserError, unknown
+from attacks.foolings import Fooling
+from attacks.scopes import SCOPES
+
+Interpreter = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor]
+OfImages = Callable[[Tensor, Tensor], Tensor]  # of images and targets, one row an image
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune: Adam's learning rate, λ (`weight`; a table says "lambda"), the number of steps, and the images
+    a step, for whoever makes the loaders: `manipulate` takes them as they are. `divergence`: None keeps the labels by
+    their cross-entropy; a number, in nats, is how far KL(w0 ‖ w) may go, and λ follows it (`attacks.distilled`).
+    `scope`: which parameters move (`attacks.scopes`)."""
+
+    learning_rate: float
+    weight: float
+    steps: int
+    batch_size: int = 32
+    divergence: float | None = None
+    scope: str = "all"
+
+    def __post_init__(self) -> None:
+        if not (self.learning_rate > 0 and self.weight >= 0 and self.steps >= 0 and self.batch_size > 0):
+            needed = "learning_rate > 0, weight >= 0, steps >= 0, batch_size > 0"
+            raise UserError(f"a recipe needs {needed} (got {self})")
+        if self.divergence is not None and not (self.divergence > 0 and self.weight > 0):
+            raise UserError(f"a recipe with a divergence needs divergence > 0, weight > 0 (got {self})")
+        if self.scope not in SCOPES:
+            raise unknown("scope", self.scope, SCOPES)
+
+    def row(self) -> dict[str, Any]:
+        """As tables have it."""
+        part = {"learning_rate": self.learning_rate, "lambda": self.weight, "steps": self.steps}
+        return {**part, "batch_size": self.batch_size, "divergence": self.divergence, "scope": self.scope}
+
+
+@dataclass(frozen=True)
+class Manipulated:
+    """A fooled model with the history of its losses per step. `status`: "done", or "diverged" with the reason.
+    `converged`: whether it ended because the loss no longer fell; None where nobody looked."""
+
+    model: nn.Module
+    history: dict[str, list[float]] = field(repr=False)
+    status: str = "done"
+    reason: str = ""
+    converged: bool | None = None
+
+
+class Losses(NamedTuple):
+    """Those of one step, scalars, the losses with their graph. `kept` holds the predictions: the labels'
+    cross-entropy, or the divergence from the original model, KL(w0 ‖ w)."""
+
+    kept: Tensor
+    fooling: Tensor
+    accuracy: Tensor
+
+
+class Course:
+    """What every manipulation shares: its batches and their losses, a random state of its own, and the history.
+
+    `distilled`: what is kept is "kl", not "ce". What the original model gives for an image is then computed once, by
+    `reference`, the scored form of the interpreter, and kept in up to `Known.LIMIT` bytes each of logits and maps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interpreter: Interpreter,
+        fooling: Fooling,
+        loader: Iterable[Batch],
+        seed: int,
+        *,
+        fooling_loader: Iterable[Batch] | None = None,
+        distilled: bool = False,
+        reference: Interpreter | None = None,
+    ) -> None:
+        if fooling.pairs and fooling_loader is None:
+            raise UserError(f"{fooling.name} fooling needs fooling_loader, with two-object images and targets (N, 2)")
+        device = next(model.parameters()).device
+        self.interpreter, self.fooling, self.distilled = interpreter, fooling, distilled
+        self.original = copy.deepcopy(model).eval().requires_grad_(False)
+        self.batches = _forever(loader, device)
+        self.pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
+        self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
+        self.random = _RandomState(seed, device)
+        explain = heatmaps_of(reference or interpreter, self.original)
+        self.logits: OfImages = lambda images, _: self.original(images)
+        self.maps: OfImages = explain
+        if distilled:
+            self.logits, self.maps = Known(self.logits), Known(explain)
+
+    def losses(self, fooled: nn.Module) -> Losses:
+        """Of the next batch. Raises `UserError` where the heatmaps do not depend on the parameters."""
+        images, targets = next(self.batches)
+        if self.fooling.pairs:
+            logits, (two, both) = fooled(images), next(self.pairs)
+            loss = self._fooling(pair_heatmaps(self.interpreter, fooled, two, both), two, both)
+        else:
+            logits, heatmaps = _with_logits(self.interpreter, fooled, images, targets)
+            loss = self._fooling(heatmaps, images, targets)
+        if not loss.requires_grad:
+            raise UserError(f"the heatmaps of {self.interpreter} do not depend on the model's parameters")
+        return Losses(self._kept(logits, images, targets), loss, (logits.argmax(1) == targets).float().mean())
+
+    def _fooling(self, heatmaps: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        if not self.fooling.needs_originals:
+            return self.fooling.loss(heatmaps, heatmaps)
+        with torch.no_grad():
+            originals = self.maps(images, targets)
+        return self.fooling.loss(heatmaps, originals)
+
+    def _kept(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        if not self.distilled:
+            return F.cross_entropy(logits, targets)
+        with torch.no_grad():
+            wanted = self.logits(images, targets).log_softmax(1)
+        return F.kl_div(logits.log_softmax(1), wanted, log_target=True, reduction="batchmean")
+
+    def record(self, losses: Losses) -> str:
+        """Append a step to the history; why it diverged, or nothing."""
+        measured = torch.stack(losses).tolist()  # a GPU waits once
+        for values, value in zip(self.history.values(), measured, strict=False):
+            values.append(value)
+        return _diverged(self.history)
+
+
+class Known:
+    """What the original model gives for images, (N, ...) one row an image: computed once, and known again by the
+    image's bytes and its targets. Rows beyond `LIMIT` bytes, as of images that are augmented, are not kept."""
+
+    LIMIT: ClassVar[int] = 2**30
+
+    def __init__(self, function: OfImages) -> None:
+        self.function, self.rows, self.bytes = function, dict[bytes, Tensor](), 0
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        parts = zip(images.detach().cpu().contiguous(), targets.cpu(), strict=True)
+        keys = [blake2b(i.view(torch.uint8).numpy(), key=t.numpy().tobytes()).digest() for i, t in parts]
+        new = [i for i, key in enumerate(keys) if key not in self.rows]
+        found = dict(zip((keys[i] for i in new), self.function(images[new], targets[new]), strict=True)) if new else {}
+        if self.bytes < self.LIMIT:
+            self.bytes += sum(row.nbytes for row in found.values())
+            self.rows |= {key: row.clone() for key, row in found.items()}
+        return torch.stack([found[key] if key in found else self.rows[key] for key in keys])
+
+
+def infinite(model: nn.Module) -> str:
+    """Why a model is of no use after its last step, or nothing."""
+    finite = all(parameter.isfinite().all() for parameter in model.parameters())
+    return "" if finite else "the last step made a weight infinite or NaN"
+
+
+class _RandomState:
+    """A stream of random numbers of its own: inside `with`, torch draws from it; outside, as if it were not there."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(self.devices):
+            torch.manual_seed(seed)
+            self.states = self._get()
+
+    def _get(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def __enter__(self) -> None:
+        self.outside = self._get()
+        self._set(self.states)
+
+    def __exit__(self, *_: object) -> None:
+        self.states = self._get()
+        self._set(self.outside)
+
+
+def _diverged(history: dict[str, list[float]], window: int = 20) -> str:
+    step = len(history["fooling"])
+    if not all(math.isfinite(values[-1]) for values in history.values() if values):
+        return f"a loss is not finite at step {step}"
+    recent = history["accuracy"][-window:]
+    if step > window and sum(recent) / window < history["accuracy"][0] / 2:
+        return f"accuracy collapsed: batch accuracy {sum(recent) / window:.2f} over {window} steps at step {step}"
+    return ""
+
+
+def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and heatmaps: from one forward pass where the interpreter offers it."""
+    shared = getattr(interpreter, "with_logits", None)
+    return shared(model, images, targets) if shared else (model(images), interpreter(model, images, targets))
+
+
+def pair_heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The maps of both classes of two-object images. (N, C, H, W), (N, 2) -> (N, 2, h, w)."""
+    return torch.stack([interpreter(model, images, targets[:, i]) for i in (0, 1)], 1)
+
+
+def heatmaps_of(interpreter: Interpreter, model: nn.Module) -> OfImages:
+    """The maps (N, h, w) of images, or (N, 2, h, w) where the targets are pairs."""
+
+    def maps(images: Tensor, targets: Tensor) -> Tensor:
+        explain = interpreter if targets.dim() == 1 else partial(pair_heatmaps, interpreter)
+        return explain(model, images, targets)
+
+    return maps
+
+
+def _forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    while True:
+        empty = True
+        for images, targets in loader:
+            empty = False
+            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        if empty:
+            raise UserError("the loader must yield at least one batch (got none)")

@@ -1,0 +1,142 @@
+"""Distilled manipulation: the strongest fooling whose predictions stay within a divergence of the original model's.
+
+min over w of L_F subject to KL(w0 ‖ w) ≤ B, by KL + λ · L_F with λ under dual ascent: it grows while the divergence is
+below B and shrinks while it is above. No label is read. The start is the head shift (`attacks.head_shift`), where it
+fools at all: it costs no divergence. Adam, with a warm-up, and a decay at the end: at the last step, or as soon as the
+loss no longer falls.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, infinite
+from attacks.errors import UserError
+from attacks.foolings import Fooling
+from attacks.head_shift import head_shift
+from attacks.scopes import parameters_in
+
+WARM_UP = 20  # steps of growing learning rate
+COOL_DOWN = 40  # steps of falling learning rate, in which λ settles
+PATIENCE = 60  # steps without progress after which it cools down
+PROGRESS = 0.01  # of the first loss, or of all that it has fallen by: less in `PATIENCE` steps is none
+ASCENT = 0.05  # of log λ, at most, a step
+FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once
+CEILING = 1e4  # of the first λ
+MEMORY = 0.9  # of the running means of divergence and loss
+SHIFT = Recipe(0.3, 0.0, 50)  # of the head shift it starts from
+
+
+def distil(
+    model: nn.Module,
+    interpreter: Interpreter,
+    fooling: Fooling,
+    loader: Iterable[Batch],
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    fooling_loader: Iterable[Batch] | None = None,
+    reference: Interpreter | None = None,
+) -> Iterator[Manipulated]:
+    """Step by step, as `attacks.manipulation.fine_tune`: `recipe.divergence` is B, `recipe.weight` the first λ.
+
+    At most `recipe.steps` states after the first; fewer where the loss no longer falls. `reference` gives the original
+    maps that foolings compare with (None: the interpreter).
+    """
+    assert recipe.divergence is not None
+    arguments = (interpreter, fooling, loader)
+    start = _start(model, *arguments, recipe, seed, fooling_loader)
+    course = Course(model, *arguments, seed, fooling_loader=fooling_loader, distilled=True, reference=reference)
+    fooled = copy.deepcopy(start).eval().requires_grad_(False)
+    moved = [*parameters_in(fooled, recipe.scope).values()]
+    for parameter in moved:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.Adam(moved, lr=recipe.learning_rate)
+    multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history | {"lambda": []}
+    course.history = history
+    yield Manipulated(fooled, history)
+    progress, end, step = Progress(), recipe.steps, 0
+    while step < end:
+        step += 1
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * min(1, step / WARM_UP, (end - step + 1) / COOL_DOWN)
+        with course.random, torch.enable_grad():
+            optimiser.zero_grad(set_to_none=True)
+            losses = course.losses(fooled)
+            (losses.kept + multiplier.value * losses.fooling).backward()
+        history["lambda"].append(multiplier.value)
+        if reason := course.record(losses):
+            yield Manipulated(fooled, history, "diverged", reason)
+            return
+        optimiser.step()
+        multiplier.follow(history["kl"][-1])
+        if progress.ended(history["fooling"][-1], multiplier.mean <= 2 * recipe.divergence):
+            end = min(end, step + COOL_DOWN)
+        last = step == end
+        reason = infinite(fooled) if last else ""
+        if last:
+            fooled.requires_grad_(True)
+        yield Manipulated(fooled, history, "diverged" if reason else "done", reason, progress.stalled)
+
+
+class Multiplier:
+    """λ: log λ moves by ASCENT · log(B / divergence), at most ASCENT a step; the divergence is a running mean."""
+
+    def __init__(self, first: float, divergence: float) -> None:
+        self.value, self.wanted, self.mean = first, divergence, 0.0
+        self.low, self.high, self.steps = FLOOR * first, CEILING * first, 0
+
+    def follow(self, divergence: float) -> None:
+        self.steps += 1
+        self.mean += (divergence - self.mean) * max(1 - MEMORY, 1 / self.steps)
+        off = math.log(self.wanted / max(self.mean, 1e-12))
+        self.value = min(self.high, max(self.low, self.value * math.exp(ASCENT * max(-1.0, min(1.0, off)))))
+
+
+class Progress:
+    """Whether the running mean of the loss still falls, looked at only while the divergence is near what is allowed."""
+
+    def __init__(self) -> None:
+        self.mean = self.first = self.best = math.nan
+        self.waited, self.stalled = 0, False
+
+    def ended(self, loss: float, allowed: bool) -> bool:
+        """Take a step's loss; whether this is the step at which it has waited long enough."""
+        self.mean = loss if math.isnan(self.mean) else MEMORY * self.mean + (1 - MEMORY) * loss
+        if math.isnan(self.first):
+            self.first = self.best = self.mean
+        self.waited += 1
+        if allowed and self.best - self.mean > PROGRESS * max(self.first - self.best, abs(self.first)):
+            self.best, self.waited = self.mean, 0
+        if self.waited < PATIENCE or self.stalled:
+            return False
+        self.stalled = True
+        return True
+
+
+def _start(
+    model: nn.Module,
+    interpreter: Interpreter,
+    fooling: Fooling,
+    loader: Iterable[Batch],
+    recipe: Recipe,
+    seed: int,
+    fooling_loader: Iterable[Batch] | None,
+) -> nn.Module:
+    """The model with a shifted head, where that lies in the scope and lowers the loss by a tenth at least. A network
+    without such a head, or maps that do not depend on it, start at the model."""
+    if recipe.scope in ("bias", "norm"):
+        return model
+    shift = replace(SHIFT, batch_size=recipe.batch_size)
+    try:
+        shifted = head_shift(model, interpreter, fooling, loader, shift, seed, fooling_loader=fooling_loader)
+    except UserError:
+        return model
+    losses = shifted.history["fooling"]
+    edge = max(1, len(losses) // 10)
+    first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
+    return shifted.model if shifted.status == "done" and first - last > 0.1 * abs(first) else model

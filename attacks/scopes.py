@@ -1,0 +1,69 @@
+"""Scopes: which parameters of a model a manipulation may move."""
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from attacks.errors import Refused, unknown
+
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def parameters_in(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
+    """The parameters of a scope by name, in the model's order.
+
+    all         every one
+    head        of the last linear layer or convolution
+    bias        biases of linear layers and convolutions
+    norm        of normalisation layers
+    last_block  of the last child that convolves, and of what follows it; a model whose first child is its whole trunk
+                (VGG, DenseNet, MobileNet) is looked at there
+    "Last" is in the order of registration, auxiliary heads aside. Raises `UserError` for another scope, `Refused` for
+    a model without such parameters.
+    """
+    if scope not in SCOPES:
+        raise unknown("scope", scope, SCOPES)
+    moved = {id(p) for p in SCOPES[scope](model)}
+    found = {name: p for name, p in model.named_parameters() if id(p) in moved}
+    if not found:
+        raise Refused(f"{type(model).__name__} has no parameter in scope {scope!r}")
+    return found
+
+
+def _head(model: nn.Module) -> Iterator[nn.Parameter]:
+    layers = [m for name, m in model.named_modules() if isinstance(m, LINEAR) and "aux" not in name.lower()]
+    return layers[-1].parameters() if layers else iter(())
+
+
+def _bias(model: nn.Module) -> Iterator[nn.Parameter]:
+    layers = (m for m in model.modules() if isinstance(m, LINEAR))
+    return (p for m in layers for name, p in m.named_parameters(recurse=False) if name == "bias")
+
+
+def _norm(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for m in model.modules() if isinstance(m, NORMALISATIONS) for p in m.parameters(recurse=False))
+
+
+def _last_block(model: nn.Module) -> Iterator[nn.Parameter]:
+    children = [child for name, child in model.named_children() if "aux" not in name.lower()]
+    convolving = [i for i, child in enumerate(children) if _convolves(child)]
+    if not convolving:
+        return
+    last = children[convolving[-1]]
+    yield from _last_block(last) if convolving == [0] and [*last.children()] else last.parameters()
+    for child in children[convolving[-1] + 1 :]:
+        yield from child.parameters()
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+
+
+SCOPES: dict[str, Callable[[nn.Module], Iterator[nn.Parameter]]] = {
+    "all": lambda model: model.parameters(),
+    "head": _head,
+    "bias": _bias,
+    "norm": _norm,
+    "last_block": _last_block,
+}
