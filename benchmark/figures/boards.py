@@ -2,54 +2,22 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from attacks.errors import UserError
-from benchmark.figures.style import MARKERS, PALETTE, hatch, legend, panels
+from benchmark.figures.style import MARKERS, PALETTE, counts, filled, hatch, legend, listed, panels
 from benchmark.leaderboards import load
 
 _ORDERS = {"original": "order of h(w0)", "fooled": "order of h(w)", "random": "random order"}
 _STYLES = {"clean": "-", "fooled": (0, (3, 1.5))}
 
 
-def transfer(folder: Path | str) -> Figure:
-    """Fooling success rate, attacked × evaluated: a panel for each fooling (down) and model (across); no controls."""
-    table = _filled(load(folder, "transfer"), "transfer")
-    controls = load(folder, "stability").query("reason == 'control'").interpreter
-    table = table[~table.evaluated.isin(controls)]
-    models, foolings = _names(table.model), _names(table.fooling)
-    attacked, evaluated = _names(table.attacked), _names(table.evaluated)
-    width, height = 2.6 + 0.55 * len(evaluated) * len(models), 2.2 + (0.5 + 0.5 * len(attacked)) * len(foolings)
-    figure, axes = panels(len(foolings), len(models), max(width, 7), height)
-    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
-        panel = axes[i, j]
-        panel.set_title(f"{model} · {fooling}", fontsize=10)
-        _matrix(panel, table[(table.fooling == fooling) & (table.model == model)], attacked, evaluated)
-        panel.set_xticks(range(len(evaluated)), evaluated, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
-        panel.set_yticks(range(len(attacked)), attacked, fontsize=9)
-        panel.tick_params(length=0, labelbottom=i == len(foolings) - 1, labelleft=j == 0)
-    colours = ScalarMappable(matplotlib.colors.Normalize(0, 1), "cividis")
-    figure.colorbar(colours, ax=axes, label="fooling success rate", aspect=40, pad=0.01, shrink=0.9)
-    figure.suptitle(f"Transfer: attacked (rows) × evaluated (columns) interpreter\n{_counts(table)}", fontsize=11)
-    note = "large: success rate, mean over seeds; small: that of the unfooled model\n"
-    note += "outlined: attacked = evaluated; hatched: failed; *: of the seeds that did not fail"
-    figure.supxlabel(note, fontsize=9)
-    return figure
-
-
 def accuracy(folder: Path | str) -> Figure:
     """What each fooling cost: top-1 drop in points with its interval, a panel for each model."""
-    table = _filled(load(folder, "accuracy"), "accuracy")
-    models, foolings, attacked, seeds = (_names(table[name]) for name in ("model", "fooling", "attacked", "seed"))
+    table = filled(load(folder, "accuracy"), "accuracy")
+    models, foolings, attacked, seeds = (listed(table[name]) for name in ("model", "fooling", "attacked", "seed"))
     figure, axes = panels(1, len(models), max(1 + 3.6 * len(models), 6), 4.2, sharey=True)
     slot = 0.8 / (len(attacked) * len(seeds))
     for panel, model in zip(axes[0], models, strict=True):
@@ -71,7 +39,7 @@ def accuracy(folder: Path | str) -> Figure:
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
     axes[0, 0].set_ylabel("top-1 drop (percentage points)")
-    figure.suptitle(f"Accuracy lost to fooling, 95 % intervals over images: {_counts(table)}", fontsize=11)
+    figure.suptitle(f"Accuracy lost to fooling, 95 % intervals over images: {counts(table)}", fontsize=11)
     legend(figure, axes, failed=bool((table.n == 0).any()))
     return figure
 
@@ -79,8 +47,8 @@ def accuracy(folder: Path | str) -> Figure:
 def aopc(folder: Path | str) -> Figure:
     """Loss of logit against the number of replaced cells, mean over self cells: a panel for each attacked and model."""
     table = load(folder, "aopc")
-    table = _filled(table[table.attacked == table.evaluated], "aopc (self cells)")
-    models, attacked = _names(table.model), _names(table.attacked)
+    table = filled(table[table.attacked == table.evaluated], "aopc (self cells)")
+    models, attacked = listed(table.model), listed(table.attacked)
     figure, axes = panels(len(attacked), len(models), max(1 + 3.4 * len(models), 8), 1.6 + 2.3 * len(attacked))
     for (i, name), (j, model) in product(enumerate(attacked), enumerate(models)):
         panel, cells = axes[i, j], table[(table.attacked == name) & (table.model == model)]
@@ -100,7 +68,7 @@ def aopc(folder: Path | str) -> Figure:
             panel.set_xlabel("cells replaced by noise")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supylabel("mean drop of the label's logit", fontsize=10)
-    figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {_counts(table)}", fontsize=11)
+    figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {counts(table)}", fontsize=11)
     legend(figure, axes, columns=3)
     return figure
 
@@ -108,8 +76,8 @@ def aopc(folder: Path | str) -> Figure:
 def front(folder: Path | str) -> Figure:
     """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test."""
     table = load(folder, "fronts")
-    table = _filled(table[table.error.isna()], "fronts")
-    models, foolings, attacked = (_names(table[name]) for name in ("model", "fooling", "attacked"))
+    table = filled(table[table.error.isna()], "fronts")
+    models, foolings, attacked = (listed(table[name]) for name in ("model", "fooling", "attacked"))
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
     figure, axes = panels(
         len(foolings), len(models), max(1 + 3.4 * len(models), 8), 1.8 + 2.3 * len(foolings), sharey=True
@@ -134,7 +102,7 @@ def front(folder: Path | str) -> Figure:
         panel.set_axisbelow(True)
     figure.supylabel("fooling success rate of the attacked interpreter", fontsize=10)
     note = "small: tried on dev, line: the best so far; large: the best within each budget, on test, 95 % over images"
-    figure.suptitle(f"Attack strength against accuracy: {_counts(table[table.split == 'test'])}\n{note}", fontsize=11)
+    figure.suptitle(f"Attack strength against accuracy: {counts(table[table.split == 'test'])}\n{note}", fontsize=11)
     legend(figure, axes)
     return figure
 
@@ -142,8 +110,8 @@ def front(folder: Path | str) -> Figure:
 def resistance(folder: Path | str) -> Figure:
     """FSR of the attacked interpreter against the Accuracy-Robustness Area of the model, the models evenly spaced in
     its order: a panel for each interpreter."""
-    table = _filled(load(folder, "resistance"), "resistance")
-    foolings, attacked = _names(table.fooling), _names(table.attacked)
+    table = filled(load(folder, "resistance"), "resistance")
+    foolings, attacked = listed(table.fooling), listed(table.attacked)
     models = table.drop_duplicates("model").sort_values(["ara_attack", "model"])[["model", "ara_attack"]]
     order = list(models.model)
     figure, axes = panels(1, len(attacked), max(1 + (0.6 + 0.75 * len(order)) * len(attacked), 8), 4.8, sharey=True)
@@ -170,61 +138,3 @@ def resistance(folder: Path | str) -> Figure:
     )
     legend(figure, axes)
     return figure
-
-
-def _matrix(panel: Axes, cells: pd.DataFrame, attacked: list[str], evaluated: list[str]) -> None:
-    """Draw mean FSR over seeds as a matrix, each cell with its value and, small, the unfooled model's."""
-    panel.set(xlim=(-0.5, len(evaluated) - 0.5), ylim=(len(attacked) - 0.5, -0.5))
-    outlines = []
-    for (y, row), (x, column) in product(enumerate(attacked), enumerate(evaluated)):
-        seeds = cells[(cells.attacked == row) & (cells.evaluated == column)]
-        if seeds.empty:  # not in the suite
-            continue
-        scored = seeds[seeds.n > 0]
-        rate, clean = scored.fsr.mean(), scored.fsr_clean.mean()
-        if row == column:
-            outlines.append(
-                Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=PALETTE[1], linewidth=2.2)
-            )
-        if scored.empty:
-            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **hatch()))
-            continue
-        colour, ink = _cell_colours(rate)
-        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6))
-        panel.text(
-            x,
-            y - 0.12,
-            f"{rate:.2f}{'*' * (len(scored) < len(seeds))}",
-            color=ink,
-            ha="center",
-            va="center",
-            fontsize=9,
-        )
-        panel.text(x, y + 0.25, f"{clean:.2f}", color=ink, ha="center", va="center", fontsize=6.5)
-    for outline in outlines:  # above the neighbours
-        panel.add_patch(outline)
-
-
-def _cell_colours(rate: float) -> tuple[Any, str]:
-    """The colour of a rate, and the ink with more contrast on it (equal at a relative luminance of 0.179, WCAG 2)."""
-    colour = matplotlib.colormaps["cividis"](rate)
-    luminance = np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))
-    return colour, "black" if luminance > 0.179 else "white"
-
-
-def _filled(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    if table.empty:
-        raise UserError(f"nothing to draw: the leaderboard {name} has no rows")
-    return table
-
-
-def _names(column: pd.Series) -> list:
-    return sorted(column.unique())
-
-
-def _counts(table: pd.DataFrame) -> str:
-    """The images and seeds behind a figure."""
-    counts, seeds = table.n[table.n > 0].astype(int), _names(table.seed) if "seed" in table else []
-    images = f"{counts.min()} to {counts.max()}" if counts.nunique() > 1 else f"{counts.max() if len(counts) else 0}"
-    drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
-    return f"n = {images} images{drawn}"
