@@ -10,37 +10,43 @@ from matplotlib.ticker import MaxNLocator
 from benchmark.figures.style import MARKERS, PALETTE, counts, filled, hatch, legend, listed, panels
 from benchmark.leaderboards import load
 
-_ORDERS = {"original": "order of h(w0)", "fooled": "order of h(w)", "random": "random order"}
+_ORDERS = {"original": "order of the original map", "fooled": "order of the fooled map", "random": "random order"}
 _STYLES = {"clean": "-", "fooled": (0, (3, 1.5))}
 
 
 def accuracy(folder: Path | str) -> Figure:
-    """What each fooling cost: top-1 drop in points with its interval, a panel for each model."""
+    """What each fooling cost: top-1 drop in points with its interval, a panel for each model (down)."""
     table = filled(load(folder, "accuracy"), "accuracy")
     models, foolings, attacked, seeds = (listed(table[name]) for name in ("model", "fooling", "attacked", "seed"))
-    figure, axes = panels(1, len(models), max(1 + 3.6 * len(models), 6), 4.2, sharey=True)
-    slot = 0.8 / (len(attacked) * len(seeds))
-    for panel, model in zip(axes[0], models, strict=True):
+    figure, axes = panels(len(models), 1, 7.5, 1.6 + 1.9 * len(models), sharey=True)
+    slot = 0.9 / (len(attacked) * len(seeds))
+    for panel, model in zip(axes[:, 0], models, strict=True):
         panel.set_title(model, fontsize=10)
         panel.axhline(0, color="0.6", linewidth=0.8)
         panel.axhline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
         for row in table[table.model == model].itertuples():
             index = attacked.index(row.attacked)
             place = index * len(seeds) + seeds.index(row.seed)
-            x = foolings.index(row.fooling) - 0.4 + slot * (place + 0.5)
+            x = foolings.index(row.fooling) - 0.45 + slot * (place + 0.5)
             if row.n == 0:
                 panel.axvspan(x - slot / 2, x + slot / 2, **hatch())
                 continue
             ends = [[row.top1_drop - row.top1_drop_low], [row.top1_drop_high - row.top1_drop]]
-            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "markersize": 5, "capsize": 2}
+            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "markersize": 4, "capsize": 1.5}
             panel.errorbar(x, row.top1_drop, ends, linestyle="none", label=row.attacked, **style)
-        panel.set_xticks(range(len(foolings)), foolings, rotation=25, ha="right", rotation_mode="anchor", fontsize=9)
+        for edge in range(1, len(foolings)):
+            panel.axvline(edge - 0.5, color="0.8", linewidth=0.8)
+        panel.set_xticks(range(len(foolings)), foolings, fontsize=9)
+        panel.tick_params(axis="x", length=0, labelbottom=model == models[-1])
         panel.set_xlim(-0.5, len(foolings) - 0.5)
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
-    axes[0, 0].set_ylabel("top-1 drop (percentage points)")
-    figure.suptitle(f"Accuracy lost to fooling, 95 % intervals over images: {counts(table)}", fontsize=11)
-    legend(figure, axes, failed=bool((table.n == 0).any()))
+    figure.supylabel("top-1 drop (percentage points)", fontsize=10)
+    note = "a mark a seed" if len(seeds) > 1 else "a mark a manipulation"
+    figure.suptitle(
+        f"Accuracy lost to fooling: {counts(table)}\n{note}, with its 95 % interval over images", fontsize=10
+    )
+    legend(figure, axes, columns=4, failed=bool((table.n == 0).any()))
     return figure
 
 
@@ -79,30 +85,31 @@ def front(folder: Path | str) -> Figure:
     table = filled(table[table.error.isna()], "fronts")
     models, foolings, attacked = (listed(table[name]) for name in ("model", "fooling", "attacked"))
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
-    figure, axes = panels(
-        len(foolings), len(models), max(1 + 3.4 * len(models), 8), 1.8 + 2.3 * len(foolings), sharey=True
-    )
-    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
-        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.model == model)]
-        panel.set_title(f"{model} · {fooling}", fontsize=10)
-        for index, name in enumerate(attacked):
-            dev, test = (here[(here.attacked == name) & (here.split == split)] for split in ("dev", "test"))
+    width, height = max(0.8 + 1.675 * len(foolings), 5.5), 1.8 + 1.75 * len(attacked)
+    figure, axes = panels(len(attacked), len(foolings), width, height, sharey=True)
+    for (i, name), (j, fooling) in product(enumerate(attacked), enumerate(foolings)):
+        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.attacked == name)]
+        panel.set_title(f"{fooling}\n{name}", fontsize=9)
+        for index, model in enumerate(models):
+            dev, test = (here[(here.model == model) & (here.split == split)] for split in ("dev", "test"))
             style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "linestyle": "none"}
             drop = dev.top1_drop.clip(0, limit)
             panel.plot(drop, dev.fsr, markersize=3, alpha=0.35, **style)
             reached = dev.assign(drop=drop).sort_values("drop").groupby("drop").fsr.max().cummax()
             panel.step([*reached.index, limit], [*reached, reached.max()], where="post", color=style["color"], lw=1)
             ends = [test.fsr - test.fsr_low, test.fsr_high - test.fsr]
-            panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=name, **style)
+            panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=model, **style)
         panel.set_ylim(-0.03, 1.03)
         panel.set_xlim(-0.05 * limit, 1.05 * limit)
-        if i == len(foolings) - 1:
-            panel.set_xlabel("top-1 drop (points; beyond an end: at it)")
+        panel.tick_params(labelbottom=i == len(attacked) - 1, labelsize=8)
+        if i == len(attacked) - 1:
+            panel.set_xlabel("top-1 drop (points)", fontsize=9)
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
     figure.supylabel("fooling success rate of the attacked interpreter", fontsize=10)
-    note = "small: tried on dev, line: the best so far; large: the best within each budget, on test, 95 % over images"
-    figure.suptitle(f"Attack strength against accuracy: {counts(table[table.split == 'test'])}\n{note}", fontsize=11)
+    note = "small: tried on dev, line: the best so far\nlarge: the best within each budget, on test, 95 % over images"
+    note += "; a drop beyond an end of the axis: at it"
+    figure.suptitle(f"Attack strength against accuracy: {counts(table[table.split == 'test'])}\n{note}", fontsize=10)
     legend(figure, axes)
     return figure
 

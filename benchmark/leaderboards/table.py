@@ -94,8 +94,8 @@ class Leaderboard:
 
 def _check(path: Path, values: pd.Series, wrong: pd.Series, what: str) -> None:
     if wrong.any():
-        line, value = wrong.idxmax() + 2, values[wrong].iloc[0]
-        raise UserError(f"{path}, line {line}: {values.name} must be {what} (got {value!s})")
+        row = int(wrong.to_numpy().argmax())
+        raise UserError(f"{path}, line {row + 2}: {values.name} must be {what} (got {values.iloc[row]!s})")
 
 
 def _check_lines(path: Path) -> None:

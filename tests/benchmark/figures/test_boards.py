@@ -52,19 +52,20 @@ def test_aopc_averages_the_self_cells(suite: Path) -> None:
     assert len(lines) == 6
     cells = table[(table.model == "compact_resnet") & (table.attacked == "lrp_t") & (table.evaluated == "lrp_t")]
     mean = cells[(cells.scored == "fooled") & (cells.order == "original")].filter(like="drop_").mean()
-    np.testing.assert_allclose(lines["fooled model, order of h(w0)"].get_ydata(), [0, *mean])
+    np.testing.assert_allclose(lines["fooled model, order of the original map"].get_ydata(), [0, *mean])
     assert len({(line.get_color(), str(line.get_linestyle())) for line in lines.values()}) == 6
 
 
 def test_front_shows_every_point_and_the_best_on_test(suite: Path) -> None:
     shown, table = panels(boards.front(suite)), pd.read_csv(suite / "fronts.csv")
-    assert len(shown) == len(MODELS_3) * len(FOOLINGS)
-    panel = shown["compact_resnet · top_k"]
-    here = table[(table.model == "compact_resnet") & (table.fooling == "top_k") & (table.split == "test")]
-    drawn = sorted(y for bar in panel.containers for y in bar.lines[0].get_ydata())
-    np.testing.assert_allclose(drawn, sorted(here.fsr))
+    assert len(shown) == len(ATTACKED) * len(FOOLINGS)
+    panel = shown["top_k\nlrp_t"]
+    here = table[(table.attacked == "lrp_t") & (table.fooling == "top_k") & (table.split == "test")]
+    drawn = {bar.get_label(): sorted(bar.lines[0].get_ydata()) for bar in panel.containers}
+    assert drawn == {model: sorted(rows.fsr) for model, rows in here.groupby("model")}
+    assert list(drawn) == list(MODELS_3)
     tried = [line for line in panel.lines if line.get_markersize() == 3]
-    assert sum(len(line.get_xdata()) for line in tried) == 3 * len(ATTACKED)
+    assert sum(len(line.get_xdata()) for line in tried) == 3 * len(MODELS_3)
 
 
 @pytest.mark.parametrize("name", DRAWN)
