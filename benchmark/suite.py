@@ -121,10 +121,12 @@ class Search(Part):
 
 
 class Scoring(Part):
-    """How fooled models are scored. `aopc_images`: how many of the scored images AOPC curves are measured on.
-    `decoded`: image files are decoded once, into the store (3 bytes a pixel); no number depends on it."""
+    """How fooled models are scored. Accuracy and agreement are of the whole split, maps of its first `images` (all, if
+    left out; of two-object images always all), AOPC curves of the first `aopc_images` of these. `decoded`: image files
+    are decoded once, into the store (3 bytes a pixel); no number depends on it."""
 
     split: Literal["test", "dev"] = "test"
+    images: Positive | None = None
     batch_size: Positive = 32
     aopc_images: Annotated[int, Field(ge=0)] = 0
     aopc_cells: Annotated[int, Field(ge=1, le=100)] = 100
@@ -230,8 +232,8 @@ def names() -> list[str]:
 
 
 def load(name: str | Path, split: str | None = None) -> Suite:
-    """The suite of that name, or in that TOML file, scored on another `split` than its own. Raises `UserError`: which
-    key, what is allowed."""
+    """The suite of that name, or in that TOML file, scored on another `split` than its own, then on all of its images.
+    Raises `UserError`: which key, what is allowed."""
     path = Path(name)
     if path.suffix != ".toml":
         if str(name) not in names():
@@ -246,8 +248,9 @@ def load(name: str | Path, split: str | None = None) -> Suite:
     except ValidationError as error:
         raise _invalid(str(path), error) from error
     _check_names(suite)
-    scoring = suite.scoring.model_copy(update={} if split is None else {"split": split})
-    return suite.model_copy(update={"scoring": scoring})
+    if split in (None, suite.scoring.split):
+        return suite
+    return suite.model_copy(update={"scoring": suite.scoring.model_copy(update={"split": split, "images": None})})
 
 
 def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) -> UserError:

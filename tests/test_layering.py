@@ -21,6 +21,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "benchmark.intervals", "attacks.errors"]
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
+LIGHT += ["benchmark.figures.transfer"]
 FLOORS = """
 cli
 experiments dissection submissions

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.entries.images import CODE as READING
-from benchmark.entries.images import batches, first_images
+from benchmark.entries.images import first_images, scored_images
 from benchmark.interpreters.base import tap
 from benchmark.metrics.perturbation import cell_order, drops, folded, noise, random_order
 from benchmark.run import Run, Spec, data_spec, remembered
@@ -40,7 +40,7 @@ class Curves:
         """(n, K) logit drops, cells in the order of the heatmaps; None: in a random order."""
         scoring, seed = self.run.suite.scoring, self.run.suite.dataset.seed
         parts = []
-        for ids, images, targets in first_images(batches(self.run, scoring.split, self.pairs), scoring.aopc_images):
+        for ids, images, targets in first_images(scored_images(self.run, self.pairs), scoring.aopc_images):
             targets = targets[:, 0] if self.pairs else targets
             if self.grid is None:
                 self.grid = target_grid(self.model, images[:1])

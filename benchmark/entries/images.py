@@ -28,6 +28,18 @@ def batches(run: Run, split: str, pairs: bool = False) -> Iterator[tuple[Tensor,
         yield images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
 
 
+def scored_images(run: Run, pairs: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images whose maps are scored, in order, on the run's device."""
+    parts = first_images(batches(run, run.suite.scoring.split, pairs), scored_count(run, pairs))
+    return ((images, targets) for _, images, targets in parts)
+
+
+def scored_count(run: Run, pairs: bool = False) -> int:
+    """How many images have their maps scored."""
+    n, limit = len(dataset(run, run.suite.scoring.split, pairs)), run.suite.scoring.images
+    return n if pairs or limit is None else min(n, limit)
+
+
 def decodable(run: Run) -> Files | None:
     """The scored images, where they are files that the suite has decoded once."""
     data = dataset(run, run.suite.scoring.split) if run.suite.scoring.decoded else None

@@ -10,11 +10,11 @@ from attacks import foolings
 from benchmark.cells import View
 from benchmark.entries import scoring, trained
 from benchmark.entries.curves import Curves, reader, scoring_spec
-from benchmark.entries.images import batches, scored_pixels, write_npy
+from benchmark.entries.images import scored_count, scored_images, scored_pixels, write_npy
 from benchmark.entries.kind import Entry, Inputs, Kind
 from benchmark.entries.scoring import heatmaps
 from benchmark.entries.trained import TRAINED, clean_model
-from benchmark.run import Run, Spec, create_interpreter, dataset, interpreter_spec
+from benchmark.run import Run, Spec, create_interpreter, interpreter_spec
 
 CODE = (*trained.CODE, *scoring.CODE, "benchmark.entries.originals")
 
@@ -30,10 +30,9 @@ def _spec(run: Run, view: View) -> Spec:
 
 @torch.no_grad()
 def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> None:
-    split = run.suite.scoring.split
     model, interpreter = clean_model(run, view.model), create_interpreter(run, view.interpreter)
-    n, path = len(dataset(run, split, view.pairs)), folder / "heatmaps.npy"
-    explained = (heatmaps(interpreter, model, x, y).cpu().numpy() for x, y in batches(run, split, view.pairs))
+    n, path = scored_count(run, view.pairs), folder / "heatmaps.npy"
+    explained = (heatmaps(interpreter, model, x, y).cpu().numpy() for x, y in scored_images(run, view.pairs))
     write_npy(path, n, explained)
     curves, maps = Curves(run, model, view.pairs), np.load(path, mmap_mode="r")
     np.savez(folder / "curves.npz", original=curves.drops(reader(maps)), random=curves.drops(None))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attacks.course import pair_heatmaps
 from attacks.foolings import Fooling
 from benchmark.entries import curves
-from benchmark.entries.images import batches
+from benchmark.entries.images import scored_images
 from benchmark.interpreters import Interpreter
 from benchmark.metrics import CHANCE, METRICS
 from benchmark.metrics.accuracy import agreement, top_k_correct
@@ -37,7 +37,7 @@ def score(
     """Scores of every image against its original heatmap (n[, 2], h, w), and the first `keep` fooled maps (of pairs,
     those of the first class). One row an image; two, one a class, for pairs."""
     parts, kept, done = [], [], 0
-    for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
+    for images, targets in scored_images(run, fooling.pairs):
         maps = heatmaps(interpreter, fooled, images, targets)
         places = np.arange(done, done + len(images))
         original, other = (torch.from_numpy(originals[(places + step) % len(originals)]).to(maps) for step in (0, 1))

@@ -9,7 +9,6 @@ restarts; aimed at the model at hand), and the FSR of Location fooling beside th
 """
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from attacks.course import Manipulated
 from attacks.manipulation import manipulate
 from benchmark.cells import Manipulation
 from benchmark.entries import manipulations
-from benchmark.entries.images import batches, scored_pixels
+from benchmark.entries.images import scored_images, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.recipes import recipe
@@ -98,7 +97,7 @@ class Case:
 def robust(model: nn.Module, run: Run, adversary: PGD) -> Tensor:
     """Whether each scored image is classified right in spite of the adversary, (n,) bool; batches change nothing."""
     data = dataset(run, run.suite.scoring.split)
-    images, targets = (torch.cat(part) for part in zip(*batches(run, run.suite.scoring.split), strict=True))
+    images, targets = (torch.cat(part) for part in zip(*scored_images(run), strict=True))
     random, size = torch.Generator().manual_seed(run.suite.dataset.seed), run.suite.scoring.batch_size
     starts = random_starts(adversary.restarts, images, random)
     parts = zip(images.split(size), targets.split(size), starts.split(size, 1), strict=True)
@@ -138,20 +137,18 @@ def _trained_spec(run: Run, trained: Trained) -> Spec:
 @torch.no_grad()
 def _score(run: Run, case: Case, inputs: Inputs, folder: Path) -> Receipt:
     """The scores of a model, fooled or not: `scores.parquet`, a row an image."""
-    split, frame = run.suite.scoring.split, pd.DataFrame()
-    plain = case.training == "plain"
+    frame, plain = pd.DataFrame(), case.training == "plain"
     clean = clean_model(run, case.model) if plain else stored_model(run, case.model, inputs["model"])
     result = Manipulated(clean, {})
     if case.attacked != NOTHING:
         interpreter = create_interpreter(run, case.manipulation(run).interpreter)
         result = _fooled(run, case, clean, inputs)
-        maps0 = torch.cat([interpreter(clean, x, y) for x, y in batches(run, split)]).cpu().numpy()
+        maps0 = torch.cat([interpreter(clean, x, y) for x, y in scored_images(run)]).cpu().numpy()
         if result.status == "done":
             frame, _ = score(run, foolings.create(FOOLING), interpreter, result.model, maps0, 0)
             frame = frame[["success", "success_clean", "test_loss", "test_loss_clean"]].copy()
     if result.status == "done":
-        right = partial(_right, run=run, split=split)
-        frame["top1"], frame["top1_clean"] = right(result.model), right(clean)
+        frame["top1"], frame["top1_clean"] = _right(run, result.model), _right(run, clean)
         frame["robust_top1"] = robust(result.model, run, case.settings.adversary).cpu().numpy()
         frame.to_parquet(folder / "scores.parquet")
     return receipt(run, result.status, result.reason)
@@ -169,14 +166,15 @@ def _fooled(run: Run, case: Case, clean: nn.Module, inputs: Inputs) -> Manipulat
     return manipulate(clean, attacked, fooling, loader, known, manipulation.seed, progress=False)
 
 
-def _right(model: nn.Module, run: Run, split: str) -> Any:
-    return torch.cat([top_k_correct(model(x), y, 1) for x, y in batches(run, split)]).cpu().numpy()
+def _right(run: Run, model: nn.Module) -> Any:
+    return torch.cat([top_k_correct(model(x), y, 1) for x, y in scored_images(run)]).cpu().numpy()
 
 
 def _spec(run: Run, case: Case) -> Spec:
     adversary = {"adversary": asdict(case.settings.adversary), "seed": run.suite.dataset.seed}
     fooled = {"manipulation": MANIPULATIONS.spec(run, case.manipulation(run))} if case.attacked != NOTHING else {}
-    return {"data": data_spec(run, run.suite.scoring.split), **adversary, **fooled}
+    data = {"data": data_spec(run, run.suite.scoring.split), "images": run.suite.scoring.images}
+    return {**data, **adversary, **fooled}
 
 
 def _needs(run: Run, case: Case) -> dict[str, Entry]:

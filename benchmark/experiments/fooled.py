@@ -11,7 +11,7 @@ from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import manipulations
-from benchmark.entries.images import batches
+from benchmark.entries.images import scored_images
 from benchmark.entries.kind import Entry
 from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.scoring import heatmaps
@@ -35,7 +35,7 @@ def explained(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The model's maps of the scored images beside the clean model's, batch by batch."""
     done = 0
-    for images, targets in batches(run, run.suite.scoring.split, fooling.pairs):
+    for images, targets in scored_images(run, fooling.pairs):
         maps = heatmaps(interpreter, model, images, targets)
         yield maps, torch.from_numpy(originals[done : done + len(images)].copy()).to(maps)
         done += len(images)

@@ -30,7 +30,7 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark.cells import View
-from benchmark.entries.images import batches
+from benchmark.entries.images import scored_images
 from benchmark.entries.originals import original_maps
 from benchmark.entries.trained import clean_model, stored_model
 from benchmark.execution import compute
@@ -125,7 +125,7 @@ def distance(clean: nn.Module, model: nn.Module) -> float:
 def classified(run: Run, model: nn.Module) -> np.ndarray:
     """Cross-entropy (nats) of each scored image and whether its label is first, (n, 2)."""
     parts = []
-    for images, targets in batches(run, run.suite.scoring.split):
+    for images, targets in scored_images(run):
         logits = model(images)
         ce = F.cross_entropy(logits, targets, reduction="none")
         parts.append(torch.stack([ce, top_k_correct(logits, targets, 1).to(ce)], 1))

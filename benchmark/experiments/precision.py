@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from attacks import foolings
 from attacks.errors import UserError
 from benchmark.cells import Manipulation, View
-from benchmark.entries.images import batches, scored_pixels
+from benchmark.entries.images import scored_images, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.originals import ORIGINALS
@@ -172,7 +172,7 @@ def _make_scores(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Recei
 
     (lower, originals), (exact, _) = maps(place.precision), maps(FLOAT32)
     with in_precision(place.precision):
-        first = [top_k_correct(model(x), y, 1) for x, y in batches(run, run.suite.scoring.split)]
+        first = [top_k_correct(model(x), y, 1) for x, y in scored_images(run)]
     columns = {
         "fsr": fooling.success(fooling.test_loss(lower, originals)),
         "top1": torch.cat(first),

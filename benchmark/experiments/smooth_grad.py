@@ -26,7 +26,7 @@ from attacks.errors import UserError
 from attacks.manipulation import manipulate
 from benchmark.cells import View
 from benchmark.entries import strategies
-from benchmark.entries.images import batches, scored_pixels
+from benchmark.entries.images import scored_images, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scoring import predictions, score
@@ -102,7 +102,7 @@ def _make(run: Run, point: Point, inputs: Inputs, folder: Path) -> Receipt:
         maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
         with torch.no_grad():
             frame, _ = score(run, fooling, registered, result.model, maps0, 0)
-            predicted = predictions(clean, result.model, batches(run, run.suite.scoring.split))
+            predicted = predictions(clean, result.model, scored_images(run))
         scores = frame[["image", "success", "success_clean", "test_loss", "test_loss_clean"]]
         scores.assign(top1=predicted.top1, top1_clean=predicted.top1_clean).to_parquet(folder / "scores.parquet")
     return receipt(run, result.status, result.reason)

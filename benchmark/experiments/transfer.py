@@ -50,7 +50,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """`kept`, attacked × evaluated, a panel a model; the witness outlined, dashed the best that passed the gate."""
     models, evaluated = sorted(table.model.unique()), sorted(table.evaluated.unique())
     attacked = sorted(table.attacked.unique())
-    height = 2.2 + len(models) * (0.5 + 0.42 * len(attacked))
+    height = max(2.2 + len(models) * (0.5 + 0.42 * len(attacked)), 4.5)  # which the label of the colour bar needs
     figure, axes = panels(len(models), 1, max(8.5, 3 + 0.5 * len(evaluated)), height)
     for panel, model in zip(axes[:, 0], models, strict=True):
         rows = table[table.model == model]

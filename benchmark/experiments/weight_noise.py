@@ -22,7 +22,7 @@ from attacks import foolings
 from attacks.foolings import Fooling
 from benchmark import intervals
 from benchmark.cells import View
-from benchmark.entries.images import batches
+from benchmark.entries.images import scored_images
 from benchmark.entries.originals import original_maps
 from benchmark.entries.trained import clean_model, stored_model
 from benchmark.execution import compute
@@ -96,7 +96,7 @@ def outcomes(
         fooling.success(fooling.test_loss(maps, maps0)).double().reshape(len(maps), -1).mean(1)
         for maps, maps0 in explained(run, fooling, interpreter, model, originals)
     ]
-    correct = [top_k_correct(model(x), y, 1).double() for x, y in batches(run, run.suite.scoring.split)]
+    correct = [top_k_correct(model(x), y, 1).double() for x, y in scored_images(run)]
     return torch.cat(success).cpu().numpy(), torch.cat(correct).cpu().numpy()
 
 

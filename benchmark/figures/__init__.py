@@ -26,7 +26,7 @@ class Drawing:
 
 
 FIGURES = {
-    "transfer": Drawing("boards:transfer", "fooling success rate, attacked × evaluated, a panel a model and fooling"),
+    "transfer": Drawing("transfer:transfer", "fooling success rate, evaluated × attacked, a panel a model and fooling"),
     "aopc": Drawing("boards:aopc", "drop of the logit as cells are removed, clean and fooled, by three orders"),
     "accuracy": Drawing("boards:accuracy", "top-1 drop of every manipulation with its interval"),
     "front": Drawing("boards:front", "attack strength against the accuracy it costs, where recipes are searched"),

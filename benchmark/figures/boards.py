@@ -2,85 +2,59 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from attacks.errors import UserError
-from benchmark.figures.style import MARKERS, PALETTE, hatch, legend, panels
+from benchmark.figures.style import MARKERS, PALETTE, counts, filled, hatch, legend, listed, panels
 from benchmark.leaderboards import load
 
-_ORDERS = {"original": "order of h(w0)", "fooled": "order of h(w)", "random": "random order"}
+_ORDERS = {"original": "order of the original map", "fooled": "order of the fooled map", "random": "random order"}
 _STYLES = {"clean": "-", "fooled": (0, (3, 1.5))}
 
 
-def transfer(folder: Path | str) -> Figure:
-    """Fooling success rate, attacked × evaluated: a panel for each fooling (down) and model (across); no controls."""
-    table = _filled(load(folder, "transfer"), "transfer")
-    controls = load(folder, "stability").query("reason == 'control'").interpreter
-    table = table[~table.evaluated.isin(controls)]
-    models, foolings = _names(table.model), _names(table.fooling)
-    attacked, evaluated = _names(table.attacked), _names(table.evaluated)
-    width, height = 2.6 + 0.55 * len(evaluated) * len(models), 2.2 + (0.5 + 0.5 * len(attacked)) * len(foolings)
-    figure, axes = panels(len(foolings), len(models), max(width, 7), height)
-    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
-        panel = axes[i, j]
-        panel.set_title(f"{model} · {fooling}", fontsize=10)
-        _matrix(panel, table[(table.fooling == fooling) & (table.model == model)], attacked, evaluated)
-        panel.set_xticks(range(len(evaluated)), evaluated, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
-        panel.set_yticks(range(len(attacked)), attacked, fontsize=9)
-        panel.tick_params(length=0, labelbottom=i == len(foolings) - 1, labelleft=j == 0)
-    colours = ScalarMappable(matplotlib.colors.Normalize(0, 1), "cividis")
-    figure.colorbar(colours, ax=axes, label="fooling success rate", aspect=40, pad=0.01, shrink=0.9)
-    figure.suptitle(f"Transfer: attacked (rows) × evaluated (columns) interpreter\n{_counts(table)}", fontsize=11)
-    note = "large: success rate, mean over seeds; small: that of the unfooled model\n"
-    note += "outlined: attacked = evaluated; hatched: failed; *: of the seeds that did not fail"
-    figure.supxlabel(note, fontsize=9)
-    return figure
-
-
 def accuracy(folder: Path | str) -> Figure:
-    """What each fooling cost: top-1 drop in points with its interval, a panel for each model."""
-    table = _filled(load(folder, "accuracy"), "accuracy")
-    models, foolings, attacked, seeds = (_names(table[name]) for name in ("model", "fooling", "attacked", "seed"))
-    figure, axes = panels(1, len(models), max(1 + 3.6 * len(models), 6), 4.2, sharey=True)
-    slot = 0.8 / (len(attacked) * len(seeds))
-    for panel, model in zip(axes[0], models, strict=True):
+    """What each fooling cost: top-1 drop in points with its interval, a panel for each model (down)."""
+    table = filled(load(folder, "accuracy"), "accuracy")
+    models, foolings, attacked, seeds = (listed(table[name]) for name in ("model", "fooling", "attacked", "seed"))
+    figure, axes = panels(len(models), 1, 7.5, 1.6 + 1.9 * len(models), sharey=True)
+    slot = 0.9 / (len(attacked) * len(seeds))
+    for panel, model in zip(axes[:, 0], models, strict=True):
         panel.set_title(model, fontsize=10)
         panel.axhline(0, color="0.6", linewidth=0.8)
         panel.axhline(2, color="black", linewidth=1.2, linestyle="--", label="2 points")
         for row in table[table.model == model].itertuples():
             index = attacked.index(row.attacked)
             place = index * len(seeds) + seeds.index(row.seed)
-            x = foolings.index(row.fooling) - 0.4 + slot * (place + 0.5)
+            x = foolings.index(row.fooling) - 0.45 + slot * (place + 0.5)
             if row.n == 0:
                 panel.axvspan(x - slot / 2, x + slot / 2, **hatch())
                 continue
             ends = [[row.top1_drop - row.top1_drop_low], [row.top1_drop_high - row.top1_drop]]
-            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "markersize": 5, "capsize": 2}
+            style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "markersize": 4, "capsize": 1.5}
             panel.errorbar(x, row.top1_drop, ends, linestyle="none", label=row.attacked, **style)
-        panel.set_xticks(range(len(foolings)), foolings, rotation=25, ha="right", rotation_mode="anchor", fontsize=9)
+        for edge in range(1, len(foolings)):
+            panel.axvline(edge - 0.5, color="0.8", linewidth=0.8)
+        panel.set_xticks(range(len(foolings)), foolings, fontsize=9)
+        panel.tick_params(axis="x", length=0, labelbottom=model == models[-1])
         panel.set_xlim(-0.5, len(foolings) - 0.5)
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
-    axes[0, 0].set_ylabel("top-1 drop (percentage points)")
-    figure.suptitle(f"Accuracy lost to fooling, 95 % intervals over images: {_counts(table)}", fontsize=11)
-    legend(figure, axes, failed=bool((table.n == 0).any()))
+    figure.supylabel("top-1 drop (percentage points)", fontsize=10)
+    note = "a mark a seed" if len(seeds) > 1 else "a mark a manipulation"
+    figure.suptitle(
+        f"Accuracy lost to fooling: {counts(table)}\n{note}, with its 95 % interval over images", fontsize=10
+    )
+    legend(figure, axes, columns=4, failed=bool((table.n == 0).any()))
     return figure
 
 
 def aopc(folder: Path | str) -> Figure:
     """Loss of logit against the number of replaced cells, mean over self cells: a panel for each attacked and model."""
     table = load(folder, "aopc")
-    table = _filled(table[table.attacked == table.evaluated], "aopc (self cells)")
-    models, attacked = _names(table.model), _names(table.attacked)
+    table = filled(table[table.attacked == table.evaluated], "aopc (self cells)")
+    models, attacked = listed(table.model), listed(table.attacked)
     figure, axes = panels(len(attacked), len(models), max(1 + 3.4 * len(models), 8), 1.6 + 2.3 * len(attacked))
     for (i, name), (j, model) in product(enumerate(attacked), enumerate(models)):
         panel, cells = axes[i, j], table[(table.attacked == name) & (table.model == model)]
@@ -100,7 +74,7 @@ def aopc(folder: Path | str) -> Figure:
             panel.set_xlabel("cells replaced by noise")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supylabel("mean drop of the label's logit", fontsize=10)
-    figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {_counts(table)}", fontsize=11)
+    figure.suptitle(f"Is the evidence still the original's? Mean over foolings: {counts(table)}", fontsize=11)
     legend(figure, axes, columns=3)
     return figure
 
@@ -108,33 +82,34 @@ def aopc(folder: Path | str) -> Figure:
 def front(folder: Path | str) -> Figure:
     """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test."""
     table = load(folder, "fronts")
-    table = _filled(table[table.error.isna()], "fronts")
-    models, foolings, attacked = (_names(table[name]) for name in ("model", "fooling", "attacked"))
+    table = filled(table[table.error.isna()], "fronts")
+    models, foolings, attacked = (listed(table[name]) for name in ("model", "fooling", "attacked"))
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
-    figure, axes = panels(
-        len(foolings), len(models), max(1 + 3.4 * len(models), 8), 1.8 + 2.3 * len(foolings), sharey=True
-    )
-    for (i, fooling), (j, model) in product(enumerate(foolings), enumerate(models)):
-        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.model == model)]
-        panel.set_title(f"{model} · {fooling}", fontsize=10)
-        for index, name in enumerate(attacked):
-            dev, test = (here[(here.attacked == name) & (here.split == split)] for split in ("dev", "test"))
+    width, height = max(0.8 + 1.675 * len(foolings), 5.5), 1.8 + 1.75 * len(attacked)
+    figure, axes = panels(len(attacked), len(foolings), width, height, sharey=True)
+    for (i, name), (j, fooling) in product(enumerate(attacked), enumerate(foolings)):
+        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.attacked == name)]
+        panel.set_title(f"{fooling}\n{name}", fontsize=9)
+        for index, model in enumerate(models):
+            dev, test = (here[(here.model == model) & (here.split == split)] for split in ("dev", "test"))
             style = {"color": PALETTE[index % 7], "marker": MARKERS[index % 7], "linestyle": "none"}
             drop = dev.top1_drop.clip(0, limit)
             panel.plot(drop, dev.fsr, markersize=3, alpha=0.35, **style)
             reached = dev.assign(drop=drop).sort_values("drop").groupby("drop").fsr.max().cummax()
             panel.step([*reached.index, limit], [*reached, reached.max()], where="post", color=style["color"], lw=1)
             ends = [test.fsr - test.fsr_low, test.fsr_high - test.fsr]
-            panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=name, **style)
+            panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=model, **style)
         panel.set_ylim(-0.03, 1.03)
         panel.set_xlim(-0.05 * limit, 1.05 * limit)
-        if i == len(foolings) - 1:
-            panel.set_xlabel("top-1 drop (points; beyond an end: at it)")
+        panel.tick_params(labelbottom=i == len(attacked) - 1, labelsize=8)
+        if i == len(attacked) - 1:
+            panel.set_xlabel("top-1 drop (points)", fontsize=9)
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
     figure.supylabel("fooling success rate of the attacked interpreter", fontsize=10)
-    note = "small: tried on dev, line: the best so far; large: the best within each budget, on test, 95 % over images"
-    figure.suptitle(f"Attack strength against accuracy: {_counts(table[table.split == 'test'])}\n{note}", fontsize=11)
+    note = "small: tried on dev, line: the best so far\nlarge: the best within each budget, on test, 95 % over images"
+    note += "; a drop beyond an end of the axis: at it"
+    figure.suptitle(f"Attack strength against accuracy: {counts(table[table.split == 'test'])}\n{note}", fontsize=10)
     legend(figure, axes)
     return figure
 
@@ -142,8 +117,8 @@ def front(folder: Path | str) -> Figure:
 def resistance(folder: Path | str) -> Figure:
     """FSR of the attacked interpreter against the Accuracy-Robustness Area of the model, the models evenly spaced in
     its order: a panel for each interpreter."""
-    table = _filled(load(folder, "resistance"), "resistance")
-    foolings, attacked = _names(table.fooling), _names(table.attacked)
+    table = filled(load(folder, "resistance"), "resistance")
+    foolings, attacked = listed(table.fooling), listed(table.attacked)
     models = table.drop_duplicates("model").sort_values(["ara_attack", "model"])[["model", "ara_attack"]]
     order = list(models.model)
     figure, axes = panels(1, len(attacked), max(1 + (0.6 + 0.75 * len(order)) * len(attacked), 8), 4.8, sharey=True)
@@ -170,61 +145,3 @@ def resistance(folder: Path | str) -> Figure:
     )
     legend(figure, axes)
     return figure
-
-
-def _matrix(panel: Axes, cells: pd.DataFrame, attacked: list[str], evaluated: list[str]) -> None:
-    """Draw mean FSR over seeds as a matrix, each cell with its value and, small, the unfooled model's."""
-    panel.set(xlim=(-0.5, len(evaluated) - 0.5), ylim=(len(attacked) - 0.5, -0.5))
-    outlines = []
-    for (y, row), (x, column) in product(enumerate(attacked), enumerate(evaluated)):
-        seeds = cells[(cells.attacked == row) & (cells.evaluated == column)]
-        if seeds.empty:  # not in the suite
-            continue
-        scored = seeds[seeds.n > 0]
-        rate, clean = scored.fsr.mean(), scored.fsr_clean.mean()
-        if row == column:
-            outlines.append(
-                Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=PALETTE[1], linewidth=2.2)
-            )
-        if scored.empty:
-            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **hatch()))
-            continue
-        colour, ink = _cell_colours(rate)
-        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6))
-        panel.text(
-            x,
-            y - 0.12,
-            f"{rate:.2f}{'*' * (len(scored) < len(seeds))}",
-            color=ink,
-            ha="center",
-            va="center",
-            fontsize=9,
-        )
-        panel.text(x, y + 0.25, f"{clean:.2f}", color=ink, ha="center", va="center", fontsize=6.5)
-    for outline in outlines:  # above the neighbours
-        panel.add_patch(outline)
-
-
-def _cell_colours(rate: float) -> tuple[Any, str]:
-    """The colour of a rate, and the ink with more contrast on it (equal at a relative luminance of 0.179, WCAG 2)."""
-    colour = matplotlib.colormaps["cividis"](rate)
-    luminance = np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))
-    return colour, "black" if luminance > 0.179 else "white"
-
-
-def _filled(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    if table.empty:
-        raise UserError(f"nothing to draw: the leaderboard {name} has no rows")
-    return table
-
-
-def _names(column: pd.Series) -> list:
-    return sorted(column.unique())
-
-
-def _counts(table: pd.DataFrame) -> str:
-    """The images and seeds behind a figure."""
-    counts, seeds = table.n[table.n > 0].astype(int), _names(table.seed) if "seed" in table else []
-    images = f"{counts.min()} to {counts.max()}" if counts.nunique() > 1 else f"{counts.max() if len(counts) else 0}"
-    drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
-    return f"n = {images} images{drawn}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
@@ -53,3 +54,23 @@ def legend(figure: Figure, axes: np.ndarray, columns: int = 6, failed: bool = Fa
 def hatch() -> dict[str, Any]:
     """How a patch looks that stands for what failed."""
     return {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "////", "linewidth": 0}
+
+
+def filled(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The leaderboard. UserError for one without rows."""
+    if table.empty:
+        raise UserError(f"nothing to draw: the leaderboard {name} has no rows")
+    return table
+
+
+def listed(column: pd.Series) -> list:
+    """What it holds, once each, in order."""
+    return sorted(column.unique())
+
+
+def counts(table: pd.DataFrame) -> str:
+    """The images and seeds behind a figure."""
+    counts, seeds = table.n[table.n > 0].astype(int), listed(table.seed) if "seed" in table else []
+    images = f"{counts.min()} to {counts.max()}" if counts.nunique() > 1 else f"{counts.max() if len(counts) else 0}"
+    drawn = f", seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else ""
+    return f"n = {images} images{drawn}"

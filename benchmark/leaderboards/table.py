@@ -3,6 +3,8 @@
 `_low` and `_high` bound the 95 % bootstrap interval over images, n counts images. An empty field is a missing value.
 """
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,29 +60,54 @@ def none(_: list[Row]) -> list[str]:
 @dataclass(frozen=True)
 class Leaderboard:
     """One CSV: its header, which columns hold text, its rows (in order, what else they hold is left out), where there
-    is such a table at all, and columns at the end that depend on the rows."""
+    is such a table at all, columns at the end that depend on the rows, and which columns are shares, in 0..1."""
 
     columns: Sequence[str]
     text: Sequence[str]
     rows: Callable[[Measured], list[Row]]
     exists: Callable[[Results], bool] = always
     more: Callable[[list[Row]], list[str]] = none
+    shares: Sequence[str] = ()
 
     def frame(self, measured: Measured) -> pd.DataFrame:
         rows = self.rows(measured)
         return pd.DataFrame(rows, columns=[*self.columns, *self.more(rows)])
 
     def read(self, path: Path) -> pd.DataFrame:
-        """The CSV as it lies there; only empty fields are missing values. UserError: no such file, or another table."""
+        """The CSV as it lies there; only empty fields are missing values. UserError: no such file, another table, a
+        line that is cut short, text where a number is due, a share outside 0..1."""
         try:
+            _check_lines(path)
             frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(self.text, "str"))
         except FileNotFoundError as error:
             raise UserError(f"no leaderboard {path}: foolbench leaderboard writes it from the results") from error
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, csv.Error) as error:
             raise UserError(f"{path} is not a readable CSV: {one_line(str(error))}") from error
         if missing := [column for column in self.columns if column not in frame.columns]:
             raise UserError(f"{path} is not a {path.stem} leaderboard: it lacks {', '.join(missing)}")
+        for column in frame.columns.difference([*self.text], sort=False):
+            numbers = pd.to_numeric(frame[column], errors="coerce")
+            _check(path, frame[column], numbers.isna() & frame[column].notna(), "a number")
+            _check(path, frame[column], ~numbers.fillna(0).between(0, 1) & (column in self.shares), "a share in 0..1")
         return frame
+
+
+def _check(path: Path, values: pd.Series, wrong: pd.Series, what: str) -> None:
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise UserError(f"{path}, line {row + 2}: {values.name} must be {what} (got {values.iloc[row]!s})")
+
+
+def _check_lines(path: Path) -> None:
+    """ValueError unless every line is whole and has as many fields as the first."""
+    text = path.read_bytes().decode()
+    rows = csv.reader(io.StringIO(text, newline=""))
+    columns = len(next(rows, []))
+    for row in rows:
+        if row and len(row) != columns:
+            raise ValueError(f"line {rows.line_num} has {len(row)} fields, the first one {columns}")
+    if text and not text.endswith("\n"):
+        raise ValueError(f"it ends in the middle of line {rows.line_num}")
 
 
 def csv_text(table: pd.DataFrame) -> str:

@@ -33,4 +33,5 @@ TRANSFER = Leaderboard(
     ],
     text=("model", "fooling", "attacked", "evaluated", "error"),
     rows=lambda measured: [_row(cell) for cell in by_place(measured)],
+    shares=(*intervals("fsr"), "fsr_clean", "fsr_null"),
 )

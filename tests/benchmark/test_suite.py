@@ -100,6 +100,14 @@ def test_a_suite_is_loaded_by_its_name_or_by_its_path():
     assert suite.load(suite.HERE / "smoke.toml") == suite.load("smoke")
 
 
+def test_on_another_split_than_its_own_a_suite_scores_all_images():
+    own = suite.load("smoke")
+    assert (own.scoring.split, own.scoring.images) == ("test", 24)
+    assert suite.load("smoke", "test") == own
+    other = suite.load("smoke", "dev").scoring
+    assert other == own.scoring.model_copy(update={"split": "dev", "images": None})
+
+
 def test_unknown_and_missing_suites_are_named(tmp_path):
     with pytest.raises(UserError, match=r"unknown suite 'smok': did you mean 'smoke'\? allowed: .*default"):
         suite.load("smok")
@@ -131,6 +139,7 @@ OPTION = "[interpreters.smooth_grad]\nsamples = 2"
         ("learning_rate = 1e-3", "learning_rate = inf", r"recipes\.0\.learning_rate: .*finite number \(got inf\)"),
         ("lambda = 1.0", "lambda = nan", r"recipes\.0\.lambda: .*\(got nan\)"),
         ("aopc_cells = 3", "aopc_cells = 101", r"scoring\.aopc_cells: .*less than or equal to 100 \(got 101\)"),
+        ("[scoring]", "[scoring]\nimages = 0", r"scoring\.images: .*greater than or equal to 1 \(got 0\)"),
         ("[scoring]", '[scoring]\nsplit = "train"', r"scoring\.split: .*'test' or 'dev' \(got 'train'\)"),
         (NAME, f"{NAME}\nthreads = 0", r"threads: .*equal to 1 \(got 0\)"),
         (NAME, f"{NAME}\nseeds = []", r"seeds: .*must name at least one"),

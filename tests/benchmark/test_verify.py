@@ -13,7 +13,7 @@ def test_a_cell_is_recomputed_and_equal(finished):
     cell = verify.parse(CELL, finished.run.suite)
     before = finished.entries()
     found = verify.verify(finished.run, cell, finished.out)
-    assert found["rows"] == finished.run.suite.dataset.test
+    assert found["rows"] == finished.run.suite.scoring.images
     assert found["fsr"] == found["fsr_committed"]
     assert [found[name] for name in ("differing", *verify.COMPARED)] == [0] * (1 + len(verify.COMPARED))
     assert finished.entries() == before

@@ -6,17 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from attacks.errors import Stop
+from benchmark import datasets, suite
 from benchmark import run as runs
-from benchmark import suite
+from benchmark.cells import Cell, Manipulation, View
 from benchmark.datasets import check_disjoint
 from benchmark.datasets.folders import Files
-from benchmark.entries.images import PIXELS, batches
+from benchmark.entries.images import PIXELS, batches, scored_count, scored_images
 from benchmark.entries.kind import Entry
+from benchmark.entries.originals import ORIGINALS
+from benchmark.entries.predictions import PREDICTIONS
+from benchmark.entries.scores import SCORES
+from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
 from benchmark.run import Run, data_spec, dataset, tell
 
@@ -142,3 +148,58 @@ def test_a_finished_suite_needs_no_decoded_images(run, tmp_path):
     assert compute.run_suite(run, tmp_path / "out", jobs=1) == {}
     shutil.rmtree(Path(run.store) / "pixels")
     assert compute.graph(run, compute.wanted(run))[0] == []
+
+
+def scoring(run: Run, store: Path, test: int, images: int | None) -> Run:
+    """The suite on `test` images, of which it scores `images`."""
+    data = run.suite.dataset.model_copy(update={"test": test})
+    given = run.suite.scoring.model_copy(update={"images": images})
+    return replace(run, store=str(store), suite=run.suite.model_copy(update={"dataset": data, "scoring": given}))
+
+
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory) -> Path:
+    return finished.again(tmp_path_factory.mktemp("scored")).store
+
+
+CELL = Cell(Manipulation("compact_vgg", "location", "grad_cam", 0), "grad_cam")
+
+
+def test_maps_are_of_the_first_images_and_accuracy_is_of_all(finished, copied):
+    """Beside the same suite on a split that ends there, bit for bit, and beside one batch of the whole split."""
+    all_of_few = scoring(finished.run, copied, finished.run.suite.scoring.images, None)
+    scores, fewer = (pd.read_parquet(Entry(SCORES, CELL).get(r) / "scores.parquet") for r in (finished.run, all_of_few))
+    assert len(scores) == 24
+    pd.testing.assert_frame_equal(scores, fewer, check_exact=True)
+    maps = [Entry(ORIGINALS, View("compact_vgg", "grad_cam")).get(r) for r in (finished.run, all_of_few)]
+    assert (maps[0] / "heatmaps.npy").read_bytes() == (maps[1] / "heatmaps.npy").read_bytes()
+    predicted, first = (
+        pd.read_parquet(Entry(PREDICTIONS, CELL.manipulation).get(r) / "predictions.parquet")
+        for r in (finished.run, all_of_few)
+    )
+    assert (len(predicted), len(first)) == (256, 24)
+    pd.testing.assert_frame_equal(predicted[:24], first)
+    drawn = datasets.create("shapes", "test", size=256, input_size=32)
+    images = torch.stack([image for image, _ in drawn.__getitems__(range(256))])
+    with torch.no_grad():
+        right = clean_model(finished.run, "compact_vgg")(images).argmax(1) == drawn.targets
+    assert predicted.top1_clean.tolist() == right.tolist()
+
+
+def test_so_many_images_are_scored_and_no_curve_is_of_another(finished, copied):
+    five = scoring(finished.run, copied, 40, 5)
+    assert torch.equal(
+        torch.cat([x for x, _ in scored_images(five)]), torch.cat([x for x, _ in batches(five, "test")])[:5]
+    )
+    assert [scored_count(five, pairs) for pairs in (False, True)] == [5, 16]  # of two-object images always all
+    assert scored_count(scoring(finished.run, copied, 40, 50)) == 40
+    frame = pd.read_parquet(Entry(SCORES, CELL).get(five) / "scores.parquet")
+    assert frame.image.tolist() == [0, 1, 2, 3, 4]
+    assert frame.aopc_clean_original.notna().all()  # 12 are asked for
+
+
+def test_the_number_of_scored_images_is_in_the_keys(finished, copied):
+    for entry in (Entry(SCORES, CELL), Entry(ORIGINALS, View("compact_vgg", "grad_cam"))):
+        keys = {entry.key(scoring(finished.run, copied, 256, images)) for images in (None, 12, 24)}
+        assert len(keys) == 3
+        assert entry.key(finished.run) in keys

@@ -29,7 +29,7 @@ def test_every_cell_of_the_suite_is_scored(finished):
     read, suite = stored.read(finished.out / "results"), finished.run.suite
     assert sorted(read.entries) == sorted(suite.evaluated)
     assert [m["status"] for m in read.models_card["manipulations"]] == ["done"] * len(plan(suite))
-    images = {"location": suite.dataset.test, "active": suite.dataset.pairs_test}
+    images = {"location": suite.scoring.images, "active": suite.dataset.pairs_test}
     for frame, card in read.entries.values():
         assert card["failures"] == []
         for (fooling, _), cell in frame.groupby(["fooling", "attacked"]):
@@ -37,6 +37,7 @@ def test_every_cell_of_the_suite_is_scored(finished):
             assert len(cell) == images[fooling] * (2 if fooling == "active" else 1)
             assert cell.aopc_fooled_fooled.notna().sum() == suite.scoring.aopc_images
             assert {len(drops) for drops in cell.aopc_fooled_fooled.dropna()} == {suite.scoring.aopc_cells}
+    assert set(leaderboards.load(finished.out, "accuracy").n) == {suite.dataset.test}
     assert leaderboards.check(finished.out) == []
     assert len(leaderboards.load(finished.out, "transfer")) == len(plan(suite)) * len(suite.evaluated)
 
@@ -64,6 +65,10 @@ def test_a_searched_recipe_is_the_best_on_dev_and_is_found_once(finished, tmp_pa
     done = finished.searching(tmp_path)
     assert compute.run_suite(done.run, done.out, jobs=1) == {}
     read, fronts = stored.read(done.out / "results"), leaderboards.load(done.out, "fronts")
+    rows = read.others["fronts"][0].groupby(["fooling", "measure"]).image.nunique()
+    assert rows.to_dict() == {
+        ("location", "fsr"): 24, ("location", "top1"): 256, ("active", "fsr"): 16, ("active", "top1"): 256
+    }  # fmt: skip
     frame, card = read.others["fronts"]
     for m in read.models_card["manipulations"]:
         points = [p for p in card["points"] if (p["fooling"], p["attacked"]) == (m["fooling"], m["attacked"])]

@@ -37,10 +37,11 @@ def models(finished):
 
 
 def _direct(run, fooling, name, clean, model):
-    """Cross-entropy, top-1 and the fooling's own training loss, each over the whole split in one batch."""
+    """Cross-entropy, top-1 and the fooling's own training loss, each over all scored images in one batch."""
     fooling, interpreter = foolings.create(fooling), create_interpreter(run, name)
     (images, targets), (shown, labels) = (
-        next(iter(datasets.loader(dataset(run, "test", pairs), 1000))) for pairs in (False, fooling.pairs)
+        next(iter(datasets.loader(dataset(run, "test", pairs), run.suite.scoring.images)))
+        for pairs in (False, fooling.pairs)
     )
     heatmaps = pair_heatmaps if fooling.pairs else lambda method, *rest: method(*rest)
     with torch.no_grad():
