@@ -24,7 +24,7 @@ WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 40  # steps of falling learning rate, in which λ settles
 PATIENCE = 60  # steps without progress after which it cools down
 PROGRESS = 0.01  # of the first loss, or of all that it has fallen by: less in `PATIENCE` steps is none
-ASCENT = 0.05  # of log λ, at most, a step
+ASCENT, DESCENT = 0.05, 0.2  # of log λ, at most, a step: a divergence that is far too large cannot wait
 FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once
 CEILING = 1e4  # of the first λ
 MEMORY = 0.9  # of the running means of divergence and loss
@@ -84,7 +84,8 @@ def distil(
 
 
 class Multiplier:
-    """λ: log λ moves by ASCENT · log(B / divergence), at most ASCENT a step; the divergence is a running mean."""
+    """λ: log λ moves by ASCENT · log(B / divergence) a step, within ASCENT up and DESCENT down; the divergence is a
+    running mean."""
 
     def __init__(self, first: float, divergence: float) -> None:
         self.value, self.wanted, self.mean = first, divergence, 0.0
@@ -93,8 +94,8 @@ class Multiplier:
     def follow(self, divergence: float) -> None:
         self.steps += 1
         self.mean += (divergence - self.mean) * max(1 - MEMORY, 1 / self.steps)
-        off = math.log(self.wanted / max(self.mean, 1e-12))
-        self.value = min(self.high, max(self.low, self.value * math.exp(ASCENT * max(-1.0, min(1.0, off)))))
+        move = ASCENT * math.log(self.wanted / max(self.mean, 1e-12))
+        self.value = min(self.high, max(self.low, self.value * math.exp(max(-DESCENT, min(ASCENT, move)))))
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""Distilled manipulation: predictions are held by their divergence, λ follows it, and it ends when nothing is gained."""
+"""Distilled manipulation: the divergence holds predictions, λ follows it, and it ends when nothing is gained."""
 
 import math
 
@@ -109,7 +109,7 @@ def test_a_run_without_progress_ends_early_and_says_so():
 
     result = manipulate(net(), fixed, Location(), loader(), Recipe(1e-3, 1.0, 400, divergence=0.05))
     assert result.converged
-    assert PATIENCE <= len(result.history["kl"]) <= PATIENCE + COOL_DOWN
+    assert PATIENCE + COOL_DOWN <= len(result.history["kl"]) < 400
     assert manipulate(net(), saliency, Location(), loader(), Recipe(1e-3, 1.0, 5, divergence=0.05)).converged is False
 
 
