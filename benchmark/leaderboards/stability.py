@@ -12,7 +12,7 @@ from attacks import strategies
 from benchmark import metrics
 from benchmark.intervals import average, interval
 from benchmark.leaderboards import ranking, stored
-from benchmark.leaderboards.cells import CURVES, MEANS, Cell, Row, cells_of, row_key
+from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, cells_of, row_key
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
 
 
@@ -84,8 +84,10 @@ def _averages(name: str, cells: list[Cell]) -> Row:
     for metric in metrics.CHANCE:
         row |= span(f"{metric}_self", average(self_scores, MEANS.index(metric)))
         row |= span(f"{metric}_transfer", average(list(transfer.values()), MEANS.index(metric)))
-    row |= span("aopc_clean", average(aopc, CURVES.index("aopc_clean_original")))
-    return row | span("aopc_fooled", average(aopc, CURVES.index("aopc_fooled_fooled")))
+    for read, scores in {"": aopc, CONTRAST: [c.aopc_contrast for c in cells if c.aopc_contrast]}.items():
+        row |= span(f"aopc_clean{read}", average(scores, CURVES.index("aopc_clean_original")))
+        row |= span(f"aopc_fooled{read}", average(scores, CURVES.index("aopc_fooled_fooled")))
+    return row
 
 
 def _cost(card: Row) -> Row:
@@ -149,6 +151,7 @@ STABILITY = Leaderboard(
         *("eligible", "reason", "flags", "ms_per_image", "peak_mib", "cells", "failed", "self_cells"),
         *(*intervals("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
         *(*intervals(*_CHANCE, "aopc_clean", "aopc_fooled"), "undefined", "blank", "silent_places"),
+        *intervals("aopc_clean_contrast", "aopc_fooled_contrast"),
     ],
     text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer"),
     rows=_rows,
