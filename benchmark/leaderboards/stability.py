@@ -46,6 +46,7 @@ def ranks_with(reference: Path | str, folder: Path | str, name: str) -> tuple[in
 
 def _rows(measured: Measured) -> list[Row]:
     ranks, rows = ranking.ranks(_ranked(measured)), []
+    gate_score = ranking.gate_score({name: card for name, (_, card) in measured.results.entries.items()})
     for name, cells in measured.cells.items():
         card, standing = measured.results.entries[name][1], measured.standings[name]
         value, replicates = ranking.stability(standing.worst)
@@ -55,6 +56,7 @@ def _rows(measured: Measured) -> list[Row]:
         row |= {"silent_places": standing.silent, "flags": " ".join([*card.get("flags", []), *_flags(name, cells)])}
         if standing.eligible is not None:
             row |= {"eligible": "yes" if standing.eligible else "no", "reason": standing.reason}
+            row["gate_score"] = gate_score
         if name in ranks:
             row |= dict(zip(("rank", "rank_low", "rank_high"), ranks[name], strict=True))
         rows.append(row)
@@ -151,9 +153,9 @@ STABILITY = Leaderboard(
         *("eligible", "reason", "flags", "ms_per_image", "peak_mib", "cells", "failed", "self_cells"),
         *(*intervals("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
         *(*intervals(*_CHANCE, "aopc_clean", "aopc_fooled"), "undefined", "blank", "silent_places"),
-        *intervals("aopc_clean_contrast", "aopc_fooled_contrast"),
+        *(*intervals("aopc_clean_contrast", "aopc_fooled_contrast"), "gate_score"),
     ],
-    text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer"),
+    text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer", "gate_score"),
     rows=_rows,
 )
 
