@@ -105,7 +105,8 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
     the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate or by an attack aimed at
     another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient
-    was still making more than a twentieth of its progress in its last tenth.
+    was still making more than a twentieth of its progress in its last tenth. Of a submission, its checks add
+    ZERO_SECOND_ORDER and LOGIT_SHIFT (`benchmark.submissions.submit`).
     """
     whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
     aimed = False
