@@ -41,6 +41,10 @@ class Interpreter:
         """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode."""
         raise NotImplementedError
 
+    def in_attack(self) -> "Interpreter":
+        """What an attack differentiates in its place: a cheaper or noisier estimate of the same map, or itself."""
+        return self
+
     def heatmap(self, attribution: Tensor) -> Tensor:
         """The published form: summed over channels, ReLU, min-max. (N, C, h, w) -> (N, h, w) in [0, 1]."""
         return min_max(attribution.sum(1).relu())
