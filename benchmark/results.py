@@ -39,6 +39,7 @@ class Table:
     lists: Mapping[str, tuple[str, ...]]  # the card's lists, and what each of their records must hold
     fields: tuple[str, ...] = ()  # what the card must hold beside them; what else it holds is not looked at
     named: str = ""  # the one of `fields` that must be the file's name
+    later: tuple[str, ...] = ()  # columns of lists that older results lack: they are read as not computed
 
     @property
     def text(self) -> list[str]:
@@ -75,6 +76,10 @@ def read(folder: Path, name: str, table: Table) -> Entry:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file: {_line(error)}") from error
     _check_card(card_path, name, card, table)
+    for column in table.later:
+        if column not in content.schema.names:
+            kind = table.schema.field(column).type
+            content = content.append_column(column, pa.nulls(len(content), kind))
     for field in table.schema:
         got = content.schema.field(field.name).type if field.name in content.schema.names else "no such column"
         if got != field.type:

@@ -81,6 +81,9 @@ def _pixels(run: Run, model: nn.Module, pairs: dict[str, Tensor], shown: dict[st
         "rmse": rmse(pairs["attacked"] - pairs["images"]),
     }
     columns |= dict(zip(promotion.TYPES, promotion.shares(psr.type).unbind(1), strict=False))
+    if psr.contrast is not None:
+        of_contrast = [f"{name}_contrast" for name in promotion.TYPES]
+        columns |= dict(zip(of_contrast, promotion.shares(psr.contrast.type).unbind(1), strict=False))
     for name, values in shown.items():
         means = promotion.cell_means(values, settings(run).cell, sides)
         related = promotion.evidence_correlation(psr, means)

@@ -50,7 +50,7 @@ def draw(tables: Mapping[str, pd.DataFrame], model: str, maps: Callable[[str], M
     """Figures by name: shares of the types, the first images under each attack on the clean `model` (`maps` of an
     attack), and, where there are concepts, detectors and what masking does, of the clean models."""
     psr = tables["psr"]
-    clean, drawings = psr[psr.fooling.isna() & (psr.n > 0)], {}
+    clean, drawings = psr[psr.fooling.isna() & (psr.n > 0)].copy(), {}  # in one piece: over a hundred columns
     model_rows = clean[clean.model == model]
     if len(clean):
         shares = [

@@ -7,14 +7,16 @@ x' = x + δ, true class t0, target t, logits Z, cells i of a grid, δ^(−i) = �
 
 cut to ±10. PSR < −1: suppression-dominated, > 1: promotion-dominated, between: balanced. Own choices: a cell with
 ‖δ_i‖ ≤ 1 % of the largest is left out; a difference within 128 rounding errors of the image's largest logit is none,
-because else rounding would decide the type; p = s = 0 is inactive.
+because else rounding would decide the type; p = s = 0 is inactive. PSR of the contrast has Z_c − mean_k Z_k in the
+place of Z_c, from the same passes: a shift of all logits alike, W + 1vᵀ in the last layer, changes no probability and
+the logits' PSR at will, but not the contrast's.
 
 Cells are squares of `cell` pixels from the top left, with all channels, those at the right and bottom edge smaller.
 Images and δ (N, C, H, W), classes (N,), per cell (N, K), row by row; all results float64.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +37,13 @@ ROUNDING = 128  # unit roundoffs of the largest |logit|
 @dataclass(frozen=True)
 class PSR:
     """Per image and cell, (N, K): p and s in units of logits, NaN for cells left out; PSR in [−10, 10], NaN for
-    inactive cells as well; `type`, int64, the index in `TYPES`."""
+    inactive cells as well; `type`, int64, the index in `TYPES`. `contrast`: the same of the contrast."""
 
     value: Tensor
     type: Tensor
     promotion: Tensor
     suppression: Tensor
+    contrast: "PSR | None" = None
 
 
 def cells(height: int, width: int, cell: int) -> Tensor:
@@ -60,7 +63,7 @@ def promotion_suppression(
     *,
     batch_size: int,
 ) -> PSR:
-    """PSR of each cell of each image, the model in eval mode.
+    """PSR of each cell of each image, and that of the contrast, the model in eval mode.
 
     A forward pass for each x' and each cell that counts, `batch_size` at once whatever their images. Memory: one such
     pass with its input, and three copies of the images. Raises UserError for shapes, classes or a cell that do not fit.
@@ -82,12 +85,21 @@ def promotion_suppression(
             inputs[torch.arange(len(i), device=i.device)[:, None], :, at] = both[j[:, None], :, at]
             logits = model(inputs.view(-1, *images.shape[1:]))
             _check_logits(logits, labels)
-            scores.append(torch.cat([logits.gather(1, labels[i]), logits.abs().amax(1, keepdim=True)], 1))
-    pair = torch.cat(scores)
-    whole, parts = pair[image[n:]], pair[n:]
-    none = ROUNDING * torch.finfo(pair.dtype).eps * whole[:, 2:].double()
-    change = (parts[:, :2].double() - whole[:, :2].double()) * torch.tensor([1.0, -1.0], device=pair.device)
-    effects = torch.full((*counted.shape, 2), torch.nan, dtype=torch.float64, device=pair.device)
+            mean, largest = logits.mean(1, keepdim=True), logits.abs().amax(1, keepdim=True)
+            scores.append(torch.cat([logits.gather(1, labels[i]), mean, largest], 1))
+    found = torch.cat(scores)
+    whole, parts = found[image[n:]].double(), found[n:].double()
+    none = ROUNDING * torch.finfo(found.dtype).eps * whole[:, 3:]
+    change = parts[:, :2] - whole[:, :2]
+    contrast = change - (parts[:, 2:3] - whole[:, 2:3])
+    return replace(_ratio(change, none, counted), contrast=_ratio(contrast, none, counted))
+
+
+def _ratio(change: Tensor, none: Tensor, counted: Tensor) -> PSR:
+    """PSR of the cells that count, (N, K) bool, M in all: the changes (M, 2) of t0's score and of t's where the cell's
+    perturbation is taken back, none of which is an effect up to `none` (M, 1)."""
+    change = change * change.new_tensor([1.0, -1.0])
+    effects = change.new_full((*counted.shape, 2), torch.nan)
     effects[counted] = torch.where(change > none, change, 0)
     suppression, promotion = effects.unbind(2)
     value = (promotion / suppression).log2().clamp(-LIMIT, LIMIT)

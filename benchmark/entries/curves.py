@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmark.entries.images import CODE as READING
 from benchmark.entries.images import first_images, scored_images
 from benchmark.interpreters.base import tap
-from benchmark.metrics.perturbation import cell_order, drops, folded, noise, random_order
+from benchmark.metrics.perturbation import SCORES, cell_order, drops, folded, noise, random_order
 from benchmark.run import Run, Spec, data_spec, remembered
 
 Maps = Callable[[int, int], Tensor]  # heatmaps (N, h, w) of the images first..last
@@ -37,7 +37,8 @@ class Curves:
         self.grid: tuple[int, int] | None = None
 
     def drops(self, maps: Maps | None) -> np.ndarray:
-        """(n, K) logit drops, cells in the order of the heatmaps; None: in a random order."""
+        """(n, 2, K) drops of the logit and of the contrast, cells in the order of the heatmaps; None: in a random
+        order."""
         scoring, seed = self.run.suite.scoring, self.run.suite.dataset.seed
         parts = []
         for ids, images, targets in first_images(scored_images(self.run, self.pairs), scoring.aopc_images):
@@ -52,7 +53,7 @@ class Curves:
             channels, height, width = images.shape[1:]
             fill = noise(ids, (channels, height, width), seed, device=images.device, dtype=images.dtype)
             parts.append(drops(self.model, images, targets, order, self.grid, fill, scoring.aopc_cells))
-        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, 0), np.float32)
+        return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, len(SCORES), 0), np.float32)
 
 
 def target_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:

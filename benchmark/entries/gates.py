@@ -1,11 +1,13 @@
 """What an interpreter shows on a clean model: does its map depend on the parameters and on the class, and does the
-logit fall where it points? `benchmark.leaderboards.ranking` decides from these values who is ranked. Where a suite has
-two-object images, these are asked: on an image with one object any map that finds an object seems to explain the class.
+label's score fall where it points? `benchmark.leaderboards.ranking` decides from these values who is ranked. Where a
+suite has two-object images, these are asked: on an image with one object any map that finds an object seems to explain
+the class.
 
 randomised    Spearman's correlation with the map of the same network with new random weights (Adebayo et al. 2018)
 other_class   the same with the map of another class, of the other object where there are two
 unrelated     the same with the map of another image: what two maps of this kind have in common anyway
-aopc_*        AOPC over the target layer's grid, cells replaced by noise, the image's mean colour, its blurred self
+aopc_*        AOPC over the target layer's grid, cells replaced by noise, the image's mean colour, its blurred self; of
+              the logit, and with `_contrast` at the end of the contrast, from the same passes
 A correlation is 1 where both maps are constant and 0 where one is.
 """
 
@@ -31,13 +33,15 @@ from benchmark.entries.images import batches, first_images
 from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
 from benchmark.entries.trained import TRAINED, clean_model, new_model
 from benchmark.interpreters import Interpreter
+from benchmark.leaderboards.cells import CONTRAST
 from benchmark.leaderboards.ranking import FILLS
 from benchmark.metrics.fooling_rate import blank
 from benchmark.metrics.perturbation import Grid, aopc, cell_order, drops, folded, noise
 from benchmark.run import Run, Spec, create_interpreter, data_spec, dataset, has_pairs, interpreter_spec
 
 CODE = (*trained.CODE, *curves.CODE, "attacks.heatmaps", "attacks.modes", "attacks.ranks", "benchmark.entries.gates")
-VALUES = ("randomised", "other_class", "unrelated", *(f"aopc_{fill}" for fill in FILLS))
+READ = ("", CONTRAST)  # of `benchmark.metrics.perturbation.SCORES`, in the names of values
+VALUES = ("randomised", "other_class", "unrelated", *(f"aopc_{fill}{read}" for fill in FILLS for read in READ))
 
 
 @torch.no_grad()
@@ -69,7 +73,8 @@ def measure(
         order = cell_order(maps, grid)
         for name in FILLS:
             fill = _fill(name, batch, range(first, last), seed)
-            batch_values[f"aopc_{name}"] = aopc(drops(fast_model, batch, labels, order, grid, fill, cells))
+            both = aopc(drops(fast_model, batch, labels, order, grid, fill, cells)).unbind(1)
+            batch_values |= {f"aopc_{name}{read}": values for read, values in zip(READ, both, strict=True)}
         for name, value in batch_values.items():
             parts.setdefault(name, []).append(value)
     values = {name: torch.cat(part) for name, part in parts.items()}

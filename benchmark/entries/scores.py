@@ -21,6 +21,7 @@ from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.predictions import outcome
 from benchmark.entries.scoring import score
 from benchmark.entries.trained import clean_model, stored_model
+from benchmark.leaderboards.cells import CONTRAST
 from benchmark.run import Run, Spec, create_interpreter, interpreter_spec, shared
 
 SAMPLES = 8  # fooled heatmaps kept of each cell, for the figure
@@ -64,7 +65,8 @@ def _make(run: Run, cell: Cell, inputs: Inputs, folder: Path) -> None:
     }
     first = frame.index[frame["pair"] == 0]
     for name, values in curves.items():
-        frame[name] = pd.Series(list(values.astype(np.float32)), index=first[: len(values)], dtype=object)
+        for column, drops in zip((name, name + CONTRAST), values.astype(np.float32).swapaxes(0, 1), strict=True):
+            frame[column] = pd.Series(list(drops), index=first[: len(drops)], dtype=object)
     frame.to_parquet(folder / "scores.parquet")
     np.save(folder / "samples.npy", maps[:SAMPLES].cpu().numpy())
 

@@ -6,6 +6,7 @@ from typing import Any
 from attacks.errors import unknown
 from benchmark.interpreters import entry_points
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
+from benchmark.interpreters.aggregate import Aggregate
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.cam import EigenCAM, GradCAMPlusPlus, LayerCAM
 from benchmark.interpreters.captum_lrp import CaptumLRP
@@ -65,6 +66,7 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "feature_ablation": FeatureAblation,
     "kernel_shap": KernelShap,
     "adversarial_explanation": AdversarialExplanation,
+    "aggregate": Aggregate,
     "lrp_contrast": LRPContrast,
     "lrp_t_contrast": LRPTContrast,
     "grad_cam_contrast": GradCAMContrast,
@@ -101,3 +103,6 @@ def create(name: str, **options: Any) -> Interpreter:
         if option not in allowed:
             raise unknown(f"option of {name}", option, allowed)
     return made(**options)
+
+
+Aggregate.create = create

@@ -21,6 +21,11 @@ Row = dict[str, Any]
 CURVES = tuple(f"aopc_{scored}_{order}" for scored in ("clean", "fooled") for order in ("original", "fooled", "random"))
 """Logit drops after 1..K cells: of which model, cells in the order of which map (original: h(w0); fooled: h(w))."""
 
+CONTRAST = "_contrast"
+"""What a column's name ends with that reads the contrast z_y − mean_c z_c, where the one without it reads the logit."""
+
+CONTRAST_CURVES = tuple(curve + CONTRAST for curve in CURVES)
+
 SCORES = Table(
     pa.schema(
         {
@@ -34,13 +39,14 @@ SCORES = Table(
             "success_null": pa.bool_(),  # of the clean map of the next image: an unrelated map of the same kind
             "blank": pa.bool_(),  # the fooled map is constant
             **dict.fromkeys(metrics.columns(), pa.float32()),
-            **dict.fromkeys(CURVES, pa.list_(pa.float32())),
+            **dict.fromkeys((*CURVES, *CONTRAST_CURVES), pa.list_(pa.float32())),
         }
     ),
     key=(*KEY, "image", "pair"),
     lists={"failures": (*KEY, "error")},
     fields=("interpreter", "options", "suite"),
     named="interpreter",
+    later=CONTRAST_CURVES,
 )
 """<interpreter>.parquet and its card; the harness adds versions, device and properties to the card."""
 
@@ -62,6 +68,8 @@ class Cell:
     blank: int = 0  # rows whose fooled map is constant
     aopc: Mean | None = None
     drops: tuple[np.ndarray, ...] = ()  # of each of CURVES: (K,)
+    aopc_contrast: Mean | None = None  # both of CONTRAST_CURVES; none in results that are older
+    drops_contrast: tuple[np.ndarray, ...] = ()
 
 
 def cells_of(name: str, entry: Entry, manipulations: list[Row]) -> list[Cell]:
@@ -94,13 +102,22 @@ def _scored(manipulation: Row, name: str, frame: pd.DataFrame) -> Cell:
     excess = frame.success.astype(float) - frame.success_clean
     scores = bootstrap_mean(np.column_stack([*(frame[column] for column in _AVERAGED), excess]), frame.image)
     cell = Cell(manipulation, name, "", scores, int(frame.rank_correlation.isna().sum()), int(frame.blank.sum()))
-    computed = frame[frame[list(CURVES)].notna().any(axis=1)]
+    (aopc, drops), (aopc_contrast, drops_contrast) = (
+        _curves(name, manipulation, frame, columns) for columns in (CURVES, CONTRAST_CURVES)
+    )
+    return replace(cell, aopc=aopc, drops=drops, aopc_contrast=aopc_contrast, drops_contrast=drops_contrast)
+
+
+def _curves(
+    name: str, manipulation: Row, frame: pd.DataFrame, columns: tuple[str, ...]
+) -> tuple[Mean | None, tuple[np.ndarray, ...]]:
+    """The AOPC of each of these curves and its mean drops (K,); nothing where none was computed."""
+    computed = frame[frame[list(columns)].notna().any(axis=1)]
     if computed.empty:
-        return cell
+        return None, ()
     try:
-        curves = exact(np.stack([np.stack(computed[curve].tolist()) for curve in CURVES], 1))
+        curves = exact(np.stack([np.stack(computed[curve].tolist()) for curve in columns], 1))
     except ValueError as error:
         raise UserError(f"{name}.parquet: curves of {row_key(manipulation)} are missing or differ in length") from error
     steps = curves.shape[2]
-    aopc = bootstrap_mean(curves.sum(2) / (steps + 1), computed.image)
-    return replace(cell, aopc=aopc, drops=tuple(curves.mean(0)))
+    return bootstrap_mean(curves.sum(2) / (steps + 1), computed.image), tuple(curves.mean(0))

@@ -26,6 +26,7 @@ CHANCE_LIMIT = 0.9
 RANDOMISED_LIMIT, CLASS_LIMIT = 0.5, 0.9
 LEAST_P = 1e-6  # what a normal tail says beyond is not to be believed
 FILLS = ("noise", "mean", "blur")
+GATE_SCORES = {"contrast": "_contrast", "logit": ""}  # what AOPC at a gate reads, and how its values' names end
 FSR, CLEAN, NULL = 0, 1, 2  # the first columns of a cell's scores
 
 Place = tuple[str, str]  # model, fooling
@@ -140,10 +141,19 @@ def eligibility(
         if not alike < limit:
             reasons.append(f"{what} ({alike:.2f}, allowed below {limit})")
     controls = [c["gate"] for c in cards.values() if c.get("control") and set(models) <= set(c.get("gate", {}))]
-    won = [fill for fill in FILLS if all(_points_better(card["gate"], c, f"aopc_{fill}", models) for c in controls)]
+    end = GATE_SCORES[gate_score(cards)]
+    won = [f for f in FILLS if all(_points_better(card["gate"], c, f"aopc_{f}{end}", models) for c in controls)]
     if len(won) < 2:
         reasons.append(f"AOPC beats every control with {len(won)} of {len(FILLS)} fills (2 needed)")
     return not reasons, "; ".join(reasons)
+
+
+def gate_score(cards: dict[str, dict[str, Any]]) -> str:
+    """What the AOPC of a board's gate reads: the contrast, which no shift of all logits alike can move; the logit where
+    one of its cards is from before the contrast was measured, so that all are held to the same."""
+    shown = [values for card in cards.values() for values in card.get("gate", {}).values()]
+    end = GATE_SCORES["contrast"]
+    return "contrast" if all(f"aopc_{fill}{end}" in values for values in shown for fill in FILLS) else "logit"
 
 
 def beyond_chance(gate: Shown, value: str) -> float:

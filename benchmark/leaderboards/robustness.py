@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from attacks import strategies
 from benchmark.intervals import Mean, average
-from benchmark.leaderboards.cells import CURVES, MEANS, Cell, Row, row_key
+from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, row_key
 from benchmark.leaderboards.manipulations import ACCURACY
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
 from benchmark.metrics import robustness
@@ -80,11 +80,13 @@ def _resistance(measured: Measured) -> list[Row]:
 
 
 def _over_seeds(cells: list[Cell], top1: list[Mean]) -> Row:
-    scores, aopc = [cell.scores for cell in cells if cell.scores], [cell.aopc for cell in cells if cell.aopc]
+    scores = [cell.scores for cell in cells if cell.scores]
     spans = {name: average(scores, MEANS.index(name)) for name in ("fsr", "fsr_clean", "excess")}
     spans |= {name: average(top1, ACCURACY.index(name)) for name in ("top1_clean", "top1_drop")}
-    spans["aopc_clean"] = average(aopc, CURVES.index("aopc_clean_original"))
-    spans["aopc_fooled"] = average(aopc, CURVES.index("aopc_fooled_fooled"))
+    for read, of in {"": [c.aopc for c in cells], CONTRAST: [c.aopc_contrast for c in cells]}.items():
+        aopc = [mean for mean in of if mean]
+        spans[f"aopc_clean{read}"] = average(aopc, CURVES.index("aopc_clean_original"))
+        spans[f"aopc_fooled{read}"] = average(aopc, CURVES.index("aopc_fooled_fooled"))
     row: Row = {"n": scores[0].n, "seeds": len(scores)}
     for name, values in spans.items():
         row |= span(name, values)
@@ -105,6 +107,7 @@ RESISTANCE = Leaderboard(
     columns=[
         *("model", "fooling", "attacked", "n", "seeds", *intervals("fsr"), "fsr_clean", *intervals("excess")),
         *(*intervals("top1_drop"), "aopc_clean", "aopc_fooled", "top1_clean", "ara_attack", "ara_btr"),
+        *("aopc_clean_contrast", "aopc_fooled_contrast"),
     ],
     text=KEY[:3],
     rows=_resistance,

@@ -12,7 +12,7 @@ from attacks import strategies
 from benchmark import metrics
 from benchmark.intervals import average, interval
 from benchmark.leaderboards import ranking, stored
-from benchmark.leaderboards.cells import CURVES, MEANS, Cell, Row, cells_of, row_key
+from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, cells_of, row_key
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
 
 
@@ -46,6 +46,7 @@ def ranks_with(reference: Path | str, folder: Path | str, name: str) -> tuple[in
 
 def _rows(measured: Measured) -> list[Row]:
     ranks, rows = ranking.ranks(_ranked(measured)), []
+    gate_score = ranking.gate_score({name: card for name, (_, card) in measured.results.entries.items()})
     for name, cells in measured.cells.items():
         card, standing = measured.results.entries[name][1], measured.standings[name]
         value, replicates = ranking.stability(standing.worst)
@@ -55,6 +56,7 @@ def _rows(measured: Measured) -> list[Row]:
         row |= {"silent_places": standing.silent, "flags": " ".join([*card.get("flags", []), *_flags(name, cells)])}
         if standing.eligible is not None:
             row |= {"eligible": "yes" if standing.eligible else "no", "reason": standing.reason}
+            row["gate_score"] = gate_score
         if name in ranks:
             row |= dict(zip(("rank", "rank_low", "rank_high"), ranks[name], strict=True))
         rows.append(row)
@@ -84,8 +86,10 @@ def _averages(name: str, cells: list[Cell]) -> Row:
     for metric in metrics.CHANCE:
         row |= span(f"{metric}_self", average(self_scores, MEANS.index(metric)))
         row |= span(f"{metric}_transfer", average(list(transfer.values()), MEANS.index(metric)))
-    row |= span("aopc_clean", average(aopc, CURVES.index("aopc_clean_original")))
-    return row | span("aopc_fooled", average(aopc, CURVES.index("aopc_fooled_fooled")))
+    for read, scores in {"": aopc, CONTRAST: [c.aopc_contrast for c in cells if c.aopc_contrast]}.items():
+        row |= span(f"aopc_clean{read}", average(scores, CURVES.index("aopc_clean_original")))
+        row |= span(f"aopc_fooled{read}", average(scores, CURVES.index("aopc_fooled_fooled")))
+    return row
 
 
 def _cost(card: Row) -> Row:
@@ -101,7 +105,8 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
     the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate or by an attack aimed at
     another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient
-    was still making more than a twentieth of its progress in its last tenth.
+    was still making more than a twentieth of its progress in its last tenth. Of a submission, its checks add
+    ZERO_SECOND_ORDER and LOGIT_SHIFT (`benchmark.submissions.submit`).
     """
     whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
     aimed = False
@@ -149,8 +154,9 @@ STABILITY = Leaderboard(
         *("eligible", "reason", "flags", "ms_per_image", "peak_mib", "cells", "failed", "self_cells"),
         *(*intervals("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
         *(*intervals(*_CHANCE, "aopc_clean", "aopc_fooled"), "undefined", "blank", "silent_places"),
+        *(*intervals("aopc_clean_contrast", "aopc_fooled_contrast"), "gate_score"),
     ],
-    text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer"),
+    text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer", "gate_score"),
     rows=_rows,
 )
 

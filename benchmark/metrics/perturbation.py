@@ -1,9 +1,11 @@
-"""AOPC: does the logit fall when the cells a heatmap ranks highest are replaced by noise?
+"""AOPC: does the label's score fall when the cells a heatmap ranks highest are replaced by noise?
 
 Cells of a grid over the image are replaced one after another, in a given order, by noise N(0, 0.3²) in the model's
-normalised input space; f is the label's logit, x_k the image with the first k cells replaced:
+normalised input space; x_k is the image with the first k cells replaced, f each of `SCORES` in turn:
     AOPC_K = 1/(K+1) Σ_{k=1..K} [ f(x_0) − f(x_k) ],  K at most 100 cells.
-Following Samek et al. 2017 and Heo, Joo, Moon 2019, who average over images; here every value is per image.
+Following Samek et al. 2017 and Heo, Joo, Moon 2019, who read the logit and average over images; here every value is
+per image. A shift of all logits alike, W + 1vᵀ in the last layer, changes no probability and moves the logit's drops at
+will; the contrast's stay.
 """
 
 import copy
@@ -19,6 +21,7 @@ from attacks.errors import UserError
 from attacks.modes import eval_mode
 
 MAX_CELLS = 100
+SCORES = ("logit", "contrast")  # of the label y: z_y, and z_y − mean_c z_c
 Grid = tuple[int, int]
 
 
@@ -64,7 +67,8 @@ def noise(
 def drops(
     model: nn.Module, images: Tensor, targets: Tensor, order: Tensor, grid: Grid, noise: Tensor, steps: int
 ) -> Tensor:
-    """f(x_0) − f(x_k), k = 1..K: (N, C, H, W), (N,), (N, gh · gw), noise as the images -> (N, K), the logits' dtype.
+    """f(x_0) − f(x_k), k = 1..K, f of each of SCORES: (N, C, H, W), (N,), (N, gh · gw), noise as the images ->
+    (N, 2, K), the logits' dtype.
 
     K = min(steps, 100, gh · gw). Cell (i, j) spans the rows round(i·H/gh) to round((i+1)·H/gh), the columns alike. The
     model is run K + 1 times in eval mode and gets its own mode back. Raises UserError for shapes that do not fit.
@@ -77,17 +81,17 @@ def drops(
     changed = images.detach().clone(memory_format=torch.contiguous_format)
     flat, replacement = changed.view(*images.shape[:2], -1), noise.flatten(2)
     with torch.no_grad(), eval_mode(model):
-        logits = [model(changed).gather(1, label)]
+        scores = [_scores(model(changed), label)]
         for k in range(min(steps, MAX_CELLS, cells)):
             at = pixels[order[:, k]].unsqueeze(1).expand(-1, images.shape[1], -1)
             flat.scatter_(2, at, replacement.gather(2, at))
-            logits.append(model(changed).gather(1, label))
-        return logits[0] - torch.cat(logits[1:], dim=1)
+            scores.append(_scores(model(changed), label))
+        return scores[0] - torch.cat(scores[1:], dim=2)
 
 
 def aopc(drops: Tensor) -> Tensor:
-    """1/(K+1) Σ_k drop_k, per image: (N, K) -> (N,). The paper divides by K + 1, counting the zero drop of x_0."""
-    return drops.sum(1) / (drops.shape[1] + 1)
+    """1/(K+1) Σ_k drop_k: (..., K) -> (...). The paper divides by K + 1, counting the zero drop of x_0."""
+    return drops.sum(-1) / (drops.shape[-1] + 1)
 
 
 def folded(model: nn.Module, example: Tensor) -> nn.Module:
@@ -104,6 +108,12 @@ def folded(model: nn.Module, example: Tensor) -> nn.Module:
         faster = faster.to(memory_format=torch.channels_last)
         expected, got = model(example), faster(example)
         return faster if (got - expected).abs().max() <= 1e-5 * expected.abs().max() else model
+
+
+def _scores(logits: Tensor, label: Tensor) -> Tensor:
+    """SCORES of the label: (N, classes), (N, 1) -> (N, 2, 1)."""
+    chosen = logits.gather(1, label)
+    return torch.stack([chosen, chosen - logits.mean(1, keepdim=True)], 1)
 
 
 def _generator(purpose: str, seed: int, image: int) -> torch.Generator:

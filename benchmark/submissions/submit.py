@@ -27,7 +27,10 @@ from benchmark.run import Run, create_interpreter
 from benchmark.submissions.remote import Remote
 
 COMPARED = 32  # dev images on which the nearest relative is found
-GRADIENT = "gradient by the weights"  # a check that costs a flag, not the score: the attack goes other ways
+FLAGS = {  # of checks that cost a flag, not the score
+    "gradient by the weights": "ZERO_SECOND_ORDER",  # the attack goes other ways
+    "same for shifted logits": "LOGIT_SHIFT",  # a free edit of the head moves its map
+}
 
 
 def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[str]:
@@ -36,8 +39,8 @@ def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[s
     for finding in submission.checks(device):
         state = "ok" if finding.ok else "warning" if finding.severity == "warning" else "FAILED"
         say(f"{state:8}{finding.check}{f': {finding.message}' if finding.message else ''}")
-        if state == "FAILED" and finding.check == GRADIENT:
-            flags.append("ZERO_SECOND_ORDER")
+        if not finding.ok and finding.check in FLAGS:
+            flags.append(FLAGS[finding.check])
         elif state == "FAILED":
             failed.append(finding.check)
     if failed:

@@ -11,7 +11,7 @@ import pandas as pd
 from benchmark import metrics
 from benchmark.entries.gates import VALUES
 from benchmark.leaderboards import stored
-from benchmark.leaderboards.cells import CURVES
+from benchmark.leaderboards.cells import CONTRAST, CURVES
 from benchmark.leaderboards.manipulations import MODELS
 from benchmark.results import KEY
 
@@ -95,6 +95,7 @@ def _scores(rng: np.random.Generator, key: tuple[Any, ...], name: str, images: i
         rise = {"original": 0.3, "fooled": 0.8 if own else 0.4, "random": 1.0}[curve.split("_")[2]]
         drops = 12 * cells**rise * (1 if "clean" in curve else 0.93) + rng.normal(0, 0.4, (len(first), steps))
         frame[curve] = pd.Series(list(drops.astype(np.float32)), index=first, dtype=object)
+        frame[curve + CONTRAST] = pd.Series(list(0.5 * drops.astype(np.float32)), index=first, dtype=object)
     return frame
 
 

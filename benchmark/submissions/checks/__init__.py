@@ -23,6 +23,7 @@ from benchmark.submissions.checks.maps import (
     unit_range,
 )
 from benchmark.submissions.checks.setting import Check, Finding, Interpreter, conclude, judge, make_cases
+from benchmark.submissions.checks.shift import same_for_shifted_logits
 from benchmark.submissions.checks.tidy import generators_as_they_were, inputs_as_they_were, model_as_it_was
 from benchmark.submissions.checks.twins import TWINS, same_for_twin
 
@@ -41,7 +42,7 @@ TIDY: dict[str, Check] = {
     "leaves the random state as it was": generators_as_they_were,
     "leaves images and targets as they were": inputs_as_they_were,
 }
-WARNINGS = {"same for rescaled channels", "same for folded BatchNorm"}  # of methods that are known and in use
+WARNINGS = {"same for rescaled channels", "same for folded BatchNorm", "same for shifted logits"}  # of methods in use
 
 
 def run(interpreter: Interpreter, *, differentiable: bool, stochastic: bool, device: str = "cpu") -> Iterator[Finding]:
@@ -60,6 +61,7 @@ def run(interpreter: Interpreter, *, differentiable: bool, stochastic: bool, dev
     later |= {} if stochastic else {"same on CPU and GPU": same_on}  # each device has random generators of its own
     later |= {"gradient by the weights": gradient_by_the_weights} if differentiable else {}
     later |= {f"same for {kind}": partial(same_for_twin, kind) for kind in TWINS}
+    later |= {"same for shifted logits": same_for_shifted_logits}
     for name, check in [*(later.items() if usable else ()), *TIDY.items()]:
         asked = cases if name in TIDY else usable
         verdicts = {case.name: judge(check, interpreter, case) for case in asked}

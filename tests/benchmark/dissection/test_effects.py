@@ -60,6 +60,9 @@ def test_psr_of_the_same_images_on_both_models(done):
         psr = promotion.promotion_suppression(model, images, delta, labels, targets, 8, batch_size=7)
         expected = promotion.shares(psr.type).mean(0)
         np.testing.assert_allclose([row.suppression, row.promotion, row.balanced, row.inactive], expected, atol=1e-8)
+        expected = promotion.shares(psr.contrast.type).mean(0)
+        got = [row.suppression_contrast, row.promotion_contrast, row.balanced_contrast, row.inactive_contrast]
+        np.testing.assert_allclose(got, expected, atol=1e-8)
         assert row.rmse == pytest.approx(float(delta.square().mean((1, 2, 3)).sqrt().mean()), rel=1e-6)
     parts = rows[["suppression", "promotion", "balanced", "inactive"]].sum(axis=1)
     np.testing.assert_allclose(parts, 1)

@@ -142,6 +142,10 @@ def test_it_is_the_loop_over_images_and_cells(batch_size: int):
                 s, p = max(0.0, float(z[true[n]] - whole[true[n]])), max(0.0, float(whole[target[n]] - z[target[n]]))
                 assert float(got.suppression[n, k]) == pytest.approx(s, abs=1e-12)
                 assert float(got.promotion[n, k]) == pytest.approx(p, abs=1e-12)
+                rise = float((z - z.mean())[true[n]] - (whole - whole.mean())[true[n]])
+                fall = float((whole - whole.mean())[target[n]] - (z - z.mean())[target[n]])
+                assert float(got.contrast.suppression[n, k]) == pytest.approx(max(0.0, rise), abs=1e-12)
+                assert float(got.contrast.promotion[n, k]) == pytest.approx(max(0.0, fall), abs=1e-12)
                 if s == p == 0:
                     assert got.type[n, k] == INACTIVE
                     continue
@@ -149,6 +153,21 @@ def test_it_is_the_loop_over_images_and_cells(batch_size: int):
                 assert float(got.value[n, k]) == pytest.approx(psr, abs=1e-6)
                 assert got.type[n, k] == (SUPPRESSION if psr < -1 else PROMOTION if psr > 1 else BALANCED)
     assert len(got.type.unique()) >= 4
+
+
+def test_a_shift_of_the_head_moves_the_logits_psr_and_not_the_contrasts():
+    """W + 1vᵀ: no probability changes."""
+    model, images, *rest = setting()
+    twin = Net()
+    with torch.no_grad():
+        twin.head.weight += 2 * random(6, seed=8) - 1
+    torch.testing.assert_close(twin.eval()(images).softmax(1), model.eval()(images).softmax(1))
+    plain, shifted = (promotion_suppression(each, images, *rest, 2, batch_size=16) for each in (model, twin))
+    for name in ("value", "promotion", "suppression", "type"):
+        of = (getattr(plain.contrast, name), getattr(shifted.contrast, name))
+        torch.testing.assert_close(*of, atol=1e-8, rtol=0, equal_nan=True)
+    assert (plain.value - shifted.value).nan_to_num().abs().max() > 5
+    assert not torch.equal(plain.type, shifted.type)
 
 
 @given(seed=st.integers(0, 10**6))

@@ -6,6 +6,7 @@ from torch import nn
 
 from attacks.ranks import rank_correlation
 from benchmark.entries import gates
+from benchmark.leaderboards.ranking import FILLS
 from benchmark.metrics.perturbation import aopc, cell_order, drops, noise
 
 
@@ -65,9 +66,26 @@ def test_every_value_against_its_definition(batch):
     fills = {"noise": noise(range(6), (3, 8, 8), 0), "mean": images.mean((2, 3), keepdim=True).expand(6, 3, 8, 8)}
     for name, fill in fills.items():
         expected = aopc(drops(model, images, targets, order, (4, 4), fill.contiguous(), 5))
-        torch.testing.assert_close(found[f"aopc_{name}"], expected)
+        torch.testing.assert_close(found[f"aopc_{name}"], expected[:, 0])
+        torch.testing.assert_close(found[f"aopc_{name}_contrast"], expected[:, 1])
     assert (found["aopc_mean"] > 0).all()
     assert not torch.equal(found["aopc_blur"], found["aopc_mean"])
+
+
+def test_what_ranks_stays_under_a_shift_of_all_logits_alike(batch):
+    images, targets = batch[0].double(), batch[1]
+    model, shifted = Net(0).double(), Net(0).double()
+    with torch.no_grad():
+        shifted.weight += Net(2).weight[:1]  # one vector for all classes
+
+    def shown(net):
+        other = (Net(1), images, targets, (targets + 1) % 3, (4, 4), 5, 6)
+        return gates.measure(lambda *_: evidence(model, images, targets), net, net, *other)
+
+    before, after = shown(model), shown(shifted)
+    for fill in FILLS:
+        torch.testing.assert_close(before[f"aopc_{fill}_contrast"], after[f"aopc_{fill}_contrast"], atol=1e-5, rtol=0)
+        assert (before[f"aopc_{fill}"] - after[f"aopc_{fill}"]).abs().max() > 0.1
 
 
 def test_maps_that_depend_on_nothing_are_seen(batch):

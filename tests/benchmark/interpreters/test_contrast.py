@@ -77,7 +77,7 @@ def assert_near(got, expected, dtype):
 
 
 def test_who_has_the_option():
-    without = {"captum_lrp", "eigen_cam", "adversarial_explanation"}
+    without = {"captum_lrp", "eigen_cam", "adversarial_explanation", "aggregate"}
     controls = {name for name in interpreters.INTERPRETERS if interpreters.kind(name).control}
     assert set(interpreters.INTERPRETERS) - set(TARGETED) == without | controls
     for name in sorted(without | controls):

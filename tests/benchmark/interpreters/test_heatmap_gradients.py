@@ -31,6 +31,7 @@ CASES = {
     "guided_backprop": ("guided_backprop", {}),
     "deconvolution": ("deconvolution", {}),
     "guided_grad_cam": ("guided_grad_cam", {"layer": "middle"}),
+    "aggregate": ("aggregate", {"members": ("simple_grad", "grad_cam")}),
     "adversarial_explanation": ("adversarial_explanation", {"steps": 3}),  # out, back and out again
 }
 

@@ -10,7 +10,7 @@ from synthetic import make_results, manipulation, rows
 
 from benchmark import leaderboards, metrics
 from benchmark.leaderboards import stored
-from benchmark.leaderboards.cells import CURVES
+from benchmark.leaderboards.cells import CONTRAST, CURVES
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,7 @@ def by_hand(tmp_path: Path) -> Path:
     frame["success_null"] = False
     for i, curve in enumerate(CURVES):
         frame[curve] = pd.Series([[i, i + 2.0], [i, i + 4.0]] + [None] * 6, dtype=object)
+        frame[curve + CONTRAST] = pd.Series([[0.0, i], [0.0, i + 2.0]] + [None] * 6, dtype=object)
     card = {"interpreter": "lrp_t", "options": {}, "suite": "hand", "failures": []}
     stored.write(tmp_path / "results", "lrp_t", frame, card)
     models = pd.concat([rows(SELF, 4), rows(OTHER, 4)]).assign(top5=True, top5_clean=True, agreement=False)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from csvs import SELF, find, table
 from synthetic import BROKEN, FAILED, INTERPRETERS, make_results
@@ -9,7 +10,7 @@ from synthetic import BROKEN, FAILED, INTERPRETERS, make_results
 from attacks.errors import UserError
 from benchmark import leaderboards
 from benchmark.leaderboards import TABLES, stored
-from benchmark.leaderboards.cells import CURVES
+from benchmark.leaderboards.cells import CONTRAST, CURVES
 from benchmark.leaderboards.show import show
 from benchmark.results import KEY
 
@@ -50,6 +51,33 @@ def test_aopc_by_hand(by_hand: Path) -> None:
     assert float(row["aopc"]) == pytest.approx((1 + 4) / 3)
     assert float(row["aopc_low"]) == pytest.approx((1 + 3) / 3)
     assert float(row["aopc_high"]) == pytest.approx((1 + 5) / 3)
+    # its contrast: drops (0, 1) and (0, 3)
+    assert (row["contrast_1"], row["contrast_2"]) == ("0", "2")
+    contrast = [float(row[f"aopc_contrast{end}"]) for end in ("", "_low", "_high")]
+    assert contrast == pytest.approx([2 / 3, 1 / 3, 1])
+
+
+def test_results_from_before_the_contrast_give_the_same_tables_with_its_fields_empty(by_hand: Path) -> None:
+    before = {name: table(by_hand, name) for name in ("aopc", "stability")}
+    path = by_hand / "results" / "lrp_t.parquet"
+    old = pq.read_table(path)
+    pq.write_table(old.select([name for name in old.schema.names if not name.endswith(CONTRAST)]), path)
+    leaderboards.write(by_hand)
+    for name, rows in before.items():
+        after = table(by_hand, name)
+        drops = {column for column in rows[0] if column.startswith("contrast_")}
+        assert bool(drops) == (name == "aopc")
+        kept = [{key: value for key, value in row.items() if key not in drops} for row in rows]
+        assert after == [{key: "" if CONTRAST in key else value for key, value in row.items()} for row in kept]
+        assert any("_contrast" in column for column in after[0])
+
+
+def test_a_column_that_is_not_a_later_one_is_still_missed(by_hand: Path) -> None:
+    path = by_hand / "results" / "lrp_t.parquet"
+    old = pq.read_table(path)
+    pq.write_table(old.drop_columns(CURVES[0]), path)
+    with pytest.raises(UserError, match=f"column {CURVES[0]} must be .* no such column"):
+        stored.read(by_hand / "results")
 
 
 def test_the_pairs_of_active_fooling_are_one_image(tmp_path: Path) -> None:

@@ -122,6 +122,26 @@ def test_the_gate_says_why(candidate, reason):
     assert (why == "") == (reason == "")
 
 
+def with_contrast(made: dict, aopc: float) -> dict:
+    shown = made["gate"]["net"] | {f"aopc_{fill}_contrast": [aopc, aopc + 0.1] for fill in FILLS}
+    return made | {"gate": {"net": shown}}
+
+
+@pytest.mark.parametrize(("logit", "contrast", "eligible"), [(0.0, 1.0, True), (1.0, 0.0, False)])
+def test_the_gate_reads_the_contrast_whatever_the_logits_say(logit, contrast, eligible):
+    cards = {"new": with_contrast(card(aopc=logit), contrast), "weak": with_contrast(card(control=True, aopc=0.5), 0.5)}
+    assert ranking.gate_score(cards) == "contrast"
+    assert ranking.eligibility("new", cards, ["net"], errors=[])[0] == eligible
+
+
+def test_one_card_from_before_the_contrast_and_all_are_held_to_the_logit():
+    old = card(control=True, aopc=0.5)
+    for new, eligible in ((with_contrast(card(aopc=0.0), 1.0), False), (with_contrast(card(aopc=1.0), 0.0), True)):
+        cards = {"new": new, "old": old}
+        assert ranking.gate_score(cards) == "logit"
+        assert ranking.eligibility("new", cards, ["net"], errors=[])[0] == eligible
+
+
 def test_a_failed_cell_is_a_reason():
     found = ranking.eligibility("new", {"new": card()}, ["net"], errors=["no rule", "no rule"])
     assert found == (False, "2 cells failed, first: no rule")

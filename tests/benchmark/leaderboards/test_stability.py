@@ -23,6 +23,8 @@ def test_stability_by_hand(by_hand: Path) -> None:
     assert {key: row[key] for key in expected} == expected
     assert float(row["aopc_clean"]) == pytest.approx((0 + 3) / 3)
     assert float(row["aopc_fooled"]) == pytest.approx((4 + 7) / 3)
+    assert float(row["aopc_clean_contrast"]) == pytest.approx((0 + 1) / 3)
+    assert float(row["aopc_fooled_contrast"]) == pytest.approx((0 + 5) / 3)
 
 
 def test_an_interpreter_that_was_not_attacked_has_no_self_cell(suite: Path) -> None:

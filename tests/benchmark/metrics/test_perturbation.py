@@ -44,20 +44,23 @@ def test_drops_of_a_linear_model_are_known(size: tuple[int, int], grid: tuple[in
     cells, model = grid[0] * grid[1], linear(size)
     images, fill, targets = normal(2, 3, *size), normal(2, 3, *size, seed=1), torch.tensor([2, 0])
     order = random_order([5, 6], cells, seed=0)
-    found = drops(model, images, targets, order, grid, fill, steps=12)
-    assert found.shape == (2, min(12, cells))
+    both = drops(model, images, targets, order, grid, fill, steps=12)
+    assert both.shape == (2, 2, min(12, cells))
+    found, contrast = both.unbind(1)
     slices = cell_slices(size, grid)
     for n in range(2):
-        terms = model[1].weight.detach()[targets[n]].view(3, *size) * (images[n] - fill[n])
-        expected = torch.stack([terms[:, *slices[c]].sum() for c in order[n, : found.shape[1]]]).cumsum(0)
-        assert torch.allclose(found[n], expected, rtol=1e-9, atol=1e-9)
+        weights = model[1].weight.detach()
+        for got, row in ((found, weights[targets[n]]), (contrast, weights[targets[n]] - weights.mean(0))):
+            terms = row.view(3, *size) * (images[n] - fill[n])
+            expected = torch.stack([terms[:, *slices[c]].sum() for c in order[n, : found.shape[1]]]).cumsum(0)
+            assert torch.allclose(got[n], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("size", "grid"), [((40, 40), (12, 12)), ((10, 23), (4, 3))], ids=str)
 def test_steps_end_at_a_hundred_or_at_the_last_cell(size: tuple[int, int], grid: tuple[int, int]) -> None:
     images, fill, cells = normal(1, 3, *size), normal(1, 3, *size, seed=1), grid[0] * grid[1]
     model, order = linear(size), random_order([0], cells, seed=1)
-    found = drops(model, images, torch.tensor([1]), order, grid, fill, steps=10**6)
+    found = drops(model, images, torch.tensor([1]), order, grid, fill, steps=10**6)[:, 0]
     assert found.shape == (1, min(100, cells))
     if cells < 100:  # everything is replaced
         assert torch.allclose(found[:, -1], (model(images) - model(fill))[:, 1])
@@ -111,6 +114,21 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         arguments = {"order": order, "grid": (2, 2), "noise": images, "steps": 1} | change
         with pytest.raises(UserError, match=message):
             drops(nn.Flatten(), images, target, **arguments)
+
+
+def test_a_shift_of_the_head_moves_the_logits_drops_and_not_the_contrasts() -> None:
+    """W + 1vᵀ: no probability changes, and v is as large as a class's own weights."""
+    model, targets = small_net().eval(), torch.tensor([2, 0, 1])
+    images, order = torch.rand(3, 3, 16, 16), random_order(range(3), 16, 0)
+    fill = noise(range(3), (3, 16, 16), 0, scale=3.0)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[-1].weight += torch.randn(8) * model[-1].weight.norm(dim=1).mean()
+        twin[-1].bias += 3.0
+    assert torch.allclose(model(images).softmax(1), twin(images).softmax(1), atol=1e-6)
+    plain, shifted = (drops(each, images, targets, order, (4, 4), fill, 6) for each in (model, twin))
+    assert (plain[:, 1] - shifted[:, 1]).abs().max() < 1e-5
+    assert (plain[:, 0] - shifted[:, 0]).abs().amax(1).min() > 1e-2
 
 
 def test_aopc_divides_by_the_steps_and_the_start() -> None:

@@ -197,7 +197,7 @@ def test_a_convolution_that_two_read_is_not_folded():
 
 def test_how_a_model_is_written_down_is_a_warning(resnet):
     def warned(**options) -> dict[str, str]:
-        found = checks.run(interpreters.create("lrp_t", **options), differentiable=False, stochastic=False)
+        found = checks.run(interpreters.create("lrp_t_contrast", **options), differentiable=False, stochastic=False)
         bad = [finding for finding in found if not finding.ok]
         assert {finding.severity for finding in bad} <= {"warning"}
         return {finding.check: finding.message for finding in bad}
