@@ -64,11 +64,12 @@ class Manipulated:
 
 class Losses(NamedTuple):
     """Those of one step, scalars, the losses with their graph. `kept` holds the predictions: the labels'
-    cross-entropy, or the divergence from the original model, KL(w0 ‖ w)."""
+    cross-entropy, or the divergence from the original model, KL(w0 ‖ w). `scaled`: the fooling's, by its extent."""
 
     kept: Tensor
     fooling: Tensor
     accuracy: Tensor
+    scaled: Tensor
 
 
 class Course:
@@ -110,13 +111,15 @@ class Course:
         images, targets = next(self.batches)
         if self.fooling.pairs:
             logits, (two, both) = fooled(images), next(self.pairs)
-            loss = self._fooling(pair_heatmaps(self.interpreter, fooled, two, both), two, both)
+            heatmaps = pair_heatmaps(self.interpreter, fooled, two, both)
+            loss = self._fooling(heatmaps, two, both)
         else:
             logits, heatmaps = _with_logits(self.interpreter, fooled, images, targets)
             loss = self._fooling(heatmaps, images, targets)
         if not loss.requires_grad:
             raise UserError(f"the heatmaps of {self.interpreter} do not depend on the model's parameters")
-        return Losses(self._kept(logits, images, targets), loss, (logits.argmax(1) == targets).float().mean())
+        accuracy, extent = (logits.argmax(1) == targets).float().mean(), self.fooling.extent(heatmaps)
+        return Losses(self._kept(logits, images, targets), loss, accuracy, loss / extent)
 
     def _fooling(self, heatmaps: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         if not self.fooling.needs_originals:
@@ -134,7 +137,7 @@ class Course:
 
     def record(self, losses: Losses) -> str:
         """Append a step to the history; why it diverged, or nothing."""
-        measured = torch.stack(losses).tolist()  # a GPU waits once
+        measured = torch.stack(losses[:3]).tolist()  # a GPU waits once
         for values, value in zip(self.history.values(), measured, strict=False):
             values.append(value)
         return _diverged(self.history)

@@ -1,9 +1,9 @@
 """Distilled manipulation: the strongest fooling whose predictions stay within a divergence of the original model's.
 
 min over w of L_F subject to KL(w0 ‖ w) ≤ B, by KL + λ · L_F with λ under dual ascent: it grows while the divergence is
-below B and shrinks while it is above. No label is read. The start is the head shift (`attacks.head_shift`), where it
-fools at all: it costs no divergence. Adam, with a warm-up, and a decay at the end: at the last step, or as soon as the
-loss no longer falls.
+below B and shrinks while it is above. L_F is divided by its extent, so that λ means the same for every fooling. No
+label is read. The start is the head shift (`attacks.head_shift`), where it fools at all: it costs no divergence. Adam,
+with a warm-up, and a decay at the end: at the last step, or as soon as the loss no longer falls.
 """
 
 import copy
@@ -67,7 +67,7 @@ def distil(
         with course.random, torch.enable_grad():
             optimiser.zero_grad(set_to_none=True)
             losses = course.losses(fooled)
-            (losses.kept + multiplier.value * losses.fooling).backward()
+            (losses.kept + multiplier.value * losses.scaled).backward()
         history["lambda"].append(multiplier.value)
         if reason := course.record(losses):
             yield Manipulated(fooled, history, "diverged", reason)

@@ -39,6 +39,10 @@ class Fooling:
         self._check(heatmaps, originals)
         return self.per_image(heatmaps, originals.detach()).mean()
 
+    def extent(self, heatmaps: Tensor) -> float:
+        """How far the loss can go: what divides it into [-1, 1]."""
+        return 1.0
+
     def test_loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
         """t_i of each image, (N,); (N, 2) for pairs. NaN where it is undefined."""
         self._check(heatmaps, originals)
@@ -107,6 +111,9 @@ class CenterMass(Fooling):
             return heatmaps.sum() * 0  # blank maps have no centre to move
         shift = self._shift(heatmaps[both], originals[both].detach())
         return -shift.abs().sum() / len(heatmaps)
+
+    def extent(self, heatmaps: Tensor) -> float:
+        return float(max(1, sum(heatmaps.shape[-2:]) - 2))
 
     @staticmethod
     def _shift(heatmaps: Tensor, originals: Tensor) -> Tensor:

@@ -141,6 +141,16 @@ def names() -> list[str]:
     return [name for name in STRATEGIES if name]
 
 
+def ways() -> list[str]:
+    """How an ensemble may attack: by gradient, each strategy under its name."""
+    return [name or "gradient" for name, strategy in STRATEGIES.items() if strategy.by_gradient]
+
+
+def aimed(interpreter: str, way: str) -> str:
+    """An interpreter attacked in one of `ways`, as a suite writes it."""
+    return interpreter if way == "gradient" else f"{interpreter}:{way}"
+
+
 def split(attacked: str) -> tuple[str, str]:
     """The interpreter and the strategy ("" for its gradient) of "name" or "name:strategy"."""
     name, _, strategy = attacked.partition(":")

@@ -99,11 +99,12 @@ class Search(Part):
     """Recipes searched on dev instead of given (`benchmark.entries.search`): every learning rate with every λ, every
     divergence (none: labels are kept) and every scope, in rungs.
 
-    `budgets`: top-1 drops in points, ascending; a manipulation takes the recipe of the last. `images`: dev images (of
+    `budgets`: top-1 drops in points, ascending; at 0, no prediction may change. A manipulation takes the recipe of the
+    last. `images`: dev images (of
     two-object ones as many as there are) that the FSR is measured on.
     """
 
-    budgets: list[Annotated[float, Field(gt=0)]] = [0.5, 1.0, 2.0]
+    budgets: list[Annotated[float, Field(ge=0)]] = [0.5, 1.0, 2.0]
     learning_rates: list[Annotated[float, Field(gt=0)]] = [3e-4, 1e-3, 3e-3]
     lambdas: list[Annotated[float, Field(gt=0)]] = [0.1, 0.5, 2.0, 10.0, 50.0]
     divergences: list[Annotated[float, Field(gt=0)]] = []
@@ -165,7 +166,9 @@ class Gate(Part):
 
 
 class Suite(Part):
-    """The whole of a suite. `threads`: CPU threads of each job, part of the suite because sums depend on it."""
+    """The whole of a suite. `ensemble`: the ways in which every evaluated interpreter is attacked and scored itself,
+    beside what it gets of attacks on others: "gradient", or a strategy by gradient; it needs `search`. `threads`: CPU
+    threads of each job, part of the suite because sums depend on it."""
 
     name: str
     dataset: Data
@@ -177,11 +180,18 @@ class Suite(Part):
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = [0]
     recipes: list[RecipeRule] = []
     search: Search | None = None
+    ensemble: list[str] = []
     gate: Gate | None = None
     robustness: Robustness | None = None
     dissection: Dissection | None = None
     scoring: Scoring = Scoring()
     threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _searched(self) -> "Suite":
+        if self.ensemble and self.search is None:
+            raise ValueError("an ensemble needs search")
+        return self
 
     @field_validator("models", "foolings", "attacked", "evaluated", "seeds")
     @classmethod
@@ -280,6 +290,7 @@ def _check_names(suite: Suite) -> None:
         "fooling": (suite.foolings, list(foolings.FOOLINGS)),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
         "strategy": ([strategy for _, strategy in attacks if strategy], strategies.names()),
+        "way of ensemble": (suite.ensemble, strategies.ways()),
         "scope": ([rule.scope for rule in suite.recipes if rule.scope] + (suite.search or Search()).scopes, [*SCOPES]),
     }
     for what, (used, allowed) in checks.items():

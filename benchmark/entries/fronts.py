@@ -1,10 +1,15 @@
 """Attack strength against the accuracy it costs: the search of an attack's recipes on dev, with the best model within
-each budget (`weights-INDEX.safetensors`), and those models on the scored images (`scores.parquet`)."""
+each budget (`weights-INDEX.safetensors`), and those models on the scored images (`scores.parquet`).
+
+Searched are the suite's own attacks that take a recipe, and in a suite with an `ensemble` every way of it on every
+interpreter that can be differentiated; a way with a recipe of its own has that one alone to choose."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +18,7 @@ import torch
 from attacks import foolings
 from attacks.course import Recipe
 from attacks.manipulation import fine_tune
+from attacks.strategies import STRATEGIES, aimed
 from benchmark import cells
 from benchmark.cells import Attack, Manipulation, View
 from benchmark.entries import strategies
@@ -61,13 +67,15 @@ def _spec(run: Run, attack: Attack) -> Spec:
 
 def _needs(run: Run, attack: Attack) -> dict[str, Entry]:
     other = relative(run, attack)
-    return {"model": Entry(TRAINED, attack.model)} | ({} if other == attack else {"relative": Entry(FRONTS, other)})
+    alone = other == attack or not attack.takes_recipe
+    return {"model": Entry(TRAINED, attack.model)} | ({} if alone else {"relative": Entry(FRONTS, other)})
 
 
 def _around(run: Run, attack: Attack) -> float | None:
     """The learning rate around which a submission's recipes are searched: the best for its relative, where one fooled
     it at all."""
-    best = (_needs(run, attack)["relative"].receipt(run) or {})["chosen"][-1] if relative(run, attack) != attack else {}
+    related = _needs(run, attack).get("relative")
+    best = (related.receipt(run) or {})["chosen"][-1] if related else {}
     return best["learning_rate"] if best.get("steps") else None
 
 
@@ -75,16 +83,21 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     settings, fooling, seed = run.suite.search, foolings.create(attack.fooling), run.suite.seeds[0]
     assert settings is not None
     clean, interpreter = clean_model(run, attack.model), create_interpreter(run, attack.interpreter)
+    own = STRATEGIES[attack.strategy].recipe()
     first = Manipulation(attack.model, attack.fooling, attack.attacked, seed)
 
     def start(recipe: Recipe) -> State:
+        if own is not None:
+            return lambda steps: by_gradient(run, first, recipe)
         if interpreter is run.submission:  # from the first step each time, for its process gives the last state alone
             return lambda steps: by_gradient(run, first, replace(recipe, steps=steps))
         plain, pairs = loaders(run, fooling, recipe.batch_size, seed)
-        return ahead(fine_tune(clean, surrogate(run, attack), fooling, plain, recipe, seed, fooling_loader=pairs))
+        options: Any = {"fooling_loader": pairs, "reference": interpreter}
+        return ahead(fine_tune(clean, surrogate(run, attack), fooling, plain, recipe, seed, **options))
 
     judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), settings.images)
-    points, chosen = search(settings, grid(settings, _around(run, attack)), judge, start, clean)
+    candidates = grid(settings, _around(run, attack)) if own is None else [own]
+    points, chosen = search(settings, candidates, judge, start, clean)
     for index, (_, weights) in enumerate(chosen):
         save_state(weights, folder, f"weights-{index}")
     best = [{"budget": budget, **point} for budget, (point, _) in zip(settings.budgets, chosen, strict=True)]
@@ -92,8 +105,9 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
 
 
 @torch.no_grad()
-def _score(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> None:
-    settings, fooling, parts = run.suite.search, foolings.create(attack.fooling), []
+def _score(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
+    """The rows of each budget; the receipt counts how many predictions were lost, gained and changed."""
+    settings, fooling, parts, tested = run.suite.search, foolings.create(attack.fooling), [], []
     assert settings is not None
     clean, interpreter = clean_model(run, attack.model), create_interpreter(run, attack.interpreter)
     maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
@@ -101,15 +115,19 @@ def _score(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> None:
         fooled = stored_model(run, attack.model, inputs["front"], f"weights-{index}")
         frame, _ = score(run, fooling, interpreter, fooled, maps0, 0)
         predicted = predictions(clean, fooled, batches(run, run.suite.scoring.split))
-        parts.append(_rows(frame, predicted).assign(budget=budget))
+        parts.append(_rows(frame).assign(budget=budget))
+        lost, gained = predicted.top1_clean & ~predicted.top1, predicted.top1 & ~predicted.top1_clean
+        counts = {"lost": lost, "gained": gained, "changed": ~predicted.agreement}
+        tested.append({"images": len(predicted)} | {name: int(values.sum()) for name, values in counts.items()})
     pd.concat(parts, ignore_index=True).to_parquet(folder / "scores.parquet")
+    return {"tested": tested}
 
 
-def _rows(scores: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
-    """Per image, fooled and clean: is the heatmap a success of the fooling, and is the label first."""
-    fooled = scores[["image", "pair"]].assign(measure="fsr", value=scores.success, value_clean=scores.success_clean)
-    first = predicted[["image"]].assign(pair=0, measure="top1", value=predicted.top1, value_clean=predicted.top1_clean)
-    return pd.concat([fooled, first], ignore_index=True)
+def _rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """Per image, fooled and clean, whether the heatmap is a success of the fooling; and whether an unrelated map is."""
+    fooled, null = (scores[["image", "pair"]].assign(measure=measure) for measure in ("fsr", "null"))
+    fooled = fooled.assign(value=scores.success, value_clean=scores.success_clean)
+    return pd.concat([fooled, null.assign(value=scores.success_null, value_clean=scores.success_null)])
 
 
 def _score_needs(run: Run, attack: Attack) -> dict[str, Entry]:
@@ -117,17 +135,35 @@ def _score_needs(run: Run, attack: Attack) -> dict[str, Entry]:
     return {"front": Entry(FRONTS, attack), "originals": Entry(ORIGINALS, view)}
 
 
+def _wanted(run: Run) -> list[Attack]:
+    """The suite's searches, then those of its ensemble, each interpreter's under one model and fooling together."""
+    suite, asked = run.suite, cells.fronts(run.suite)
+    subjects = [name for name in suite.evaluated if suite.ensemble and _attackable(run, name)]
+    own = [
+        Attack(model, fooling, aimed(name, way))
+        for model, fooling, name, way in product(suite.models, suite.foolings, subjects, suite.ensemble)
+    ]
+    return [*dict.fromkeys([*asked, *own])]
+
+
+def _attackable(run: Run, name: str) -> bool:
+    interpreter = create_interpreter(run, name)
+    return interpreter.differentiable and not interpreter.control
+
+
 def _collect(run: Run, errors: Errors) -> Iterator[Result]:
     if not run.suite.search:
         return
     rows = []
     card: Receipt = {"suite": run.suite.name, "points": [], "chosen": [], "failures": []}
-    for attack in cells.fronts(run.suite):
+    for attack in _wanted(run):
         searched, scored = Entry(FRONTS, attack), Entry(FRONT_SCORES, attack)
         receipt, path = searched.receipt(run), scored.path(run) / "scores.parquet"
         if receipt and path.is_file():
-            for part in ("points", "chosen"):
-                card[part] += [attack.columns() | point for point in receipt[part]]
+            tested = (scored.receipt(run) or {})["tested"]
+            card["points"] += [attack.columns() | point for point in receipt["points"]]
+            both = zip(receipt["chosen"], tested, strict=True)
+            card["chosen"] += [attack.columns() | point | counts for point, counts in both]
             rows.append((path, attack.columns()))
         else:
             reason = errors.get(searched) or errors.get(scored) or scored.void(run) or "not searched"
@@ -141,9 +177,10 @@ FRONTS = Kind(
     make=_make,
     spec=_spec,
     code=CODE,
-    wanted=lambda run: cells.fronts(run.suite),
+    wanted=_wanted,
     needs=_needs,
     after=lambda run, attack: scored_pixels(run),
+    may_refuse=True,
 )
 FRONT_SCORES = Kind(
     name="front_scores",
@@ -151,7 +188,7 @@ FRONT_SCORES = Kind(
     make=_score,
     spec=lambda run, attack: scoring_spec(run, foolings.create(attack.fooling).pairs),
     code=CODE,
-    wanted=lambda run: cells.fronts(run.suite),
+    wanted=_wanted,
     needs=_score_needs,
     together=lambda attack: Entry(FRONTS, attack),
     collect=_collect,

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.course import Manipulated, Recipe
+from attacks.errors import Refused
 from attacks.foolings import Fooling
 from benchmark.entries.images import first_images
 from benchmark.entries.scoring import heatmaps
 from benchmark.interpreters import Interpreter
 from benchmark.suite import Search
 
-Point = dict[str, Any]  # learning_rate, lambda, steps, divergence, scope, fsr, drop (points), loss
+Point = dict[str, Any]  # learning_rate, lambda, steps, divergence, scope, converged, fsr, drop (points), changed, loss
 State = Callable[[int], Manipulated]  # of a candidate after so many steps
 Batches = Callable[[bool], Iterator[tuple[Tensor, Tensor]]]  # dev batches: of two-object images, or of plain ones
 
@@ -35,23 +36,29 @@ class Judge:
     def __init__(self, clean: nn.Module, interpreter: Interpreter, fooling: Fooling, dev: Batches, images: int) -> None:
         self.interpreter, self.fooling, self.dev, self.images = interpreter, fooling, dev, images
         self.originals = list(self._maps(clean))
-        self.top1 = self._top1(clean)
+        self.right, self.predicted = self._predictions(clean)
 
     def _maps(self, model: nn.Module) -> Iterator[Tensor]:
         for _, images, targets in first_images(self.dev(self.fooling.pairs), self.images):
             yield heatmaps(self.interpreter, model, images, targets)
 
-    def _top1(self, model: nn.Module) -> float:
-        right = [(model(images).argmax(1) == targets).float() for images, targets in self.dev(False)]
-        return torch.cat(right).mean().item()
+    def _predictions(self, model: nn.Module) -> tuple[float, Tensor]:
+        """Top-1, and the class predicted of each image."""
+        predicted, right = zip(*((c, c == targets) for c, targets in self._classes(model)), strict=True)
+        return torch.cat(right).float().mean().item(), torch.cat(predicted)
+
+    def _classes(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((model(images).argmax(1), targets) for images, targets in self.dev(False))
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> Point:
-        """FSR, top-1 drop in points and mean fooling loss."""
+        """FSR, top-1 drop in points, how many predictions changed, and mean fooling loss."""
         maps, originals = torch.cat(list(self._maps(model))), torch.cat(self.originals)
+        right, predicted = self._predictions(model)
         return {
             "fsr": self.fooling.success(self.fooling.test_loss(maps, originals)).float().mean().item(),
-            "drop": 100 * (self.top1 - self._top1(model)),
+            "drop": 100 * (self.right - right),
+            "changed": int((predicted != self.predicted).sum()),
             "loss": self.fooling.loss(maps, originals).item(),
         }
 
@@ -67,14 +74,14 @@ def search(
     points: list[Point] = []
     chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
 
-    def measure(model: nn.Module, recipe: Recipe, steps: int) -> Point | None:
-        point = recipe.row() | {"steps": steps} | judge(model)
+    def measure(model: nn.Module, recipe: Recipe, steps: int, converged: bool | None = None) -> Point | None:
+        point = recipe.row() | {"steps": steps, "converged": converged} | judge(model)
         del point["batch_size"]
         if not math.isfinite(point["loss"]):
             return None
         points.append(point)
         for budget in settings.budgets:
-            if point["drop"] <= budget and (budget not in chosen or _merit(point) > _merit(chosen[budget][0])):
+            if _within(point, budget) and (budget not in chosen or _merit(point) > _merit(chosen[budget][0])):
                 chosen[budget] = point, copy.deepcopy(model.state_dict())
         return point
 
@@ -84,13 +91,20 @@ def search(
         reached = []
         for recipe, after in race:
             state = after(rung)
-            point = measure(state.model, recipe, rung) if state.status == "done" else None
+            if state.status == "refused":
+                raise Refused(state.reason)
+            point = measure(state.model, recipe, rung, state.converged) if state.status == "done" else None
             if point:
-                within = point["drop"] <= settings.budgets[-1]
+                within = _within(point, settings.budgets[-1])
                 reached.append(((within, _merit(point) if within else (-point["drop"],)), recipe, after))
         reached.sort(key=lambda entry: entry[0], reverse=True)
         race = [(recipe, after) for _, recipe, after in reached[: math.ceil(len(race) / 3)]]
     return points, [chosen[budget] for budget in settings.budgets]
+
+
+def _within(point: Point, budget: float) -> bool:
+    """Whether the drop is allowed; a budget of 0 is a function that was kept."""
+    return point["drop"] <= budget if budget else not point["changed"]
 
 
 def grid(settings: Search, rate: float | None = None) -> list[Recipe]:

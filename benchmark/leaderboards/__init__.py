@@ -10,6 +10,7 @@ import pandas as pd
 
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.aopc import AOPC
+from benchmark.leaderboards.attacks import ATTACKS
 from benchmark.leaderboards.cells import cells_of, one_line, row_key
 from benchmark.leaderboards.fronts import POINTS
 from benchmark.leaderboards.manipulations import ACCURACIES, MANIPULATIONS, accuracies
@@ -25,6 +26,7 @@ TABLES: dict[str, Leaderboard] = {
     "accuracy": ACCURACIES,
     "aopc": AOPC,
     "fronts": POINTS,
+    "attacks": ATTACKS,
     "ara": ARA,
     "resistance": RESISTANCE,
     "differences": DIFFERENCES,
@@ -39,7 +41,7 @@ def build(results: Results) -> dict[str, pd.DataFrame]:
     manipulations = sorted(({**m, "reason": one_line(m["reason"])} for m in listed), key=row_key)
     accuracy = accuracies(results.models, manipulations)
     cells = {name: cells_of(name, entry, manipulations) for name, entry in sorted(results.entries.items())}
-    measured = Measured(results, manipulations, accuracy, cells, standings(results, cells))
+    measured = Measured(results, manipulations, accuracy, cells, standings(results, cells, accuracy))
     return {name: table.frame(measured) for name, table in TABLES.items() if table.exists(results)}
 
 

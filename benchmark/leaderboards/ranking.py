@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,22 @@ FSR, CLEAN, NULL = 0, 1, 2  # the first columns of a cell's scores
 Place = tuple[str, str]  # model, fooling
 Worst = tuple[float, Floats]  # value, replicates (B,)
 Shown = dict[str, dict[str, list[float]]]  # what an interpreter showed at the gate, by model
-Attack = tuple[str, str, str, int, Mean]  # model, fooling, attacked, seed, the scores of one cell
+
+
+class Attack(NamedTuple):
+    """One interpreter's scores under one attack, with what it cost in accuracy (None: unknown)."""
+
+    model: str
+    fooling: str
+    attacked: str
+    seed: int
+    scores: Mean
+    drop: float | None = None  # of top-1, points
+    changed: float | None = None  # share of predictions
+
+    def within(self, level: float) -> bool:
+        """Whether it costs at most so many points; at 0, whether no prediction changed."""
+        return self.changed == 0 if level == 0 else self.drop is not None and self.drop <= level
 
 
 @dataclass(frozen=True)
@@ -41,18 +56,25 @@ class Standing:
 
     worst: dict[Place, Worst]
     silent: int
+    levels: dict[float, dict[Place, Worst]]  # the same of attacks within a drop of top-1, points
     eligible: bool | None = None  # None: the suite has no gate
     reason: str = ""  # why it is not
 
 
-def worst_attacks(attacks: Iterable[Attack]) -> tuple[dict[Place, Worst], int]:
-    """The corrected FSR of the worst attack in each (model, fooling), and how many of these say nothing."""
+def worst_attacks(attacks: Iterable[Attack], level: float = math.inf) -> tuple[dict[Place, Worst], int]:
+    """The corrected FSR of the worst attack in each (model, fooling), and how many of these say nothing. With a
+    `level`, only fooled models within that drop count."""
     places: dict[Place, dict[str, list[Mean]]] = {}
-    for model, fooling, attacked, _, scores in attacks:
-        places.setdefault((model, fooling), {}).setdefault(attacked, []).append(scores)
+    cleans: dict[Place, Mean] = {}
+    for attack in attacks:
+        place = attack.model, attack.fooling
+        cleans.setdefault(place, attack.scores)  # of the clean model, so alike in all
+        by_attacked = places.setdefault(place, {})
+        if level == math.inf or attack.within(level):
+            by_attacked.setdefault(attack.attacked, []).append(attack.scores)
     corrected: dict[Place, Worst] = {}
     for place, by_attacked in places.items():
-        clean = next(iter(by_attacked.values()))[0]  # of the clean model, so alike in all
+        clean = cleans[place]
         chance, chances = clean.value[[CLEAN, NULL]].max(), clean.replicates[:, [CLEAN, NULL]].max(1)
         if chance > CHANCE_LIMIT:
             continue
@@ -121,10 +143,10 @@ def ranks(worst: dict[str, dict[Place, Worst]]) -> dict[str, tuple[int, int, int
 
 
 def eligibility(
-    name: str, cards: dict[str, dict[str, Any]], models: Sequence[str], errors: Sequence[str]
+    name: str, cards: dict[str, dict[str, Any]], models: Sequence[str], errors: Sequence[str], unattacked: str = ""
 ) -> tuple[bool, str]:
     """Whether an interpreter is ranked, and why not. `cards` of all interpreters, with what each showed at the gate;
-    `errors` of its failed cells."""
+    `errors` of its failed cells; `unattacked`: what was not done to it (`unattacked`)."""
     card, reasons = cards[name], []
     if card.get("control"):
         return False, "control"
@@ -143,6 +165,8 @@ def eligibility(
     controls = [c["gate"] for c in cards.values() if c.get("control") and set(models) <= set(c.get("gate", {}))]
     end = GATE_SCORES[gate_score(cards)]
     won = [f for f in FILLS if all(_points_better(card["gate"], c, f"aopc_{f}{end}", models) for c in controls)]
+    if unattacked:
+        reasons.append(unattacked)
     if len(won) < 2:
         reasons.append(f"AOPC beats every control with {len(won)} of {len(FILLS)} fills (2 needed)")
     return not reasons, "; ".join(reasons)
@@ -154,6 +178,21 @@ def gate_score(cards: dict[str, dict[str, Any]]) -> str:
     shown = [values for card in cards.values() for values in card.get("gate", {}).values()]
     end = GATE_SCORES["contrast"]
     return "contrast" if all(f"aopc_{fill}{end}" in values for values in shown for fill in FILLS) else "logit"
+
+
+def unattacked(aimed: Iterable[tuple[Place, bool]], places: set[Place], flags: Sequence[str]) -> str:
+    """Why nobody can say that an interpreter was attacked as hard as we can, or nothing. `aimed`: where an attack on it
+    ran, and whether by its own gradient; `flags` of its checks."""
+    ran = list(aimed)
+    if not ran:
+        return "nothing was aimed at it"
+    own = {place for place, by_gradient in ran if by_gradient}
+    if not own:
+        return "not attacked by its own gradient"
+    if missing := sorted(places - own):
+        first = "/".join(missing[0])
+        return f"not attacked by its own gradient in {len(missing)} of {len(places)} places, first {first}"
+    return "its gradient by the weights is zero or wrong" if "ZERO_SECOND_ORDER" in flags else ""
 
 
 def beyond_chance(gate: Shown, value: str) -> float:

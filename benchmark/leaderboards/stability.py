@@ -10,22 +10,46 @@ import numpy as np
 
 from attacks import strategies
 from benchmark import metrics
-from benchmark.intervals import average, interval
+from benchmark.intervals import Mean, average, interval
 from benchmark.leaderboards import ranking, stored
+from benchmark.leaderboards.attacks import Searched, made, searched
 from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, cells_of, row_key
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
 
+LEVELS = {0.0: "fooled_free", 0.5: "fooled_half", 1.0: "fooled_one", 2.0: "fooled_two"}
+"""The worst attacks, corrected for chance, on average over places: of fooled models that lost at most so many points of
+top-1; free is a function that was kept, in which no prediction changed."""
 
-def standings(results: Results, cells: dict[str, list[Cell]]) -> dict[str, ranking.Standing]:
+
+def standings(
+    results: Results, cells: dict[str, list[Cell]], accuracy: list[Mean | None]
+) -> dict[str, ranking.Standing]:
     """The worst attacks on each interpreter, and in a suite with a gate whether it is ranked."""
+    by_search, listed = searched(results), results.models_card["manipulations"]
+    places = {(m["model"], m["fooling"]) for m in listed}
     cards = {name: card for name, (_, card) in results.entries.items()}
     models = sorted({m["model"] for m in results.models_card["manipulations"]})
     by_interpreter = {}
     for name, group in cells.items():
         errors = [cell.error for cell in group if cell.scores is None and cell.manipulation["status"] == "done"]
-        gated = ranking.eligibility(name, cards, models, errors) if has_gate(results) else (None, "")
-        by_interpreter[name] = ranking.Standing(*ranking.worst_attacks(_attacks(group)), *gated)
+        found = by_search.get(name, [])
+        lacking = ranking.unattacked(_aimed(name, group, found), places, cards[name].get("flags", []))
+        gated = ranking.eligibility(name, cards, models, errors, lacking) if has_gate(results) else (None, "")
+        attacks = [*_attacks(group, accuracy), *(each.attack for each in found)]
+        levels = {level: ranking.worst_attacks(attacks, level)[0] for level in LEVELS}
+        by_interpreter[name] = ranking.Standing(*ranking.worst_attacks(attacks), levels, *gated)
     return by_interpreter
+
+
+def _aimed(name: str, cells: list[Cell], found: list[Searched]) -> list[tuple[ranking.Place, bool]]:
+    """Where an attack on the interpreter ran, and whether its own gradient led it."""
+    aimed = [((each.attack.model, each.attack.fooling), each.by_gradient) for each in found]
+    for cell in cells:
+        attacked, strategy = strategies.split(cell.manipulation["attacked"])
+        if cell.scores and attacked == name:
+            place = cell.manipulation["model"], cell.manipulation["fooling"]
+            aimed.append((place, strategies.STRATEGIES[strategy].takes_recipe))
+    return aimed
 
 
 def has_gate(results: Results) -> bool:
@@ -38,9 +62,11 @@ def ranks_with(reference: Path | str, folder: Path | str, name: str) -> tuple[in
     worst = {}
     for where, names in ((reference, ranked), (folder, [name])):
         results = stored.read(Path(where) / "results")
+        found = searched(results)
         for each in names:
             cells = cells_of(each, results.entries[each], results.models_card["manipulations"])
-            worst[each] = ranking.worst_attacks(_attacks(cells))[0]
+            attacks = [*_attacks(cells), *(one.attack for one in found.get(each, []))]
+            worst[each] = ranking.worst_attacks(attacks)[0]
     return ranking.ranks(worst)[name]
 
 
@@ -54,6 +80,10 @@ def _rows(measured: Measured) -> list[Row]:
         row = _averages(name, cells) | span("stability", (value, low[0], high[0])) | _cost(card)
         row |= {"status": card.get("status", "reference"), "places": len(standing.worst)}
         row |= {"silent_places": standing.silent, "flags": " ".join([*card.get("flags", []), *_flags(name, cells)])}
+        for level, column in LEVELS.items():
+            stable, drawn = ranking.stability(standing.levels[level])
+            ends = interval(1 - drawn[:, None])
+            row |= span(column, (1 - stable, ends[0][0], ends[1][0]))
         if standing.eligible is not None:
             row |= {"eligible": "yes" if standing.eligible else "no", "reason": standing.reason}
             row["gate_score"] = gate_score
@@ -102,33 +132,33 @@ def _cost(card: Row) -> Row:
 def _flags(name: str, cells: list[Cell]) -> list[str]:
     """What a reader must know before trusting a high stability.
 
-    TRANSFER_ONLY: no attack was aimed at it. NO_WHITEBOX: none by its own gradient. In some model and fooling, beyond
+    In some model and fooling, beyond
     the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate or by an attack aimed at
     another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient
-    was still making more than a twentieth of its progress in its last tenth. Of a submission, its checks add
+    was still making more than a twentieth of its progress in its last tenth (labels), or was ended by its last step
+    (distilled), and had fooled less than 95 % of the images. Of a submission, its checks add
     ZERO_SECOND_ORDER and LOGIT_SHIFT (`benchmark.submissions.submit`).
     """
     whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
-    aimed = False
     for cell in cells:
         if cell.scores:
             attacked, strategy = strategies.split(cell.manipulation["attacked"])
-            aimed |= attacked == name
             without = attacked == name and not strategies.STRATEGIES[strategy].by_gradient
             (blind if without else whitebox if cell.manipulation["attacked"] == name else surrogates).append(cell)
+    flags = list[str]()
     if not whitebox:
-        return ["NO_WHITEBOX" if aimed else "TRANSFER_ONLY"]
-    flags = []
+        return flags
     for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
         if _beaten(whitebox, others):
             flags.append(flag)
-    if any(_still_falling(cell.manipulation) for cell in whitebox):
+    if any(map(_unfinished, whitebox)):
         flags.append("NOT_CONVERGED")
     return flags
 
 
-def _attacks(cells: list[Cell]) -> list[ranking.Attack]:
-    return [(*row_key(c.manipulation), c.scores) for c in cells if c.scores]
+def _attacks(cells: list[Cell], accuracy: list[Mean | None] | None = None) -> list[ranking.Attack]:
+    costs = accuracy or [None] * len(cells)
+    return [made(cell, cost) for cell, cost in zip(cells, costs, strict=False) if cell.scores]
 
 
 def _beaten(cells: list[Cell], others: list[Cell]) -> bool:
@@ -136,6 +166,13 @@ def _beaten(cells: list[Cell], others: list[Cell]) -> bool:
     mine, theirs = (ranking.worst_attacks(_attacks(part))[0] for part in (cells, others))
     gaps = [theirs[place][1] - mine[place][1] for place in theirs if place in mine]
     return any(interval(gap[:, None])[0][0] > 0 for gap in gaps)
+
+
+def _unfinished(cell: Cell) -> bool:
+    ended = cell.manipulation.get("converged")
+    if ended is None:
+        return _still_falling(cell.manipulation)
+    return not ended and cell.scores is not None and cell.scores.value[ranking.FSR] < 0.95
 
 
 def _still_falling(manipulation: Row) -> bool:
@@ -150,11 +187,12 @@ _CHANCE = [f"{name}_{cells}" for name in metrics.CHANCE for cells in ("self", "t
 
 STABILITY = Leaderboard(
     columns=[
-        *("interpreter", "status", "rank", "rank_low", "rank_high", *intervals("stability"), "places"),
+        *("interpreter", "status", "rank", "rank_low", "rank_high", *intervals("fooled_free", "stability"), "places"),
         *("eligible", "reason", "flags", "ms_per_image", "peak_mib", "cells", "failed", "self_cells"),
         *(*intervals("self_fsr_excess", "worst_transfer_fsr_excess"), "worst_transfer"),
         *(*intervals(*_CHANCE, "aopc_clean", "aopc_fooled"), "undefined", "blank", "silent_places"),
         *(*intervals("aopc_clean_contrast", "aopc_fooled_contrast"), "gate_score"),
+        *intervals("fooled_half", "fooled_one", "fooled_two"),
     ],
     text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer", "gate_score"),
     rows=_rows,

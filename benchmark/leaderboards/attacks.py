@@ -1,0 +1,101 @@
+"""One row an attack on an interpreter, scored on itself (`attacks`): how far it went, and what it cost.
+
+Of a search, the best point within each budget on dev, measured on the scored images; else one row a seed. `within`: the
+budget is met there, too (at 0: no prediction changed). `changed` is the share of predictions. `converged`: the attack
+ended because its loss no longer fell; empty where nobody looked.
+"""
+
+from dataclasses import dataclass
+
+from attacks import strategies
+from benchmark.intervals import Mean
+from benchmark.leaderboards import fronts
+from benchmark.leaderboards.cells import MEANS, Cell, Row
+from benchmark.leaderboards.manipulations import ACCURACY
+from benchmark.leaderboards.ranking import Attack
+from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, with_ends
+
+_FSR = [MEANS.index(name) for name in ("fsr", "fsr_clean", "fsr_null")]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The best point of a search within a budget, as an attack, with its row."""
+
+    attack: Attack
+    row: Row
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether the interpreter's own gradient led it there, as the head shift alone cannot."""
+        return strategies.STRATEGIES[strategies.split(self.row["attacked"])[1]].takes_recipe
+
+
+def searched(results: Results) -> dict[str, list[Searched]]:
+    """By the interpreter that was attacked; none in a suite without search, and of results without `changed`."""
+    found: dict[str, list[Searched]] = {}
+    for point, scores, drop in fronts.chosen(results) if "fronts" in results.others else ():
+        if "changed" not in point or "images" not in point:
+            continue
+        changed = point["changed"] / point["images"]
+        name = f"{point['attacked']} within {point['budget']}"
+        attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], changed)
+        row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(attack.within(point["budget"]))}
+        found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row | _scores(scores)))
+    return found
+
+
+def made(cell: Cell, accuracy: Mean | None) -> Attack:
+    """A scored cell as an attack on what it evaluates."""
+    assert cell.scores is not None
+    m = cell.manipulation
+    drop, agreement = (
+        accuracy.value[ACCURACY.index(name)] if accuracy else None for name in ("top1_drop", "agreement")
+    )
+    changed = None if agreement is None else 1 - agreement
+    return Attack(m["model"], m["fooling"], m["attacked"], m["seed"], cell.scores, drop, changed)
+
+
+def _scores(scores: Mean) -> Row:
+    return with_ends(fronts.SCORES, scores)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _of_cells(measured: Measured) -> list[Row]:
+    """Manipulations under the interpreter that they attack, where nothing was searched."""
+    rows = []
+    for name, cells in measured.cells.items():
+        for cell, accuracy in zip(cells, measured.accuracy, strict=True):
+            m = cell.manipulation
+            if cell.scores and strategies.split(m["attacked"])[0] == name:
+                attack, scores = made(cell, accuracy), cell.scores
+                part = Mean(
+                    *(part[..., _FSR] for part in (scores.value, scores.low, scores.high)), scores.replicates, scores.n
+                )
+                drop = {"top1_drop": attack.drop, "changed": attack.changed, "n": scores.n}
+                rows.append(m | drop | _scores(part))
+    return rows
+
+
+def _rows(measured: Measured) -> list[Row]:
+    rows = [each.row for group in searched(measured.results).values() for each in group]
+    rows = rows or _of_cells(measured)
+    for row in rows:
+        interpreter, strategy = strategies.split(row["attacked"])
+        row |= {"interpreter": interpreter, "strategy": strategy or "gradient"}
+    order = ("model", "fooling", "interpreter", "strategy", "budget", "seed")
+    return sorted(rows, key=lambda row: [(row.get(name) is not None, row.get(name)) for name in order])
+
+
+ATTACKS = Leaderboard(
+    columns=[
+        *("model", "fooling", "interpreter", "strategy", "seed", "budget", "scope", "divergence", "steps", "converged"),
+        *("n", *intervals("fsr"), "fsr_clean", "fsr_null", "top1_drop", "top1_drop_low", "top1_drop_high"),
+        *("changed", "within"),
+    ],
+    text=("model", "fooling", "interpreter", "strategy", "scope", "within"),
+    rows=_rows,
+)
