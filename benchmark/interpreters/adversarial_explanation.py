@@ -30,9 +30,9 @@ class AdversarialExplanation(Interpreter):
     unrolled: int | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        graph = needs_graph(model)
+        graph = needs_graph(model, images)
         with torch.set_grad_enabled(graph):
-            logits = model(images.detach())
+            logits = model(images)
         unrolled, path = self.unrolled if graph else 0, 5 * self.rho
         return logits, bounded(
             model, images, targets, rho=self.rho, steps=self.steps, path=path, toward=self.toward, unrolled=unrolled

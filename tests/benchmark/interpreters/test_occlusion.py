@@ -93,6 +93,27 @@ def test_what_counts_against_the_label_is_no_evidence_for_it(setting):
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("occlusion", {"cells": 3}),
+        ("occlusion_contrast", {"cells": 4}),
+        ("feature_ablation", {"cells": 5}),
+        ("kernel_shap", {"cells": 3, "samples": 40}),
+        ("kernel_shap", {"cells": 3, "samples": 11, "seed": 5, "target": "contrast"}),  # too few: of least norm
+    ],
+)
+def test_the_map_with_a_graph_is_captums(name, options, setting, monkeypatch):
+    model, images, targets = setting
+    model, interpreter = nn.Sequential(model, nn.Tanh()), interpreters.create(name, **options)  # not additive
+    got = interpreter.attribute(model, images, targets)
+    assert got.requires_grad
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # Captum's regression, and occlusion's quotient
+    with torch.no_grad():
+        expected = interpreter.attribute(model, images, targets)
+    torch.testing.assert_close(got.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("occlusion", {"cells": 1}, "cells of occlusion must be at least 2"),
