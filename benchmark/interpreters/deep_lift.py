@@ -105,7 +105,7 @@ def _rescale_beside(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     followed, beside = x.tensor_split([len(x) // 3])
     output = function(beside, *args, **kwargs)
     derivative = torch.autograd.grad(output.sum(), beside, create_graph=True)[0]
-    slope = _smooth_quotient(beside, output, derivative).chunk(2)[0]
+    slope = _quotient(beside, output, derivative).chunk(2)[0]
     return torch.cat([Slope.apply(followed, output.detach().chunk(2)[0], slope, False), output])
 
 
@@ -118,18 +118,6 @@ def _cross_maximum_beside(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     followed, *beside = x.flatten(2).gather(2, chosen.flatten(2)).view_as(torch.cat([high, output])).chunk(3)
     slope = _quotient(torch.cat(beside), output, torch.ones_like(output)).chunk(2)[0]
     return torch.cat([Slope.apply(followed, high.detach(), slope, False), output])
-
-
-def _smooth_quotient(x: Tensor, output: Tensor, derivative: Tensor) -> Tensor:
-    """`_quotient`, whose gradient is that of the mean of both derivatives where Δx is small and no kink between.
-
-    There the quotient's own gradient is a difference of rounding errors divided by Δx²; the mean's is off by O(Δx²).
-    """
-    slope, mean = _quotient(x, output, derivative), sum(derivative.chunk(2)) / 2
-    (high, low), (steep, other) = x.detach().chunk(2), derivative.detach().chunk(2)
-    near = ((high - low).abs() < torch.finfo(x.dtype).eps ** 0.25) & ((steep - other).abs() < 0.1)
-    mean, near = mean.repeat(2, *[1] * (x.dim() - 1)), near.repeat(2, *[1] * (x.dim() - 1))
-    return torch.where(near, slope.detach() + (mean - mean.detach()), slope)
 
 
 def _quotient(x: Tensor, output: Tensor, derivative: Tensor) -> Tensor:
