@@ -102,9 +102,11 @@ def _cross_maximum(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _rescale_beside(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`_rescale` of the first third by the slopes of (image, baseline) beside it, whose function is as ever."""
     refuse_half(DeepLift.name, "an activation", [x])
-    followed, beside = x.tensor_split([len(x) // 3])
-    output = function(beside, *args, **kwargs)
-    derivative = torch.autograd.grad(output.sum(), beside, create_graph=True)[0]
+    with torch.enable_grad():
+        followed, beside = x.tensor_split([len(x) // 3])
+        beside = beside if beside.requires_grad else beside.detach().requires_grad_()
+        output = function(beside, *args, **kwargs)
+        derivative = torch.autograd.grad(output.sum(), beside, create_graph=True)[0]
     slope = _quotient(beside, output, derivative).chunk(2)[0]
     return torch.cat([Slope.apply(followed, output.detach().chunk(2)[0], slope, False), output])
 
