@@ -29,6 +29,7 @@ class OnGrid(CaptumTargeted):
     """Parts on a grid of `cells` × `cells`."""
 
     differentiable: ClassVar[bool] = True
+    attacked: ClassVar[int]  # cells of the grid that an attack differentiates by
     cells: int = 8
 
     def __post_init__(self) -> None:
@@ -41,6 +42,10 @@ class OnGrid(CaptumTargeted):
             return super().explain(model, images, targets)
         logits = model(images)
         return logits, self.own(model, images, targets, self.score(logits, targets)).expand_as(images)
+
+    def in_attack(self) -> Interpreter:
+        """On a grid of `attacked` × `attacked` cells at most: more steps at the price of one."""
+        return replace(self, cells=min(self.cells, self.attacked))
 
     def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
         """Captum's attribution with its graph; `whole` (N,) is the score of the images. -> (N, 1, H, W)."""
@@ -80,9 +85,15 @@ class PartByPart(OnGrid):
 @dataclass(frozen=True)
 class Occlusion(PartByPart):
     """A window slides over the image; each pixel gets the mean effect of the windows that hide it (Zeiler and Fergus
-    2014). Windows start on a grid of `cells` × `cells` and are about twice as wide as their step."""
+    2014). Windows start on a grid of `cells` × `cells` and are about twice as wide as their step.
+
+    An attack has 5 × 5 windows. After 30 CPU seconds of fooling a compact ResNet's location (shapes of 32 × 32), the
+    loss of the whole map was 0.13 by them, 0.23 by 4 × 4 and by 6 × 6, 0.39 by all 8 × 8 (33 steps in the place of 95),
+    and 0.22 to 0.27 by all windows with a graph for 16 or 8 of them drawn anew at each step; clean 0.47.
+    """
 
     name: ClassVar[str] = "occlusion"
+    attacked: ClassVar[int] = 5
 
     def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         steps, windows = self._windows(images)
@@ -107,9 +118,14 @@ class Occlusion(PartByPart):
 
 @dataclass(frozen=True)
 class FeatureAblation(PartByPart):
-    """Each cell of the grid is removed once."""
+    """Each cell of the grid is removed once.
+
+    An attack has 4 × 4 cells. After 20 CPU seconds, as for occlusion, the loss of the whole map was 0.39 by them, 0.43
+    by 5 × 5 (whose borders are not those of 8 × 8) and 0.47, that of the clean model, by 8 cells of 64 drawn anew.
+    """
 
     name: ClassVar[str] = "feature_ablation"
+    attacked: ClassVar[int] = 4
 
     def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         return CaptumFeatureAblation(model).attribute(images, target=targets, feature_mask=self.grid(images))
@@ -126,6 +142,7 @@ class KernelShap(OnGrid):
 
     name: ClassVar[str] = "kernel_shap"
     stochastic: ClassVar[bool] = True
+    attacked: ClassVar[int] = 4
     samples: int = 256
     seed: int | None = 0
     at_once: int = 16
@@ -136,6 +153,11 @@ class KernelShap(OnGrid):
             raise UserError(
                 f"samples of kernel_shap must be at least cells² + 2 = {self.cells**2 + 2} (got {self.samples})"
             )
+
+    def in_attack(self) -> Interpreter:
+        """On 4 × 4 cells by at most 48 sets, drawn anew at each step: those of one seed would be all it fools."""
+        cells = min(self.cells, self.attacked)
+        return replace(self, cells=cells, samples=min(self.samples, 3 * cells**2), seed=None)
 
     def captum(self, model: Any, images: Tensor, targets: Tensor) -> Tensor:
         grid, method = self.grid(images), CaptumKernelShap(model)
