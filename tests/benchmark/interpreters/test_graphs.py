@@ -1,4 +1,4 @@
-"""Heatmaps keep their graph to whatever can be differentiated by: the weights of a model, and images of a frozen one."""
+"""Heatmaps keep their graph to whatever can be differentiated by: a model's weights, a frozen model's images."""
 
 import pytest
 import torch
