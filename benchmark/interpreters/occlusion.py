@@ -155,7 +155,7 @@ class KernelShap(OnGrid):
             )
 
     def in_attack(self) -> Interpreter:
-        """On 4 × 4 cells at most, by three sets a cell, drawn anew at each step so that no seed's sets are all it fools.
+        """On 4 × 4 cells at most, by three sets a cell, anew at each step: no seed's sets are all that it fools.
 
         After 12 CPU seconds, as for occlusion, the loss of the whole map was 0.39 by these 48 sets and 0.41 by 24, of 8
         images; clean 0.42. A step costs 45 of Grad-CAM's.
