@@ -104,14 +104,14 @@ def bounded(
     For adversarial training (ρ = 0.01, 7 steps, path ρ) and, `toward` a class (down CE), adversarial explanations
     (ρ = 0.1, 35 steps, path 5ρ). Nothing is clipped; images may be in any units, and ρ is in the same. Without
     momentum, RMSE(δ) exceeds ρ by less than one of the last steps, path·2(T−t)/(T(T+1)). `unrolled`: through that many
-    last steps (None: all) δ keeps its graph to the model's parameters.
+    last steps (None: all) δ keeps its graph to the model's parameters, and to images that require one.
     """
     check_options(rho=rho, steps=steps, path=path)
-    logits_of, images = classifier(model, images, targets), images.detach()
-    delta, velocity = torch.zeros_like(images), torch.zeros_like(images)
+    logits_of, fixed = classifier(model, images, targets), images.detach()
+    delta, velocity = torch.zeros_like(fixed), torch.zeros_like(fixed)
     for t in range(steps):
         graph = unrolled is None or t >= steps - unrolled
-        _, gradient = _look(logits_of, images, delta, targets, graph)
+        _, gradient = _look(logits_of, images if graph else fixed, delta, targets, graph)
         with torch.set_grad_enabled(graph):
             outside = rmse(delta) >= rho
             _move(delta, velocity, gradient, outside, _length(t, steps, path), momentum, toward)

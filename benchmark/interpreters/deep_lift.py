@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attacks.errors import Refused
 from benchmark.interpreters.activations import Activations, Slope, Step
+from benchmark.interpreters.base import needs_graph
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.interpreters.origins import refuse_half
 
@@ -29,15 +30,21 @@ TINY = 1e-10  # below it, a difference is none (as in Captum)
 
 @dataclass(frozen=True)
 class DeepLift(SimpleGrad):
-    """(x − x⁰) · multiplier; the heatmap is SimpleGrad's. Costs a pass over twice the batch."""
+    """(x − x⁰) · multiplier; the heatmap is SimpleGrad's. Costs a pass over twice the batch.
+
+    With a graph, over three times the batch: what the multipliers are taken of, and beside it image and baseline as
+    they really run. Multipliers are quotients of the latter, and so depend on the weights as those do; in what they are
+    taken of, an activation's derivative is not its own.
+    """
 
     name: ClassVar[str] = "deep_lift"
-    differentiable: ClassVar[bool] = False
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        refuse_half(self.name, "the images", [images])
+        if needs_graph(model, images):
+            return self._with_graph(model, images, targets)
         mode = Activations(self.name, dict.fromkeys(ACTIVATIONS, _rescale) | {"max_pool2d": _cross_maximum})
         constants = {name: p.detach() for name, p in model.named_parameters()}  # their gradients are not wanted
-        refuse_half(self.name, "the images", [images])
         with torch.enable_grad():
             images = images.detach().requires_grad_()
             both = torch.cat([images, torch.zeros_like(images)])
@@ -47,6 +54,15 @@ class DeepLift(SimpleGrad):
         attribution = images.detach() * multipliers
         _refuse_incomplete(attribution, *scores.detach().chunk(2))
         return logits[: len(images)].detach(), attribution
+
+    def _with_graph(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        steps = dict.fromkeys(ACTIVATIONS, _rescale_beside) | {"max_pool2d": _cross_maximum_beside}
+        mode, start = Activations(self.name, steps), images.detach().requires_grad_()
+        logits = mode.follow(model, torch.cat([start, images, torch.zeros_like(images)]))
+        scores = self.score(logits, targets.repeat(3)).chunk(3)
+        attribution = images * mode.gradient(scores[0].sum(), start, graph=True)
+        _refuse_incomplete(attribution.detach(), *(score.detach() for score in scores[1:]))
+        return logits[len(images) : 2 * len(images)], attribution
 
 
 def _refuse_incomplete(attribution: Tensor, image: Tensor, baseline: Tensor) -> None:
@@ -81,6 +97,29 @@ def _cross_maximum(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     selected = x.flatten(2).gather(2, chosen.flatten(2)).view_as(output)
     slope = _quotient(selected.detach(), output, torch.ones_like(output))
     return Slope.apply(selected, output, slope, False)
+
+
+def _rescale_beside(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`_rescale` of the first third by the slopes of (image, baseline) beside it, whose function is as ever."""
+    refuse_half(DeepLift.name, "an activation", [x])
+    with torch.enable_grad():
+        followed, beside = x.tensor_split([len(x) // 3])
+        beside = beside if beside.requires_grad else beside.detach().requires_grad_()
+        output = function(beside, *args, **kwargs)
+        derivative = torch.autograd.grad(output.sum(), beside, create_graph=True)[0]
+    slope = _quotient(beside, output, derivative).chunk(2)[0]
+    return torch.cat([Slope.apply(followed, output.detach().chunk(2)[0], slope, False), output])
+
+
+def _cross_maximum_beside(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`_cross_maximum` of the first third, in the same way."""
+    refuse_half(DeepLift.name, "max-pooling", [x])
+    output, winners = F.max_pool2d(x.tensor_split([len(x) // 3])[1], *args, **kwargs | {"return_indices": True})
+    (high, reference), (first, second) = output.chunk(2), winners.chunk(2)
+    chosen = torch.where(high >= reference, first, second).repeat(3, 1, 1, 1)
+    followed, *beside = x.flatten(2).gather(2, chosen.flatten(2)).view_as(torch.cat([high, output])).chunk(3)
+    slope = _quotient(torch.cat(beside), output, torch.ones_like(output)).chunk(2)[0]
+    return torch.cat([Slope.apply(followed, high.detach(), slope, False), output])
 
 
 def _quotient(x: Tensor, output: Tensor, derivative: Tensor) -> Tensor:

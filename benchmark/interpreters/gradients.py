@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Score, Targeted, label_logits, needs_graph, tap
+from benchmark.interpreters.base import Score, Targeted, label_logits, leaf, needs_graph, tap
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class SimpleGrad(Targeted):
     name: ClassVar[str] = "simple_grad"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        graph = needs_graph(model)
+        graph = needs_graph(model, images)
         with torch.enable_grad():
-            images = images.detach().requires_grad_()
+            images = leaf(images, graph)
             logits = model(images)
             gradient = torch.autograd.grad(self.score(logits, targets).sum(), images, create_graph=graph)[0]
         return logits if graph else logits.detach(), gradient
@@ -36,7 +36,7 @@ class InputXGradient(SimpleGrad):
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, gradient = super().explain(model, images, targets)
-        return logits, images.detach() * gradient
+        return logits, images * gradient
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def layer_gradient(
     """Logits, the target layer's input (N, C, h, w) and the gradient of the `score` by it.
 
     The input of a dense layer, a list of tensors, is joined along the channels, as the released code of Heo et al.
-    2019 has it. The graph to the parameters is kept where the caller can use it.
+    2019 has it. The graph to the parameters and the images is kept where the caller can use it.
     """
-    graph = needs_graph(model)
+    graph = needs_graph(model, images)
     taken: list[Tensor] = []
     with torch.enable_grad():
         with tap(model, layer, taken):
             # the layer's input needs a graph to the logit, even where it is the image or no parameter has a gradient
-            logits = model(images if graph and images.requires_grad else images.detach().requires_grad_())
+            logits = model(leaf(images, graph))
         gradients = torch.autograd.grad(score(logits, targets).sum(), taken, create_graph=graph)
         activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
     if graph:

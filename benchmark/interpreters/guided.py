@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.interpreters.activations import Activations, Slope, Step
-from benchmark.interpreters.base import Targeted, needs_graph
+from benchmark.interpreters.base import Targeted, leaf, needs_graph
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.interpreters.operations import POOL_MAX
@@ -69,10 +69,10 @@ class GuidedGradCAM(SimpleGrad):
 
 def _gradient(method: Targeted, model: nn.Module, images: Tensor, targets: Tensor, relu: Step) -> tuple[Tensor, Tensor]:
     """Logits and the gradient of the method's score by the images, each ReLU passed by the rule `relu`."""
-    graph = needs_graph(model)
+    graph = needs_graph(model, images)
     mode = Activations(method.name, {"relu": relu}, plain=POOL_MAX)
     with torch.enable_grad():
-        images = images.detach().requires_grad_()
+        images = leaf(images, graph)
         start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
         logits = mode.follow(model, start)
         gradient = mode.gradient(method.score(logits, targets).sum(), images, graph)

@@ -15,8 +15,6 @@ from benchmark.leaderboards.manipulations import ACCURACY
 from benchmark.leaderboards.ranking import Attack
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, with_ends
 
-_FSR = [MEANS.index(name) for name in ("fsr", "fsr_clean", "fsr_null")]
-
 
 @dataclass(frozen=True)
 class Searched:
@@ -41,7 +39,9 @@ def searched(results: Results) -> dict[str, list[Searched]]:
         name = f"{point['attacked']} within {point['budget']}"
         attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], changed)
         row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(attack.within(point["budget"]))}
-        found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row | _scores(scores)))
+        found.setdefault(strategies.split(point["attacked"])[0], []).append(
+            Searched(attack, row | with_ends(fronts.SCORES, scores))
+        )
     return found
 
 
@@ -49,15 +49,9 @@ def made(cell: Cell, accuracy: Mean | None) -> Attack:
     """A scored cell as an attack on what it evaluates."""
     assert cell.scores is not None
     m = cell.manipulation
-    drop, agreement = (
-        accuracy.value[ACCURACY.index(name)] if accuracy else None for name in ("top1_drop", "agreement")
-    )
-    changed = None if agreement is None else 1 - agreement
-    return Attack(m["model"], m["fooling"], m["attacked"], m["seed"], cell.scores, drop, changed)
-
-
-def _scores(scores: Mean) -> Row:
-    return with_ends(fronts.SCORES, scores)
+    cost = {name: accuracy.value[ACCURACY.index(name)] for name in ("top1_drop", "agreement")} if accuracy else {}
+    changed = 1 - cost["agreement"] if cost else None
+    return Attack(m["model"], m["fooling"], m["attacked"], m["seed"], cell.scores, cost.get("top1_drop"), changed)
 
 
 def _yes(value: bool) -> str:
@@ -72,11 +66,8 @@ def _of_cells(measured: Measured) -> list[Row]:
             m = cell.manipulation
             if cell.scores and strategies.split(m["attacked"])[0] == name:
                 attack, scores = made(cell, accuracy), cell.scores
-                part = Mean(
-                    *(part[..., _FSR] for part in (scores.value, scores.low, scores.high)), scores.replicates, scores.n
-                )
                 drop = {"top1_drop": attack.drop, "changed": attack.changed, "n": scores.n}
-                rows.append(m | drop | _scores(part))
+                rows.append(m | drop | with_ends(MEANS, scores))
     return rows
 
 

@@ -18,7 +18,7 @@ FRONTS = Table(
         {
             **dict.fromkeys(PLACE, TEXT),
             "budget": pa.float32(),  # top-1 drop allowed on dev, points
-            "measure": TEXT,  # fsr: the heatmap is a success of the fooling; null: an unrelated map is; top1 (of before): label
+            "measure": TEXT,  # fsr: the heatmap is a success of the fooling; null: an unrelated map is; before: top1
             "image": pa.int32(),
             "pair": pa.int8(),
             "value": pa.bool_(),

@@ -69,6 +69,11 @@ def test_unrolled_steps_are_all_unless_said_otherwise(setting):
     assert not torch.allclose(gradient(None), gradient(1))
 
 
+def test_an_attack_takes_eight_steps_at_most():
+    assert explanation(rho=0.3, unrolled=2).in_attack() == explanation(rho=0.3, unrolled=2, steps=8)
+    assert explanation(steps=5).in_attack() == explanation(steps=5)
+
+
 @pytest.mark.parametrize("unrolled", [None, 1])
 def test_it_can_be_attacked(unrolled, setting):
     model, images, targets = setting

@@ -80,11 +80,16 @@ def test_the_rescale_rule_by_hand(activation):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), activation, nn.Linear(6, 2)).double()
     images, targets = torch.randn(3, 4, 1, 1, dtype=torch.double), torch.tensor([0, 1, 1])
+    z, reference = model[1](images.flatten(1)), model[1].bias
+    slope = (activation(z) - activation(reference)) / (z - reference)
+    expected = images.flatten(1) * ((model[3].weight[targets] * slope) @ model[1].weight)
+    got = ours(model, images, targets).flatten(1)
+    torch.testing.assert_close(got, expected)
     with torch.no_grad():
-        z, reference = model[1](images.flatten(1)), model[1].bias
-        slope = (activation(z) - activation(reference)) / (z - reference)
-        expected = images.flatten(1) * ((model[3].weight[targets] * slope) @ model[1].weight)
-    torch.testing.assert_close(ours(model, images, targets).flatten(1), expected)
+        torch.testing.assert_close(ours(model, images, targets).flatten(1), expected)
+    asked = [*model[1].parameters(), model[3].weight]
+    gradients = [torch.autograd.grad(maps.sin().sum(), asked) for maps in (got, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
 
 
 def test_max_pooling_hands_the_difference_to_the_winner_of_the_larger_output():
@@ -110,6 +115,21 @@ def test_inplace_operations_give_the_map_of_their_pure_form():
     inplace.load_state_dict(pure.state_dict())
     images, targets = torch.randn(2, 3, 5, 5, dtype=torch.double), torch.tensor([0, 1])
     torch.testing.assert_close(ours(inplace, images, targets), ours(pure, images, targets))
+
+
+@pytest.mark.parametrize("case", ["kitchen", "compact_vgg", "compact_densenet"])
+def test_the_map_with_a_graph_is_the_one_without(case):
+    model, images, targets = kitchen() if case == "kitchen" else drawn(case)
+    images[0, :, :4] = 0  # as the baseline
+    logits, attribution = interpreters.create("deep_lift")._explain(model, images, targets)
+    assert attribution.requires_grad
+    with torch.no_grad():
+        expected = interpreters.create("deep_lift")._explain(model, images, targets)
+    torch.testing.assert_close((logits, attribution), expected, rtol=1e-9, atol=1e-12)
+    wanted = model(images)  # the slopes in the place of derivatives are not in the logits' graph
+    parameters = list(model.parameters())
+    grads = [torch.autograd.grad(z.sin().sum(), parameters, retain_graph=True) for z in (logits, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 
 
 def test_an_image_equal_to_the_baseline_has_no_attribution():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from attacks import Location, Recipe, manipulate
 from attacks.errors import UserError
 from benchmark import interpreters
 
@@ -90,6 +91,77 @@ def test_what_counts_against_the_label_is_no_evidence_for_it(setting):
     expected = blocks.repeat_interleave(3, 1).repeat_interleave(4, 2)
     assert (blocks == 0).any()
     torch.testing.assert_close(heatmaps, expected / expected.amax((1, 2), keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("occlusion", {"cells": 3}),
+        ("occlusion_contrast", {"cells": 4}),
+        ("feature_ablation", {"cells": 5}),
+        ("kernel_shap", {"cells": 3, "samples": 40}),
+        ("kernel_shap", {"cells": 3, "samples": 11, "seed": 5, "target": "contrast"}),  # as few as may be
+    ],
+)
+def test_the_map_with_a_graph_is_captums(name, options, setting, monkeypatch):
+    model, images, targets = setting
+    model, interpreter = nn.Sequential(model, nn.Tanh()), interpreters.create(name, **options)  # not additive
+    got = interpreter.attribute(model, images, targets)
+    assert got.requires_grad
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # Captum's regression, and occlusion's quotient
+    with torch.no_grad():
+        expected = interpreter.attribute(model, images, targets)
+    torch.testing.assert_close(got.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["occlusion", "occlusion_contrast", "feature_ablation", "kernel_shap"])
+def test_an_attack_has_a_coarser_grid_and_never_a_finer_one(name):
+    whole = interpreters.create(name)
+    attacked = whole.in_attack()
+    assert type(attacked) is type(whole)
+    assert attacked.target == whole.target
+    assert 2 < attacked.cells < whole.cells
+    small = {"cells": 2, "samples": 6} if name == "kernel_shap" else {"cells": 2}
+    small = interpreters.create(name, **small)
+    assert small.in_attack().cells == small.cells
+    if name == "kernel_shap":
+        assert (attacked.samples, attacked.seed, small.in_attack().samples) == (48, None, 6)
+
+
+def test_kernel_shap_of_no_seed_draws_anew_from_the_global_generator(setting):
+    model, images, targets = setting
+    interpreter = interpreters.create("kernel_shap", cells=3, samples=12, seed=None)
+    model = nn.Sequential(model, nn.Tanh())
+
+    def two():
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return [interpreter.attribute(model, images, targets) for _ in range(2)]
+
+    (first, second), (again, _) = two(), two()
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second)
+    with torch.no_grad():
+        torch.testing.assert_close(two()[0], first.detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["occlusion", "kernel_shap"])
+def test_it_can_be_attacked(name):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 3)]
+    batch = (torch.randn(4, 3, 12, 12), torch.tensor([0, 1, 2, 0]))
+    model = nn.Sequential(*layers)
+    interpreter = interpreters.create(name, cells=3, **({"samples": 64} if name == "kernel_shap" else {}))
+    recipe = Recipe(1e-2, 100.0, 10)
+    result = manipulate(model, interpreter.in_attack(), Location(), [batch], recipe, progress=False)
+
+    def loss(model):
+        with torch.no_grad():
+            maps = interpreter(model, *batch)
+        return Location().loss(maps, maps).item()
+
+    assert result.status == "done"
+    assert loss(result.model) < 0.95 * loss(model)
 
 
 @pytest.mark.parametrize(

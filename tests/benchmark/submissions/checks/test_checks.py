@@ -27,6 +27,9 @@ FAILED = {  # by what the method is: it looks at no class, or at nothing but the
     "sobel": BLIND,
     "constant": {*BLIND, "depends on the image"},
 }
+UNDECIDED = {  # in the VGG all pixels of the baseline tie in max-pooling, so that rounding says who wins
+    "deep_lift": {"gradient by the weights"},
+}
 ASKED = [
     *("lrp", "lrp_t", "grad_cam", "layer_cam", "eigen_cam", "simple_grad", "simple_grad_t", "input_x_gradient"),
     *("guided_backprop", "deconvolution", "smooth_grad", "integrated_gradients", "deep_lift", "sobel", "constant"),
@@ -43,7 +46,8 @@ def test_every_interpreter_of_ours_passes(name: str):
     warned = WARNED.get(name.removesuffix("_contrast"), set()) | ({SHIFTED} if name not in NO_LOGIT else set())
     assert {finding.check for finding in found if not finding.ok} == warned | FAILED.get(name, set())
     skipped = {finding.check for finding in found if finding.ok and finding.message}
-    assert skipped <= {"same on CPU and GPU"}, "none of the other checks may be given up on"
+    undecided = UNDECIDED.get(name, set())
+    assert skipped <= {"same on CPU and GPU"} | undecided, "none of the other checks may be given up on"
     asked = {finding.check for finding in found}
     assert ("gradient by the weights" in asked) == interpreter.differentiable
     assert len(asked) == len(found) == 17 + interpreter.differentiable + (not interpreter.stochastic)
