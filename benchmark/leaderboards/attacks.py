@@ -39,9 +39,8 @@ def searched(results: Results) -> dict[str, list[Searched]]:
         name = f"{point['attacked']} within {point['budget']}"
         attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], changed)
         row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(attack.within(point["budget"]))}
-        found.setdefault(strategies.split(point["attacked"])[0], []).append(
-            Searched(attack, row | with_ends(fronts.SCORES, scores))
-        )
+        row |= with_ends(fronts.SCORES, scores)
+        found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row))
     return found
 
 
