@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.transforms import v2
 
 from attacks import foolings
 from attacks.errors import UserError, unknown
 from benchmark import interpreters, models
 from benchmark.cells import Cell, Manipulation, View
+from benchmark.datasets import pictures
 from benchmark.entries.kind import Entry
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scores import SCORES
@@ -65,11 +65,9 @@ def explain(image: Path, model_name: str, weights: str, interpreter_name: str, t
 
     An adversarial explanation is shown as the image that it is, too.
     """
-    try:
-        with Image.open(image) as file:
-            picture = v2.functional.pil_to_tensor(file.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"image {image} cannot be read: {error}") from error
+    if not image.is_file():
+        raise UserError(f"image {image} cannot be read: it is no file")
+    picture = v2.functional.pil_to_tensor(pictures.opened(image))
     interpreter = interpreters.create(interpreter_name)
     model = models.create(model_name, weights=weights)
     size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])

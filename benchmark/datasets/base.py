@@ -4,6 +4,7 @@ Shapes: images (N, 3, H, W) float32, normalised = (pixel - mean) / std with pixe
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Dataset(TorchDataset[Item]):
     def inventory(self) -> str:
         """A digest of the files and targets, for which no image is read."""
         files = "\n".join(file for i in range(len(self)) for file in self.files(i))
-        return hashlib.sha256(files.encode() + self.targets.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(os.fsencode(files) + self.targets.numpy().tobytes()).hexdigest()
 
     def where(self, index: int) -> str:
         """Item `index` in words, for an error message."""
