@@ -49,7 +49,7 @@ def run(
     from benchmark.leaderboards.show import show
 
     chosen = _load_suite(suite, split and split.value)
-    folder = out or _default_out(suite, split and split.value)
+    folder = _folder(out or _default_out(suite, split and split.value), "results")
     given = _run(chosen, store, data, device, elsewhere=engine is Engine.ray)
     needed = executor.Needed(address, cpus_per_cell, gpus_per_cell)
     failed = compute.run_suite(*executor.on(engine.value, given, folder, jobs, cell_timeout, needed))
@@ -107,12 +107,14 @@ def submit(
     from benchmark.submissions.submission import parse
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
+    if out is not None:
+        _folder(out, "results")
     start, parsed = _run(_load_suite(suite), store, data, device), parse(submission)
     flags = submit.check(remote(parsed), start.device, typer.echo)
     if check_only:
         return
     checked = remote(parsed, flags)
-    folder = out or Path("submissions") / f"{checked.name}-{start.suite.name}"
+    folder = _folder(out or Path("submissions") / f"{checked.name}-{start.suite.name}", "results")
     failed = submit.submit(start, checked, folder, jobs)
     typer.echo(submit.show(folder, _default_out(suite), checked.name), nl=False)
     typer.echo(f"results: {folder}")
@@ -158,9 +160,11 @@ def plot(
 ) -> None:
     """Draw a figure of a suite from its leaderboards; heatmaps, of the first scored images by every interpreter but
     the controls, from the store of its run."""
-    from benchmark.figures.style import save
+    from benchmark.figures.style import check_file, save
 
     drawing, folder, name = figures.find(figure), out or _default_out(suite), figure
+    if file is not None:
+        check_file(file)
     drawn: Any = folder
     if drawing.of_cell:
         from benchmark import explain
@@ -197,7 +201,7 @@ def dissect(
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
     parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
-    folder = out or _default_out(suite) / "-".join(parts)  # not over the tables of the whole suite
+    folder = _folder(out or _default_out(suite) / "-".join(parts), "figures")  # not over those of the whole suite
     for path in study.run(_run(chosen, store, data, device), folder, jobs, concepts):
         typer.echo(str(path))
 
@@ -216,6 +220,7 @@ def experiment(
     from benchmark import experiments
     from benchmark.experiments.given import Given
 
+    _folder(out, "figures")
     chosen = experiments.load_suite(experiments.load(name), suite)
     board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
     given = Given(_run(chosen, store, data, device), board, jobs)
@@ -259,8 +264,9 @@ def explain(
     """Draw the heatmap of one image."""
     from benchmark import explain as explaining
     from benchmark.figures.heatmaps import heatmaps
-    from benchmark.figures.style import save
+    from benchmark.figures.style import check_file, save
 
+    check_file(file)
     samples = explaining.explain(image, model, weights, interpreter, target)
     save(heatmaps(samples), file)
     typer.echo(f"{samples.title}\n{file}")
@@ -284,6 +290,14 @@ def _run(suite: Any, store: Path | str, data: str | None, device: Device, elsewh
     from benchmark.run import Run
 
     return Run(suite, str(store), data, device_of(device.value, elsewhere))
+
+
+def _folder(folder: Path, *below: str) -> Path:
+    """A folder that is to be written, checked before there is anything to write."""
+    from benchmark.store import writable
+
+    writable(folder, *below)
+    return folder
 
 
 def _load_suite(name: str, split: str | None = None) -> Any:

@@ -77,6 +77,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def writable(folder: Path, *below: str) -> None:
+    """That the folder, and what lies `below`, can be made and written. Raises `UserError`."""
+    for path in (folder, *(folder / name for name in below)):
+        there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        if not there.is_dir():
+            raise UserError(f"cannot write into {path}: {there} is {'a file' if there.exists() else 'a broken link'}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write into {path}: {there} must be writable")
+
+
 class Store:
     """Entries under `root`, which is made where it is missing. Raises `UserError` where it cannot be."""
 

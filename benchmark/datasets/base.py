@@ -144,6 +144,14 @@ class Arrays(Dataset):
         return hashlib.sha256(self.pixels[index].numpy().tobytes()).hexdigest()
 
 
+def check_memory(needed: int, name: str, what: str) -> None:
+    """UserError where so many bytes are more than the machine has, before it starts to swap or kill."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        sizes = f"need {needed / 2**30:.3g} GiB, this machine has {there / 2**30:.3g}"
+        raise UserError(f"dataset {name!r}: {what} {sizes}: a smaller size or input_size is needed")
+
+
 def check_pair(pair: tuple[int, int], num_classes: int, name: str) -> None:
     """UserError unless `pair` is two different class indices."""
     if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= c < num_classes for c in pair):

@@ -23,11 +23,12 @@ from benchmark.entries.predictions import PREDICTIONS, origin
 from benchmark.entries.robustness import ROBUSTNESS
 from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import TRAINED
+from benchmark.execution import preflight
 from benchmark.execution.engines import Names, Unit
 from benchmark.execution.executor import Start, executor, processes, progress
 from benchmark.leaderboards import stored
 from benchmark.run import Run, dataset, left_out, pair_forms, tell
-from benchmark.store import Store
+from benchmark.store import Store, writable
 
 KINDS: tuple[Kind, ...] = (
     PIXELS,  # in the order in which units are started
@@ -55,6 +56,7 @@ def run_suite(
     run: Run, out: str | Path, jobs: int | None = None, start: Start | None = None, limit: float = 0
 ) -> dict[str, str]:
     """`compute`, then write results and leaderboards under `out`. Returns the errors of failed units by name."""
+    writable(Path(out), "results")
     made = compute(run, jobs, start, limit)
     collect(run, Path(out), made.errors)
     return made.failed
@@ -70,6 +72,7 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
     live = start is not None and sys.stderr.isatty()  # its table shows the nodes
     with executor(run, processes(run, jobs), start, limit) as submit:  # joins a cluster before the data is read
         tell(run)
+        preflight.check(run)
         if away := len(left_out(run)):
             sys.stderr.write(f"{run.suite.dataset.name}: {away} files left out that another split has, too\n")
         units, needs, after = graph(run, wanted(run))
