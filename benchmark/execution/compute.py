@@ -84,6 +84,7 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
                 report(name, error)
                 if error:
                     failed[name] = error
+    Store(run.store).sweep()  # of those that died on this store while, or before, this one ran
     errors = {
         entry: failed[name] for name, _, (_, made) in units if name in failed for entry in made if entry.missing(run)
     }

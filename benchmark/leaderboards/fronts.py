@@ -54,4 +54,5 @@ POINTS = Leaderboard(
     text=(*PLACE, "split", "error"),
     rows=_rows,
     exists=lambda results: "fronts" in results.others,
+    where="its recipes are searched ([search])",
 )

@@ -65,6 +65,7 @@ class Leaderboard:
     rows: Callable[[Measured], list[Row]]
     exists: Callable[[Results], bool] = always
     more: Callable[[list[Row]], list[str]] = none
+    where: str = ""
 
     def frame(self, measured: Measured) -> pd.DataFrame:
         rows = self.rows(measured)

@@ -167,3 +167,18 @@ def test_a_change_of_code_is_a_change_of_key(monkeypatch):
     assert source_digest.__wrapped__(code) != before
     assert source_digest.__wrapped__(("benchmark.models",)) == source_digest(("benchmark.models",))
     assert len(before) == 16
+
+
+def test_leftovers_of_this_machines_dead_processes_are_removed_at_once(tmp_path):
+    program = (
+        "import os, sys; from benchmark.store import Store; Store(sys.argv[1]).get('kind', {}, lambda _: os._exit(1))"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=False)
+    (left,) = tmp_path.glob("tmp-*")
+    parts = left.name.split("-")
+    other = left.rename(tmp_path / "-".join(["tmp", "01234567", *parts[2:]]))  # of another machine
+    mine = tmp_path / "-".join([*parts[:2], str(os.getpid()), "x"])
+    for folder in (mine, left):
+        folder.mkdir()
+    Store(tmp_path).sweep()
+    assert sorted(tmp_path.iterdir()) == sorted([other, mine])
