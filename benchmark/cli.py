@@ -319,7 +319,7 @@ def _default_out(suite: str, split: str | None = None) -> Path:
 
 
 def main() -> None:
-    """The entry point of `python -m benchmark.cli`; that of the script is `benchmark.ending.main`."""
+    """The entry point of `python -m benchmark.cli`; that of the script is `benchmark.main.main`."""
     ending.run(lambda: app(prog_name="foolbench", standalone_mode=False))
 
 

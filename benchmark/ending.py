@@ -4,12 +4,13 @@ Nothing is imported here that takes time, so that Ctrl-C is heard from the first
 """
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
+
+from attacks.errors import UserError, one_line
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LAST = "the store is whole, run again to go on"
@@ -60,11 +61,9 @@ def _call(command: Callable[[], Any]) -> None:
             sys.exit(error.exit_code)  # type: ignore[attr-defined]
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a wrong option or argument
             if kind == "NoArgsIsHelpError":
-                print(error.format_message())
+                sys.stdout.write(f"{error.format_message()}\n")
                 sys.exit(error.exit_code)
             fail(error.format_message(), error.exit_code)
-        from attacks.errors import UserError
-
         if isinstance(error, UserError):
             fail(str(error), 2)
         raise
@@ -73,8 +72,8 @@ def _call(command: Callable[[], Any]) -> None:
 def fail(message: str, code: int) -> NoReturn:
     with suppress(OSError):
         sys.stdout.flush()
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
-    print(f"foolbench: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"foolbench: {one_line(message)}\n")
+    sys.stderr.flush()
     sys.exit(code)
 
 
@@ -109,14 +108,3 @@ def _heeding() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def main() -> None:
-    """The console script: what the command needs is imported within reach of its end."""
-
-    def command() -> Any:
-        from benchmark import cli
-
-        return cli.app(prog_name="foolbench", standalone_mode=False)
-
-    run(command)

@@ -18,6 +18,7 @@ from benchmark.entries.scores import SCORES
 from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.run import Run, dataset
+from benchmark.store import intact, mapped
 from benchmark.suite import Suite
 
 
@@ -47,8 +48,8 @@ def samples(run: Run, manipulation: Manipulation, with_images: bool) -> Samples:
         after = Entry(SCORES, Cell(manipulation, evaluated)).path(run)
         if not (after / "samples.npy").is_file():
             raise UserError(f"the store {run.store} holds no heatmaps of this manipulation: foolbench run makes them")
-        fooled[evaluated] = np.load(after / "samples.npy")
-        maps = np.load(before / "heatmaps.npy", mmap_mode="r")
+        fooled[evaluated] = intact(after / "samples.npy", np.load)
+        maps = intact(before / "heatmaps.npy", mapped)
         originals[evaluated] = (maps if maps.ndim == 3 else maps[:, 0])[: len(fooled[evaluated])]
     pictures = None
     if with_images:

@@ -16,7 +16,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import VGG, make_layers
 
-from attacks.errors import UserError, unknown
+from attacks.errors import UserError, one_line, unknown
 
 
 def compact_vgg(num_classes: int) -> nn.Module:
@@ -200,10 +200,7 @@ def differing(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """An error as one line without the advice that torch adds: what it says of unpickling must not be followed."""
-    if type(error).__name__ == "UnpicklingError" or "weights_only" in str(error):
-        return "it is cut short, or holds more than tensors, which is not unpickled: save model.state_dict() alone"
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 

@@ -18,10 +18,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from attacks.errors import UserError
+from attacks.errors import UserError, may_pass, one_line
 
+Found = TypeVar("Found")
 LEFTOVER = 7 * 24 * 3600  # seconds after which a half-made entry is nobody's: it is made within one unit of work
 
 
@@ -77,6 +78,25 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def intact(path: Path, read: Callable[[Path], Found]) -> Found:
+    """`read` of an entry's file. Foreign bytes fail in many ways: `UserError` names the file, and what helps."""
+    try:
+        return read(path)
+    except Exception as error:
+        if may_pass(error) or isinstance(error, PermissionError):
+            raise
+        raise UserError(
+            f"store file {path} is damaged ({one_line(error)}): delete the folder {path.parent} and run again"
+        ) from error
+
+
+def mapped(path: Path) -> Any:
+    """An array on disk, read when it is looked at; whole arrays alone are mapped."""
+    import numpy as np
+
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def writable(folder: Path, *below: str) -> None:

@@ -22,6 +22,7 @@ LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "be
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
 FLOORS = """
+main
 cli
 experiments dissection submissions
 explain verify
@@ -35,7 +36,7 @@ suite
 interpreters training
 models
 datasets metrics
-intervals store
+intervals store ending options
 attacks
 """
 """The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""

@@ -28,7 +28,7 @@ from benchmark.execution.engines import Names, Unit
 from benchmark.execution.executor import Start, executor, processes, progress
 from benchmark.leaderboards import stored
 from benchmark.run import Run, dataset, left_out, pair_forms, tell
-from benchmark.store import Store, writable
+from benchmark.store import Store, intact, writable
 
 KINDS: tuple[Kind, ...] = (
     PIXELS,  # in the order in which units are started
@@ -108,7 +108,7 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
             known[0].extend(rows)
             known[1].update(card)
     for name, (rows, card) in found.items():
-        frames = [pd.read_parquet(path).assign(**columns) for path, columns in rows]
+        frames = [intact(path, pd.read_parquet).assign(**columns) for path, columns in rows]
         columns = stored.table(name).schema.names
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({column: [] for column in columns})
         stored.write(out / "results", name, frame, card | about)

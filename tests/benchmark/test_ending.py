@@ -77,7 +77,7 @@ def test_ctrl_c_during_the_imports_a_reader_that_stops_and_a_terminal_of_ascii(t
     """In processes of their own, side by side."""
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
-    program = "import sys; from benchmark.ending import main; sys.argv = ['foolbench', *sys.argv[1:]]; main()"
+    program = "import sys; from benchmark.main import main; sys.argv = ['foolbench', *sys.argv[1:]]; main()"
 
     def start(*arguments, before="", **variables):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([before, *sys.path])} | variables
