@@ -1,5 +1,6 @@
 """Maps to look at: of one image file under one interpreter, and of a suite's fooled models as the store holds them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,10 @@ def explain(image: Path, model_name: str, weights: str, interpreter_name: str, t
         raise UserError(f"image {image} cannot be read: it is no file")
     picture = v2.functional.pil_to_tensor(pictures.opened(image))
     interpreter = interpreters.create(interpreter_name)
+    if target is not None and not 0 <= target < 2**63:
+        raise UserError(f"targets must be class indices, 0 or more (got {target})")
+    if sys.stderr.isatty():  # some take minutes
+        sys.stderr.write(f"reading {model_name}, then explaining by {interpreter_name} ...\n")
     model = models.create(model_name, weights=weights)
     size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
     pixels = size(picture)[None]
@@ -83,5 +88,7 @@ def explain(image: Path, model_name: str, weights: str, interpreter_name: str, t
     if isinstance(interpreter, AdversarialExplanation):
         explained = pixels + attribution * torch.tensor(std).view(3, 1, 1)
         rows = {"image + δ": explained.clamp(0, 1).permute(0, 2, 3, 1), **rows}
-    title = f"{model_name}, {interpreter_name}, class {int(label)}, logit {logits[0, int(label)]:.2f}"
+    names = models.class_names(model_name, weights)
+    known = f" ({names[int(label)]})" if names else ""
+    title = f"{model_name}, {interpreter_name}, class {int(label)}{known}, logit {logits[0, int(label)]:.2f}"
     return Samples({name: row.numpy() for name, row in rows.items()}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)

@@ -140,6 +140,12 @@ def _torchvision(name: str, weights: str | None, num_classes: int | None) -> nn.
         ) from error
 
 
+def class_names(name: str, weights: str) -> list[str]:
+    """Of torchvision's own weights; none are known of a checkpoint's."""
+    known = {} if name in SMALL else zoo.get_model_weights(name).__members__
+    return list(known[weights].meta.get("categories", [])) if weights in known else []
+
+
 def _cached(name: str) -> str:
     """What there is of the model's weights on this machine, as a hint."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"

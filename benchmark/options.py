@@ -35,7 +35,7 @@ VersionOption = Annotated[
     bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
 ]
 LISTED = {
-    "interpreters": "benchmark.interpreters",
+    "interpreters": "benchmark.listing",
     "foolings": "attacks.foolings",
     "strategies": "attacks.strategies",
     "metrics": "benchmark.metrics",

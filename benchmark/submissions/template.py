@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from attacks.errors import UserError
-from benchmark.submissions.submission import check_name
+from benchmark.submissions.naming import check_name
 
 INTERPRETER = '''\
 """NAME: gradient x input. Put your own method in its place."""

@@ -229,3 +229,13 @@ def test_a_figure_that_a_suite_cannot_have_says_why(finished, monkeypatch, capfd
         assert code == 2
         assert f", which a suite has where {where} ([" in err
         assert "foolbench leaderboard" not in err
+
+
+@pytest.mark.parametrize("target", ["99999999999999999999", "-1"])
+def test_a_target_beyond_an_integer_is_one_line(tmp_path, monkeypatch, capfd, target):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    options = ["--model", "squeezenet1_1", "--interpreter", "lrp", "--target", target]
+    code, _, err = in_process(monkeypatch, capfd, "explain", tmp_path / "a.png", *options)
+    assert (code, err) == (2, f"foolbench: targets must be class indices, 0 or more (got {target})\n")
