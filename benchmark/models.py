@@ -5,6 +5,7 @@ import difflib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _cached(name: str) -> str:
     return f"; in {folder} are {', '.join(there)}" if there else f"; {folder} has none of its weights"
 
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+WRAPPERS: tuple[str, ...] = ("state_dict", "model_state_dict", "model", "net", "network")
 WRAPPERS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # averages, where the plain weights are not there
 PREFIXES = ("model.", "net.", "network.", "backbone.", "encoder.")  # beside _orig_mod. and module., wherever they stand
 COUNTERS = ("n_averaged", "initted", "step")
@@ -246,8 +247,12 @@ def unprefixed(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, T
         prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
         if prefix is None:
             break
-        state = _renamed(state, lambda key, prefix=prefix: key.removeprefix(prefix))
+        state = _renamed(state, partial(_without, prefix))
     return state
+
+
+def _without(prefix: str, key: str) -> str:
+    return key.removeprefix(prefix)
 
 
 def _renamed(state: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:

@@ -16,7 +16,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attacks.errors import UserError, may_pass
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+)
 SUFFIXES += (".webp", ".avif", ".jp2")
 PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")  # what Pillow converts to RGB without loss of meaning
 WIDE = ("PNG", "PPM")  # formats whose mode I is grey of 16 bits
@@ -38,7 +52,7 @@ def read(path: Path, convert: Callable[[Image.Image], Any], what: str = "") -> A
                 image.load()
                 return convert(image)
     except Exception as error:
-        if may_pass(error):
+        if may_pass(error) or isinstance(error, (TypeError, AttributeError)):  # the last ones are of code, not of bytes
             raise
         if isinstance(error, UnidentifiedImageError):
             reason = "no format that Pillow knows"
@@ -66,8 +80,8 @@ def mask(image: Image.Image) -> np.ndarray:
     """(h, w) bool, True where it is white: above the middle, or where 0 and one other value are all there is. Raises
     `UserError` where that is not plain: something transparent, or shades of dark."""
     if image.has_transparency_data:
-        opacity = image.convert(ALPHA.get(image.mode, "RGBA")).getchannel("A").getextrema()[0]
-        if opacity < 255:
+        opacity = np.asarray(image.convert(ALPHA.get(image.mode, "RGBA")).getchannel("A"))
+        if opacity.min() < 255:
             raise UserError("a mask must be white and black, and nothing in it transparent")
     grey = np.asarray(rgb(image).convert("L"))
     if grey.max() >= 128:
