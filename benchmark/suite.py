@@ -285,9 +285,9 @@ def _check_names(suite: Suite) -> None:
         options = suite.interpreters.get(name, {})
         for option in fields(interpreters.kind(name)):  # type: ignore[arg-type]
             if option.name in options:  # the type of its value; unknown options are left to `create`
-                allowed: Any = option.type
+                its: Any = option.type
                 try:
-                    TypeAdapter(allowed).validate_python(options[option.name], strict=True)
+                    TypeAdapter(its).validate_python(options[option.name], strict=True)
                 except ValidationError as error:
                     raise _invalid(suite.name, error, ("interpreters", name, option.name)) from error
         by_gradient = {attacked for attacked, strategy in attacks if strategies.STRATEGIES[strategy].by_gradient}
