@@ -88,7 +88,8 @@ def intact(path: Path, read: Callable[[Path], Found]) -> Found:
         if may_pass(error) or isinstance(error, PermissionError):
             raise
         raise UserError(
-            f"store file {path} is damaged ({one_line(error)}): delete the folder {path.parent} and run again"
+            f"store file {path} is damaged ({type(error).__name__}: {one_line(error)}): "
+            f"delete the folder {path.parent} and run again"
         ) from error
 
 
