@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -20,6 +21,14 @@ def may_pass(error: Exception) -> bool:
     passing = isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE)
     words = ("out of memory", "shared memory", "/torch_", "alloc_failed", "dataloader worker (pid", "bus error")
     return passing or isinstance(error, MemoryError) or any(part in str(error).lower() for part in words)
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message in one line, without a terminal's colours, and without advice to unpickle what is foreign."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if type(error).__name__ == "UnpicklingError" or "weights_only" in text or "allow_pickle" in text:
+        return "it is cut short, or holds more than numbers, which is not unpickled"
+    return " ".join(text.split()) or type(error).__name__
 
 
 class Refused(UserError):

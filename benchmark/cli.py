@@ -1,32 +1,45 @@
 """The command `foolbench`: parses, calls, prints. What needs torch is imported where it is used."""
 
-import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import figures
+from benchmark import ending, figures
+from benchmark.options import (
+    CONCEPTS_HELP,
+    EXPERIMENTS,
+    FIRST,
+    LISTED,
+    STORE,
+    TIMEOUT_HELP,
+    DataOption,
+    Device,
+    DeviceOption,
+    Engine,
+    JobsOption,
+    OutOption,
+    Split,
+    StoreOption,
+    SuiteOption,
+    VersionOption,
+)
 
 HELP = "Can a model's owner make your explanation lie without touching the accuracy?"
 app = typer.Typer(
-    name="foolbench", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    name="foolbench",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
-Device = StrEnum("Device", ["auto", "cpu", "cuda"])
-Engine = StrEnum("Engine", ["local", "ray"])
-Split = StrEnum("Split", ["test", "dev"])
-SuiteOption = Annotated[str, typer.Option("--suite", help="A suite's name or TOML file.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="Folder of a dataset that is read from disk.")]
-STORE_HELP = "Where what was computed is kept."
-StoreOption = Annotated[Path, typer.Option("--store", envvar="FOOLBENCH_STORE", help=STORE_HELP)]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the leaderboards. [leaderboards/SUITE]")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="auto: CUDA where there is one.")]
-JobsOption = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes side by side. [as the cores allow]")]
-TIMEOUT_HELP = "Seconds of one cell, 0 for no limit. [three days on Ray, else 0]"
-CONCEPTS_HELP = "Folder of concept masks (docs/promotion-suppression.md). [those of shapes]"
-STORE = Path(".foolbench")
+
+
+@app.callback()
+def foolbench(version: VersionOption = False) -> None:
+    pass
 
 
 @app.command()
@@ -49,7 +62,7 @@ def run(
     from benchmark.leaderboards.show import show
 
     chosen = _load_suite(suite, split and split.value)
-    folder = out or _default_out(suite, split and split.value)
+    folder = _folder(out or _default_out(suite, split and split.value), "results")
     given = _run(chosen, store, data, device, elsewhere=engine is Engine.ray)
     needed = executor.Needed(address, cpus_per_cell, gpus_per_cell)
     failed = compute.run_suite(*executor.on(engine.value, given, folder, jobs, cell_timeout, needed))
@@ -63,6 +76,8 @@ def status(store: StoreOption = STORE) -> None:
     """What the runs on a store are doing, node by node: units done, running, failed, and the time left."""
     from benchmark.execution import record
 
+    if not store.is_dir():
+        raise UserError(f"no store {store}: foolbench run makes it (or name it with --store)")
     typer.echo(record.table(store), nl=False)
 
 
@@ -95,7 +110,7 @@ def submit(
     check_only: Annotated[bool, typer.Option("--check-only", help="Check it, and score nothing.")] = False,
     data: DataOption = None,
     store: StoreOption = STORE,
-    out: Annotated[Path | None, typer.Option("--out", help="[submissions/NAME-SUITE]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results. [submissions/NAME-SUITE]")] = None,
     jobs: JobsOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -107,12 +122,14 @@ def submit(
     from benchmark.submissions.submission import parse
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
+    if out is not None:
+        _folder(out, "results")
     start, parsed = _run(_load_suite(suite), store, data, device), parse(submission)
     flags = submit.check(remote(parsed), start.device, typer.echo)
     if check_only:
         return
     checked = remote(parsed, flags)
-    folder = out or Path("submissions") / f"{checked.name}-{start.suite.name}"
+    folder = _folder(out or Path("submissions") / f"{checked.name}-{start.suite.name}", "results")
     failed = submit.submit(start, checked, folder, jobs)
     typer.echo(submit.show(folder, _default_out(suite), checked.name), nl=False)
     typer.echo(f"results: {folder}")
@@ -147,10 +164,10 @@ def plot(
     suite: SuiteOption = "default",
     out: OutOption = None,
     file: Annotated[Path | None, typer.Option("--file", help="The PNG to write. [OUT/figures/NAME.png]")] = None,
-    model: Annotated[str | None, typer.Option(help="Of heatmaps, as all below. [the suite's first]")] = None,
-    fooling: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
-    attacked: Annotated[str | None, typer.Option(help="[the suite's first]")] = None,
-    seed: Annotated[int | None, typer.Option(help="[the suite's first]")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Of heatmaps, as all below: the model. {FIRST}")] = None,
+    fooling: Annotated[str | None, typer.Option(help=f"How the model was fooled. {FIRST}")] = None,
+    attacked: Annotated[str | None, typer.Option(help=f"The interpreter that was attacked. {FIRST}")] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Of the manipulation. {FIRST}")] = None,
     images: Annotated[bool, typer.Option(help="Draw the images beside the maps.")] = True,
     data: DataOption = None,
     store: StoreOption = STORE,
@@ -158,9 +175,11 @@ def plot(
 ) -> None:
     """Draw a figure of a suite from its leaderboards; heatmaps, of the first scored images by every interpreter but
     the controls, from the store of its run."""
-    from benchmark.figures.style import save
+    from benchmark.figures.style import check_file, save
 
     drawing, folder, name = figures.find(figure), out or _default_out(suite), figure
+    if file is not None:
+        check_file(file)
     drawn: Any = folder
     if drawing.of_cell:
         from benchmark import explain
@@ -197,14 +216,14 @@ def dissect(
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
     parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
-    folder = out or _default_out(suite) / "-".join(parts)  # not over the tables of the whole suite
+    folder = _folder(out or _default_out(suite) / "-".join(parts), "figures")  # not over those of the whole suite
     for path in study.run(_run(chosen, store, data, device), folder, jobs, concepts):
         typer.echo(str(path))
 
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="foolbench list experiments")],
+    name: Annotated[str, typer.Argument(help=f"One of {EXPERIMENTS}.")],
     suite: Annotated[str | None, typer.Option("--suite", help="A suite's name or TOML file. [its own]")] = None,
     data: DataOption = None,
     store: StoreOption = STORE,
@@ -216,24 +235,12 @@ def experiment(
     from benchmark import experiments
     from benchmark.experiments.given import Given
 
+    _folder(out, "figures")
     chosen = experiments.load_suite(experiments.load(name), suite)
     board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
     given = Given(_run(chosen, store, data, device), board, jobs)
     for path in experiments.run(name, given, out):
         typer.echo(str(path))
-
-
-LISTED = {
-    "interpreters": "benchmark.interpreters",
-    "foolings": "attacks.foolings",
-    "strategies": "attacks.strategies",
-    "metrics": "benchmark.metrics",
-    "datasets": "benchmark.datasets",
-    "models": "benchmark.models",
-    "suites": "benchmark.suite",
-    "experiments": "benchmark.experiments",
-    "figures": "benchmark.figures",
-}
 
 
 @app.command(name="list")
@@ -251,7 +258,7 @@ def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
 def explain(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     model: Annotated[str, typer.Option("--model", help="A torchvision classifier.")],
-    interpreter: Annotated[str, typer.Option("--interpreter")],
+    interpreter: Annotated[str, typer.Option("--interpreter", help="foolbench list interpreters")],
     weights: Annotated[str, typer.Option("--weights", help="A torchvision weights name or a checkpoint.")] = "DEFAULT",
     target: Annotated[int | None, typer.Option("--target", help="The class explained. [the predicted one]")] = None,
     file: Annotated[Path, typer.Option("--file", help="The PNG to write.")] = Path("explanation.png"),
@@ -259,8 +266,9 @@ def explain(
     """Draw the heatmap of one image."""
     from benchmark import explain as explaining
     from benchmark.figures.heatmaps import heatmaps
-    from benchmark.figures.style import save
+    from benchmark.figures.style import check_file, save
 
+    check_file(file)
     samples = explaining.explain(image, model, weights, interpreter, target)
     save(heatmaps(samples), file)
     typer.echo(f"{samples.title}\n{file}")
@@ -286,6 +294,14 @@ def _run(suite: Any, store: Path | str, data: str | None, device: Device, elsewh
     return Run(suite, str(store), data, device_of(device.value, elsewhere))
 
 
+def _folder(folder: Path, *below: str) -> Path:
+    """A folder that is to be written, checked before there is anything to write."""
+    from benchmark.store import writable
+
+    writable(folder, *below)
+    return folder
+
+
 def _load_suite(name: str, split: str | None = None) -> Any:
     from benchmark import suite
 
@@ -293,35 +309,18 @@ def _load_suite(name: str, split: str | None = None) -> Any:
 
 
 def _default_out(suite: str, split: str | None = None) -> Path:
+    if not suite.endswith(".toml") and not (Path("leaderboards") / suite).is_dir():
+        from benchmark.suite import names
+
+        if suite not in names():
+            raise unknown("suite", suite, names())
     name = Path(suite).stem if suite.endswith(".toml") else suite
     return Path("leaderboards") / (name if split in (None, "test") else f"{name}-{split}")
 
 
 def main() -> None:
-    """The entry point: a user's error is one line and exit code 2, Ctrl-C one line and 130."""
-    try:
-        if app(standalone_mode=False) == 130:  # what newer typer makes of Ctrl-C; older ones raise Abort
-            raise KeyboardInterrupt
-    except UserError as error:
-        _fail(str(error), 2)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the store is whole, run again to go on", 130)
-    except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
-    except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a wrong option or argument
-            if not error.format_message():  # no command: its help has been printed
-                sys.exit(error.exit_code)
-            _fail(error.format_message(), error.exit_code)
-        raise
-
-
-def _fail(message: str, code: int) -> None:
-    sys.stdout.flush()
-    print(f"foolbench: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    """The entry point of `python -m benchmark.cli`; that of the script is `benchmark.main.main`."""
+    ending.run(lambda: app(prog_name="foolbench", standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
 """Maps to look at: of one image file under one interpreter, and of a suite's fooled models as the store holds them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.transforms import v2
 
 from attacks import foolings
 from attacks.errors import UserError, unknown
 from benchmark import interpreters, models
 from benchmark.cells import Cell, Manipulation, View
+from benchmark.datasets import pictures
 from benchmark.entries.kind import Entry
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scores import SCORES
 from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.run import Run, dataset
+from benchmark.store import intact, mapped
 from benchmark.suite import Suite
 
 
@@ -47,8 +49,8 @@ def samples(run: Run, manipulation: Manipulation, with_images: bool) -> Samples:
         after = Entry(SCORES, Cell(manipulation, evaluated)).path(run)
         if not (after / "samples.npy").is_file():
             raise UserError(f"the store {run.store} holds no heatmaps of this manipulation: foolbench run makes them")
-        fooled[evaluated] = np.load(after / "samples.npy")
-        maps = np.load(before / "heatmaps.npy", mmap_mode="r")
+        fooled[evaluated] = intact(after / "samples.npy", np.load)
+        maps = intact(before / "heatmaps.npy", mapped)
         originals[evaluated] = (maps if maps.ndim == 3 else maps[:, 0])[: len(fooled[evaluated])]
     pictures = None
     if with_images:
@@ -65,12 +67,14 @@ def explain(image: Path, model_name: str, weights: str, interpreter_name: str, t
 
     An adversarial explanation is shown as the image that it is, too.
     """
-    try:
-        with Image.open(image) as file:
-            picture = v2.functional.pil_to_tensor(file.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"image {image} cannot be read: {error}") from error
+    if not image.is_file():
+        raise UserError(f"image {image} cannot be read: it is no file")
+    picture = v2.functional.pil_to_tensor(pictures.opened(image))
     interpreter = interpreters.create(interpreter_name)
+    if target is not None and not 0 <= target < 2**63:
+        raise UserError(f"targets must be class indices, 0 or more (got {target})")
+    if sys.stderr.isatty():  # some take minutes
+        sys.stderr.write(f"reading {model_name}, then explaining by {interpreter_name} ...\n")
     model = models.create(model_name, weights=weights)
     size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
     pixels = size(picture)[None]
@@ -84,5 +88,7 @@ def explain(image: Path, model_name: str, weights: str, interpreter_name: str, t
     if isinstance(interpreter, AdversarialExplanation):
         explained = pixels + attribution * torch.tensor(std).view(3, 1, 1)
         rows = {"image + δ": explained.clamp(0, 1).permute(0, 2, 3, 1), **rows}
-    title = f"{model_name}, {interpreter_name}, class {int(label)}, logit {logits[0, int(label)]:.2f}"
+    names = models.class_names(model_name, weights)
+    known = f" ({names[int(label)]})" if names else ""
+    title = f"{model_name}, {interpreter_name}, class {int(label)}{known}, logit {logits[0, int(label)]:.2f}"
     return Samples({name: row.numpy() for name, row in rows.items()}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)

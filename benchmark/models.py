@@ -1,8 +1,11 @@
 """Models: torchvision's classifiers by name, its VGG, ResNet and DenseNet classes in small configurations, and CIFAR's
 ResNet-20."""
 
+import difflib
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import VGG, make_layers
 
-from attacks.errors import UserError, unknown
+from attacks.errors import UserError, one_line, unknown
 
 
 def compact_vgg(num_classes: int) -> nn.Module:
@@ -133,7 +136,28 @@ def _torchvision(name: str, weights: str | None, num_classes: int | None) -> nn.
         available[weights].get_state_dict(check_hash=True, weights_only=True)
         return zoo.get_model(name, weights=weights)
     except Exception as error:  # no download, or a file in torch's cache that is cut short or foreign
-        raise UserError(f"weights {weights!r} of {name!r} could not be loaded: {_reason(error)}") from error
+        raise UserError(
+            f"weights {weights!r} of {name!r} could not be loaded: {_reason(error)}{_cached(name)}"
+        ) from error
+
+
+def class_names(name: str, weights: str) -> list[str]:
+    """Of torchvision's own weights; none are known of a checkpoint's."""
+    known = {} if name in SMALL else zoo.get_model_weights(name).__members__
+    return list(known[weights].meta.get("categories", [])) if weights in known else []
+
+
+def _cached(name: str) -> str:
+    """What there is of the model's weights on this machine, as a hint."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    there = [w.name for w in zoo.get_model_weights(name) if (folder / Path(w.url).name).is_file()]
+    return f"; in {folder} are {', '.join(there)}" if there else f"; {folder} has none of its weights"
+
+
+WRAPPERS: tuple[str, ...] = ("state_dict", "model_state_dict", "model", "net", "network")
+WRAPPERS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # averages, where the plain weights are not there
+PREFIXES = ("model.", "net.", "network.", "backbone.", "encoder.")  # beside _orig_mod. and module., wherever they stand
+COUNTERS = ("n_averaged", "initted", "step")
 
 
 def load(model: nn.Module, path: str | Path) -> None:
@@ -141,23 +165,54 @@ def load(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path}")
+    kind = type(model).__name__
     try:
-        state = read_state(path)
-        model.load_state_dict(state)
+        state = unprefixed(read_state(path), model.state_dict())
+        if difference := differing(state, model.state_dict()):
+            raise UserError(f"checkpoint {path} does not fit {kind}: {difference}")
+        model.load_state_dict(state)  # a plain dict: what counts batches may be missing in it
     except UserError:
         raise
     except Exception as error:  # foreign bytes fail in many ways; all of them mean the same to the user
-        raise UserError(f"checkpoint {path} does not fit {type(model).__name__}: {_reason(error)}") from error
+        raise UserError(f"checkpoint {path} does not fit {kind}: {_reason(error)}") from error
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"checkpoint {path}: {key!r} must be finite (it has NaN or infinities: did it diverge?)")
+
+
+def differing(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """How a checkpoint differs from the model's own state, in words; "" where it does not. Counters of batches, which
+    old ones lack, may be missing."""
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [str(key) for key in state if key not in expected]
+    both = [key for key in state if key in expected]
+    shapes = [key for key in both if state[key].shape != expected[key].shape]
+    kinds = [key for key in both if state[key].is_floating_point() != expected[key].is_floating_point()]
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], foreign, n=1, cutoff=0.0)
+        pair = f", where it has {near[0]!r}" if near else ""
+        parts.append(f'Missing key(s): {len(missing)} of {len(expected)}, first "{missing[0]}"{pair}')
+    if foreign:
+        parts.append(f'Unexpected key(s): {len(foreign)} of {len(state)}, first "{foreign[0]}"')
+    if shapes:
+        first = shapes[-1]  # the last: mostly the head, of another number of classes
+        sizes = f"{tuple(state[first].shape)}, the model's is {tuple(expected[first].shape)}"
+        others = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""
+        parts.append(f"size mismatch for {first}: the checkpoint's is {sizes}{others}")
+    if kinds:
+        types = f"{state[kinds[0]].dtype}, the model's is {expected[kinds[0]].dtype}"
+        parts.append(f"type mismatch for {kinds[0]}: the checkpoint's is {types}")
+    return "; ".join(parts)
 
 
 def _reason(error: Exception) -> str:
-    """The first lines of an error, as one: enough to know which keys or bytes were wrong."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file; keys wrapped in `state_dict` and prefixed `module.` are unwrapped."""
+    """The tensors of a checkpoint file, out of what training wraps them in (`WRAPPERS`, the first that is there)."""
     state: Any
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -165,10 +220,45 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state) if isinstance(state, dict) else state
+    while isinstance(state, dict) and (key := next((k for k in WRAPPERS if isinstance(state.get(k), dict)), None)):
+        state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"checkpoint {path} holds no state_dict")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        raise UserError(f"checkpoint {path} holds no state_dict{_held(state)}")
+    return state
+
+
+def _held(state: Any) -> str:
+    if not isinstance(state, dict):
+        return f" (got {type(state).__name__})"
+    key, value = next((key, value) for key, value in state.items() if not isinstance(value, Tensor))
+    return f": {key!r} is no tensor but {type(value).__name__}; allowed are tensors, or a state_dict under one of " + (
+        ", ".join(WRAPPERS)
+    )
+
+
+def unprefixed(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """Without the prefixes that all keys share, and the names of wrapped parts, where the model does not have them. An
+    average counts its steps beside the weights."""
+    expected = set(expected)
+    state = {key: value for key, value in state.items() if key in expected or key not in COUNTERS}
+    if not state.keys() <= expected:
+        state = _renamed(state, lambda key: re.sub(r"(?<![^.])(_orig_mod|module)\.", "", str(key)))
+    while not expected & state.keys():
+        prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = _renamed(state, partial(_without, prefix))
+    return state
+
+
+def _without(prefix: str, key: str) -> str:
+    return key.removeprefix(prefix)
+
+
+def _renamed(state: dict[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same where two keys would be one: then it is no wrapper's name."""
+    renamed = {rename(key): value for key, value in state.items()}
+    return renamed if len(renamed) == len(state) else state
 
 
 def target_layer(model: nn.Module) -> str:

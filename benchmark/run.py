@@ -1,8 +1,10 @@
 """A run: a suite with its data, its interpreters by name, a device, and a memo of what was found out on the way."""
 
 import json
+import os
 import platform
 import socket
+import sys
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
@@ -101,9 +103,19 @@ class Told:
 def tell(run: Run) -> None:
     """Find out what there is to tell of the data; from now on it goes wherever the run is sent."""
     if "told" not in run.memo:
+        _say_ignored(run)
         forms = list(product(datasets.SPLITS, pair_forms(run)))
         splits = tuple((*form, json.dumps(data_spec(run, *form)), dataset(run, *form).inventory) for form in forms)
         run.memo["told"] = Told(left_out(run), splits)
+
+
+def _say_ignored(run: Run) -> None:
+    """What lies among the images and is none: nothing is left out in silence."""
+    splits = [dataset(run, split) for split in datasets.SPLITS]
+    if ignored := list(dict.fromkeys(path for data in splits for path in getattr(data, "ignored", ()))):
+        first = os.fsencode(ignored[0]).decode(errors="replace")
+        more = f" and {len(ignored) - 1} more" if len(ignored) > 1 else ""
+        sys.stderr.write(f"{run.suite.dataset.name}: left out, for it is no image: {first}{more}\n")
 
 
 def has_pairs(run: Run) -> bool:

@@ -5,10 +5,12 @@ by one atomic rename, so an entry that is there is whole, and two writers of one
 is the sha256 of the canonical JSON of everything the content depends on; a finished key is never computed again.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +18,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from attacks.errors import UserError
+from attacks.errors import UserError, may_pass, one_line
 
+Found = TypeVar("Found")
 LEFTOVER = 7 * 24 * 3600  # seconds after which a half-made entry is nobody's: it is made within one unit of work
 
 
@@ -77,6 +80,64 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def intact(path: Path, read: Callable[[Path], Found]) -> Found:
+    """`read` of an entry's file. Foreign bytes fail in many ways: `UserError` names the file, and what helps."""
+    try:
+        return read(path)
+    except Exception as error:
+        if may_pass(error) or isinstance(error, PermissionError):
+            raise
+        raise UserError(
+            f"store file {path} is damaged ({type(error).__name__}: {one_line(error)}): "
+            f"delete the folder {path.parent} and run again"
+        ) from error
+
+
+def mapped(path: Path) -> Any:
+    """An array on disk, read when it is looked at; whole arrays alone are mapped."""
+    import numpy as np
+
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def writable(folder: Path, *below: str) -> None:
+    """That the folder, and what lies `below`, can be made and written. Raises `UserError`."""
+    for path in (folder, *(folder / name for name in below)):
+        there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        if not there.is_dir():
+            raise UserError(f"cannot write into {path}: {there} is {'a file' if there.exists() else 'a broken link'}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write into {path}: {there} must be writable")
+
+
+def host() -> str:
+    """Where process numbers mean the same: containers may share a host's name, but not its processes."""
+    spaces = [socket.gethostname()]
+    with suppress(OSError):  # Linux has both
+        spaces += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(spaces)
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _here() -> str:
+    return hashlib.sha256(host().encode()).hexdigest()[:8]
+
+
+def _orphaned(name: str) -> bool:
+    """Whether a temporary folder of that name is of a process of this machine that is gone."""
+    parts = name.split("-")
+    return len(parts) > 3 and parts[1] == _here() and parts[2].isdecimal() and not lives(int(parts[2]))
+
+
 class Store:
     """Entries under `root`, which is made where it is missing. Raises `UserError` where it cannot be."""
 
@@ -88,10 +149,11 @@ class Store:
             raise UserError(f"the store {self.root} cannot be made: {error.strerror}") from error
 
     def sweep(self) -> None:
-        """Remove what runs that were killed left half done. Younger folders may still be written."""
+        """Remove what processes that were killed left half done: those of this machine that are gone, and what is old.
+        Younger folders of others may still be written."""
         for leftover in self.root.glob("tmp-*"):
             with suppress(FileNotFoundError):  # published or removed by another process in between
-                if time.time() - leftover.stat().st_mtime > LEFTOVER:
+                if _orphaned(leftover.name) or time.time() - leftover.stat().st_mtime > LEFTOVER:
                     shutil.rmtree(leftover, ignore_errors=True)
 
     def path(self, kind: str, key: str) -> Path:
@@ -132,7 +194,12 @@ class Store:
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=self.root))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"tmp-{_here()}-{os.getpid()}-", dir=self.root))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"the store {self.root} cannot be written: {error.strerror or error}") from error
         try:
             yield folder
         finally:

@@ -1,6 +1,7 @@
 """Suites: TOML files that say what is run. Validated; an impossible value is an error that names its key."""
 
 import tomllib
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from attacks.course import Recipe
 
 HERE = Path(__file__).parent / "suites"
-Positive = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1  # what torch takes for a size or a seed
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]  # it is a file's, and in the figures
 
 
 class Part(BaseModel):
@@ -25,8 +28,8 @@ class Data(Part):
     """Which dataset and how many images of each split; `pairs_*`: of its two-object form, for Active fooling."""
 
     name: str
-    seed: int = 0
-    input_size: Positive | None = None
+    seed: Annotated[int, Field(ge=0, le=MOST)] = 0
+    input_size: Annotated[int, Field(ge=16, le=4096)] | None = None
     train: Positive | None = None
     dev: Positive | None = None
     test: Positive | None = None
@@ -35,7 +38,7 @@ class Data(Part):
     pairs_test: Positive | None = None
     class_pair: tuple[int, int] | None = None
     augment: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 class Adversary(Part):
@@ -63,7 +66,7 @@ class Model(Part):
     architecture: str | None = None
     half_huber: Annotated[float, Field(gt=0)] | None = None
     weights: str | None = None
-    epochs: Annotated[int, Field(ge=0)] = 8
+    epochs: Annotated[int, Field(ge=0, le=MOST)] = 8
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_size: Positive = 64
     adversary: Adversary | None = None
@@ -129,7 +132,7 @@ class Scoring(Part):
     split: Literal["test", "dev"] = "test"
     images: Positive | None = None
     batch_size: Positive = 32
-    aopc_images: Annotated[int, Field(ge=0)] = 0
+    aopc_images: Annotated[int, Field(ge=0, le=MOST)] = 0
     aopc_cells: Annotated[int, Field(ge=1, le=100)] = 100
     decoded: bool = False
 
@@ -170,9 +173,9 @@ class Suite(Part):
     beside what it gets of attacks on others: "gradient", or a strategy by gradient; it needs `search`. `threads`: CPU
     threads of each job, part of the suite because sums depend on it."""
 
-    name: str
+    name: Name
     dataset: Data
-    models: dict[str, Model]
+    models: dict[Name, Model]
     foolings: list[str]
     attacked: list[str]
     evaluated: list[str]
@@ -185,7 +188,7 @@ class Suite(Part):
     robustness: Robustness | None = None
     dissection: Dissection | None = None
     scoring: Scoring = Scoring()
-    threads: Positive = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
     @model_validator(mode="after")
     def _searched(self) -> "Suite":
@@ -252,12 +255,14 @@ def load(name: str | Path, split: str | None = None) -> Suite:
     if not path.is_file():
         raise UserError(f"suite file not found: {path}")
     try:
-        suite = Suite.model_validate(tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"suite {path} is not TOML: {error}") from error
+        # in UTF-8 wherever it is read, and as editors save it: with a mark before, with CRLF
+        suite = Suite.model_validate(tomllib.loads(path.read_bytes().decode("utf-8-sig")))
     except ValidationError as error:
         raise _invalid(str(path), error) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
+        raise UserError(f"suite {path} is not TOML: {error}") from error
     _check_names(suite)
+    _check_sizes(suite)
     if split in (None, suite.scoring.split):
         return suite
     return suite.model_copy(update={"scoring": suite.scoring.model_copy(update={"split": split, "images": None})})
@@ -265,7 +270,8 @@ def load(name: str | Path, split: str | None = None) -> Suite:
 
 def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) -> UserError:
     """The first thing pydantic found wrong: the key, what is allowed, what was got."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")  # a misspelled key before the one that is missing
     location = (*above, *map(str, first["loc"]))
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
@@ -299,10 +305,13 @@ def _check_names(suite: Suite) -> None:
                 raise unknown(what, name, allowed)
     for name in checks["interpreter"][0]:
         options = suite.interpreters.get(name, {})
-        try:  # the types of the values; unknown options are left to `create`
-            TypeAdapter(interpreters.kind(name)).validate_python(options)
-        except ValidationError as error:
-            raise _invalid(suite.name, error, ("interpreters", name)) from error
+        for option in fields(interpreters.kind(name)):  # type: ignore[arg-type]
+            if option.name in options:  # the type of its value; unknown options are left to `create`
+                its: Any = option.type
+                try:
+                    TypeAdapter(its).validate_python(options[option.name], strict=True)
+                except ValidationError as error:
+                    raise _invalid(suite.name, error, ("interpreters", name, option.name)) from error
         by_gradient = {attacked for attacked, strategy in attacks if strategies.STRATEGIES[strategy].by_gradient}
         if not interpreters.create(name, **options).differentiable and name in by_gradient:
             others = [f"'{name}:{s}'" for s in strategies.names() if not strategies.STRATEGIES[s].by_gradient]
@@ -320,3 +329,16 @@ def _check_names(suite: Suite) -> None:
             for attacked in suite.attacked:
                 if strategies.STRATEGIES[strategies.split(attacked)[1]].takes_recipe:
                     suite.recipe(model, fooling, attacked)
+
+
+def _check_sizes(suite: Suite) -> None:
+    from benchmark import models
+
+    side = suite.dataset.input_size
+    for name in suite.models:
+        architecture = suite.architecture(name)
+        if side is not None and architecture in models.SMALL and (side % 16 or side < 32):
+            raise UserError(
+                f"suite {suite.name!r}: dataset.input_size must be a multiple of 16, at least 32, for the model "
+                f"{architecture!r} (got {side}; nearest: {max(32, round(side / 16) * 16)})"
+            )

@@ -18,6 +18,7 @@ from benchmark.execution import compute
 from benchmark.leaderboards import stored
 from benchmark.results import KEY
 from benchmark.run import Run
+from benchmark.store import intact
 from benchmark.suite import RecipeRule, Suite
 
 TRAINED = ("learning_rate", "steps", "batch_size")
@@ -58,7 +59,7 @@ def verify(run: Run, cell: Cell, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as store:
         again, scored = replace(run, store=store, suite=suite), Entry(SCORES, cell)
         compute.make_all(again, [scored], jobs=1)  # on the suite's threads, as a run
-        after = pd.read_parquet(scored.path(again) / "scores.parquet")
+        after = intact(scored.path(again) / "scores.parquet", pd.read_parquet)
     gaps = {name: float((before[name] - after[name].astype(np.float32)).abs().max()) for name in COMPARED}
     return {
         "rows": len(before),

@@ -20,9 +20,11 @@ SOURCES = {
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "benchmark.intervals", "attacks.errors"]
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
+LIGHT += ["benchmark.listing", "benchmark.submissions.template", "benchmark.main", "benchmark.ending"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
 LIGHT += ["benchmark.figures.transfer"]
 FLOORS = """
+main
 cli
 experiments dissection submissions
 explain verify
@@ -36,7 +38,7 @@ suite
 interpreters training
 models
 datasets metrics
-intervals store
+intervals store ending options listing
 attacks
 """
 """The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""

@@ -18,6 +18,7 @@ DATASETS = {
     "image_folder": "folders:ImageFolder",
     "cifar10": "folders:CIFAR10",
 }
+MOST = 2**31 - 1
 SPLITS = ("train", "dev", "test")
 __all__ = ["DATASETS", "SPLITS", "Dataset", "check_disjoint", "create", "loader", "names"]
 
@@ -52,8 +53,9 @@ def create(
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     for what, value, least in (("seed", seed, 0), ("size", size, 1), ("input_size", input_size, 16)):
-        if value is not None and value < least:
-            raise UserError(f"{what} of dataset {name!r} must be at least {least} (got {value})")
+        if value is not None and not least <= value <= MOST:
+            limit = f"at least {least}" if value < least else f"at most {MOST}"
+            raise UserError(f"{what} of dataset {name!r} must be {limit} (got {value})")
     if class_pair is not None and not two_objects:
         raise UserError(f"class_pair of dataset {name!r} needs two_objects=True (got class_pair={class_pair})")
 

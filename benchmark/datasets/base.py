@@ -4,6 +4,7 @@ Shapes: images (N, 3, H, W) float32, normalised = (pixel - mean) / std with pixe
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Dataset(TorchDataset[Item]):
     def inventory(self) -> str:
         """A digest of the files and targets, for which no image is read."""
         files = "\n".join(file for i in range(len(self)) for file in self.files(i))
-        return hashlib.sha256(files.encode() + self.targets.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(os.fsencode(files) + self.targets.numpy().tobytes()).hexdigest()
 
     def where(self, index: int) -> str:
         """Item `index` in words, for an error message."""
@@ -141,6 +142,14 @@ class Arrays(Dataset):
 
     def hash_of(self, index: int) -> str:
         return hashlib.sha256(self.pixels[index].numpy().tobytes()).hexdigest()
+
+
+def check_memory(needed: int, name: str, what: str) -> None:
+    """UserError where so many bytes are more than the machine has, before it starts to swap or kill."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        sizes = f"need {needed / 2**30:.3g} GiB, this machine has {there / 2**30:.3g}"
+        raise UserError(f"dataset {name!r}: {what} {sizes}: a smaller size or input_size is needed")
 
 
 def check_pair(pair: tuple[int, int], num_classes: int, name: str) -> None:

@@ -9,18 +9,17 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from attacks.errors import UserError, may_pass
-from benchmark.datasets import SPLITS
+from attacks.errors import UserError
+from benchmark.datasets import SPLITS, pictures
 from benchmark.datasets.base import Arrays, Dataset, Item, Options
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -28,7 +27,8 @@ Entry = tuple[str, str]  # (path below the root, class)
 
 
 class Files(Dataset):
-    """Images decoded when asked for. A subclass lists the files of its split."""
+    """Images decoded when asked for. A subclass lists the files of its split. `ignored`: the files and folders beside
+    them that are no images, as paths below the root; hidden ones (".name") are not looked at."""
 
     default_size = 224
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,11 +36,12 @@ class Files(Dataset):
     def __init__(self, options: Options) -> None:
         self.split, self.input_size = options.split, (side := options.input_size)
         self.root = _existing(options.root, self.name)
+        self.ignored: list[str] = []
         entries, ranks = self.listing()
         entries = [entry for entry in entries if entry[0] not in options.without]
         if not entries:
             raise UserError(f"dataset {self.name!r}: {self.root} has too few images for a split {self.split!r}")
-        entries = sorted(entries, key=lambda e: _digest(f"{options.seed}/{e[0]}".encode()))[: options.size]
+        entries = sorted(entries, key=lambda e: _digest(os.fsencode(f"{options.seed}/{e[0]}")))[: options.size]
         self.paths = [path for path, _ in entries]
         self.targets = torch.tensor([ranks[c] for _, c in entries])
         crop = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
@@ -53,6 +54,28 @@ class Files(Dataset):
         """The images of the split, and the index of each class; sets `num_classes` and `class_names`."""
         raise NotImplementedError
 
+    def images(self, part: str) -> list[Entry]:
+        """Every image of root/part/CLASS/ and of the folders in it; what else is there is `ignored`."""
+        folder, entries = self.root / part, list[Entry]()
+        if not (classes := _subfolders(folder)):
+            raise UserError(
+                f"dataset {self.name!r}: {folder} must be a folder with one subfolder of images for each class"
+            )
+        found = [(e.name, "") for e in os.scandir(folder) if e.name[0] != "." and not e.is_dir()]
+        for c in classes:
+            files = [(f"{c}/{file}", c) for file in _walked(f"{folder}/{c}")]
+            if not any(file.lower().endswith(pictures.SUFFIXES) for file, _ in files):
+                allowed = ", ".join(pictures.SUFFIXES)
+                raise UserError(f"dataset {self.name!r}: class folder {folder / c} holds no image ({allowed})")
+            found += files
+        for file, c in found:
+            path = f"{part}/{file}".lstrip("/")
+            if c and file.lower().endswith(pictures.SUFFIXES):
+                entries.append((path, c))
+            else:
+                self.ignored.append(path)
+        return entries
+
     def __getitem__(self, index: int) -> Item:
         return self._normalised(self.pixels(index)), self.target(index)
 
@@ -60,14 +83,7 @@ class Files(Dataset):
         """(3, H, W) uint8: the crop, before it is normalised."""
         if self._decoded is not None:
             return torch.from_numpy(np.array(_mapped(self._decoded)[index]))
-        path = self.root / self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return self._cut(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            if may_pass(error):
-                raise
-            raise UserError(f"dataset {self.name!r}: {path} cannot be read as an image: {error}") from error
+        return self._cut(pictures.opened(self.root / self.paths[index], f"dataset {self.name!r}: "))
 
     def decoded(self, path: Path) -> "Files":
         """This dataset with its crops read from an array (n, 3, H, W) of `pixels`, through a memory map."""
@@ -96,23 +112,27 @@ class ImageNet(Files):
     name = "imagenet"
 
     def listing(self) -> tuple[list[Entry], dict[str, int]]:
-        entries = _images(self.root, "val" if self.split == "test" else "train", self.name)
+        entries = self.images("val" if self.split == "test" else "train")
         if self.split != "test":
-            entries = [entry for entry in entries if (_tenth(entry[0].encode()) == 0) == (self.split == "dev")]
+            entries = [entry for entry in entries if (_tenth(os.fsencode(entry[0])) == 0) == (self.split == "dev")]
         index = self.root / "imagenet_class_index.json"
         if index.exists():
             try:
-                table = json.loads(index.read_text())
+                table = json.loads(index.read_text("utf-8-sig"))
                 wnids, self.class_names = map(list, zip(*(table[str(i)] for i in range(len(table))), strict=True))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f'{index} must map "0", "1", ... to [WNID, name] ({error!r})') from error
         else:
-            wnids = self.class_names = sorted({c for p in ("train", "val") for c in _subfolders(self.root / p)})
+            wnids = sorted({c for p in ("train", "val") for c in _subfolders(self.root / p)})
+            self.class_names = [_printable(c) for c in wnids]
         self.num_classes = len(wnids)
         ranks = {wnid: i for i, wnid in enumerate(wnids)}
         if strange := sorted({c for _, c in entries} - set(ranks)):
             raise UserError(f"dataset 'imagenet': class folder {strange[0]!r} of {self.root} is not in {index.name}")
         return entries, ranks
+
+
+SPLIT_LIKE = ("train", "training", "dev", "val", "valid", "validation", "test", "testing")
 
 
 class ImageFolder(Files):
@@ -124,15 +144,28 @@ class ImageFolder(Files):
         if _subfolders(self.root / "train"):
             names = {split: split for split in SPLITS}
             names["dev"] = "dev" if (self.root / "dev").is_dir() else "val"
-            entries = _images(self.root, names[self.split], self.name)
-            self.class_names = sorted({c for part in names.values() for c in _subfolders(self.root / part)})
+            others = [other for other in _subfolders(self.root) if other not in names.values()]
+            if "val" in others or not (self.root / names[self.split]).is_dir():
+                allowed = "train, dev (or val, not both) and test"
+                raise UserError(f"dataset {self.name!r}: {self.root} must hold {allowed} (got {self._got()})")
+            self.ignored = others
+            entries = self.images(names[self.split])
+            classes = sorted({c for part in names.values() for c in _subfolders(self.root / part)})
         else:
-            entries = _images(self.root, "", self.name)
+            classes = _subfolders(self.root)
+            if like := [c for c in classes if c.lower() in SPLIT_LIKE and _subfolders(self.root / c)]:
+                allowed = "train, dev (or val) and test"
+                raise UserError(
+                    f"dataset {self.name!r}: folders of splits in {self.root} are {allowed} (got {like[0]!r})"
+                )
+            entries = self.images("")
             part = {0: "dev", 1: "test"}
-            entries = [entry for entry in entries if part.get(_tenth(entry[0].encode()), "train") == self.split]
-            self.class_names = _subfolders(self.root)
-        self.num_classes = len(self.class_names)
-        return entries, {c: i for i, c in enumerate(self.class_names)}
+            entries = [entry for entry in entries if part.get(_tenth(os.fsencode(entry[0])), "train") == self.split]
+        self.class_names, self.num_classes = [_printable(c) for c in classes], len(classes)
+        return entries, {c: i for i, c in enumerate(classes)}
+
+    def _got(self) -> str:
+        return ", ".join(_printable(name) for name in _subfolders(self.root))
 
 
 def _existing(root: Path | None, name: str) -> Path:
@@ -166,18 +199,21 @@ def _subfolders(path: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(path) if e.is_dir() and e.name[0] != ".") if path.is_dir() else []
 
 
-def _images(root: Path, part: str, name: str) -> list[Entry]:
-    """Every image of root/part/CLASS/*."""
-    folder = root / part
-    if not (classes := _subfolders(folder)):
-        raise UserError(f"dataset {name!r}: {folder} must be a folder with one subfolder of images for each class")
-    entries: list[Entry] = []
-    for c in classes:
-        files = [e.name for e in os.scandir(folder / c) if e.name.lower().endswith(IMG_EXTENSIONS)]
-        if not files:
-            raise UserError(f"dataset {name!r}: class folder {folder / c} holds no image ({', '.join(IMG_EXTENSIONS)})")
-        entries += [(f"{part}/{c}/{file}".lstrip("/"), c) for file in files]
-    return entries
+def _walked(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files in a folder and in those below it, each by its path below that folder; a link in a circle ends."""
+    above = (*above, os.path.realpath(folder))
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name[0] == ".":
+            continue
+        if not entry.is_dir():
+            yield entry.name
+        elif os.path.realpath(entry.path) not in above:
+            yield from (f"{entry.name}/{file}" for file in _walked(entry.path, above))
+
+
+def _printable(name: str) -> str:
+    """A file's name as text, whatever bytes it has."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 class CIFAR10(Arrays):

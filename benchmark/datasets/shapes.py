@@ -13,7 +13,7 @@ import numpy as np
 
 from attacks.errors import UserError
 from benchmark.datasets import SPLITS
-from benchmark.datasets.base import Arrays, Options, check_pair
+from benchmark.datasets.base import Arrays, Options, check_memory, check_pair
 
 Array = np.ndarray  # float32 unless said otherwise
 
@@ -82,6 +82,7 @@ class Shapes(Arrays):
         self.split, side = options.split, options.input_size
         n = options.size or SIZES[options.split]
         m = 2 if options.two_objects else 1
+        check_memory(n * (3 * side**2 + m * side**2 // 8), self.name, f"{n} images of {side} × {side}")
 
         def field(name: str) -> np.random.Generator:
             return np.random.default_rng([options.seed, SPLITS.index(options.split), m, *name.encode()])

@@ -21,6 +21,7 @@ from benchmark.entries.images import batches, first_images, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.trained import TRAINED, clean_model
 from benchmark.run import Run, Spec, data_spec, dataset, provenance
+from benchmark.store import intact
 from benchmark.suite import Dissection
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
@@ -64,7 +65,7 @@ def on_pixels(run: Run, model: nn.Module) -> OnPixels:
 
 def read(run: Run, folder: Path) -> dict[str, Tensor]:
     """What an entry holds, by name, on the run's device."""
-    return {name: value.to(run.device) for name, value in load_file(folder / "images.safetensors").items()}
+    return {name: value.to(run.device) for name, value in intact(folder / "images.safetensors", load_file).items()}
 
 
 def those(pairs: dict[str, Tensor], chosen: Tensor | slice) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from attacks.errors import UserError, unknown
+from benchmark.datasets import pictures
 from benchmark.datasets.base import Dataset, Triple
 from benchmark.datasets.folders import Files
 from benchmark.datasets.shapes import COLOURS, SHAPES, TEXTURES, Shapes
@@ -110,11 +110,11 @@ class _Pictures(Concepts):
         self._transform = v2.Compose([*steps, v2.Normalize(mean, std)])
 
     def pictures(self, indices: range) -> Tensor:
-        return torch.stack([self._transform(_opened(self.paths[i], "RGB")) for i in indices])
+        return torch.stack([self._transform(pictures.opened(self.paths[i])) for i in indices])
 
 
 class Folder(_Pictures):
-    """ROOT/images/NAME.* and ROOT/masks/CATEGORY/CONCEPT/NAME.png, the concept where the mask is not black.
+    """ROOT/images/NAME.* and ROOT/masks/CATEGORY/CONCEPT/NAME.png, the concept where the mask is white.
 
     An image is annotated in a category where it has a mask of one of its concepts at least: one that shows none of them
     gets a black mask. `side` None: `input_size`. Images, categories and concepts are in alphabetical order.
@@ -132,7 +132,7 @@ class Folder(_Pictures):
         for needed in (root / "images", root / "masks"):
             if not needed.is_dir():
                 raise UserError(f"concepts need images/NAME.* and masks/CATEGORY/CONCEPT/NAME.png: no {needed}")
-        paths = [path for path in _listed(root / "images") if path.name.lower().endswith(IMG_EXTENSIONS)]
+        paths = [path for path in _listed(root / "images") if path.name.lower().endswith(pictures.SUFFIXES)]
         indices = {path.stem: i for i, path in enumerate(paths)}
         if len(indices) < len(paths):
             twice = next(path for i, path in enumerate(paths) if indices[path.stem] != i)
@@ -149,7 +149,7 @@ class Folder(_Pictures):
 
     def mark(self, index: int, masks: np.ndarray, annotated: np.ndarray) -> None:
         for concept, path in self._masks[index].items():
-            masks[concept] = _nearest(np.asarray(_opened(path, "L")) > 0, self.side)
+            masks[concept] = _nearest(pictures.read(path, pictures.mask), self.side)
             annotated[self.categories.index(self.names[concept][0])] = True
 
 
@@ -217,22 +217,20 @@ class Broden(_Pictures):
 
 def _labels(path: Path) -> np.ndarray:
     """The label number of each pixel, (h, w)."""
-    pixels = np.asarray(_opened(path, "RGB"), dtype=np.int64)
+    pixels = np.asarray(pictures.read(path, _plain_rgb), dtype=np.int64)
     return pixels[..., 0] + 256 * pixels[..., 1]
+
+
+def _plain_rgb(image: Image.Image) -> Image.Image:
+    if image.mode != "RGB":
+        raise UserError(f"labels must be of mode RGB, number = red + 256 · green (got {image.mode})")
+    return image
 
 
 def _nearest(values: np.ndarray, side: int) -> np.ndarray:
     """(h, w) -> (side, side): the value at the centre of each new pixel."""
     rows, columns = ((2 * np.arange(side) + 1) * length // (2 * side) for length in values.shape)
     return values[rows[:, None], columns]
-
-
-def _opened(path: Path, mode: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _listed(folder: Path) -> list[Path]:

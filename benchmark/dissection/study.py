@@ -47,7 +47,7 @@ from benchmark.execution import compute
 from benchmark.figures.style import save
 from benchmark.leaderboards.table import csv_text
 from benchmark.run import Run, dataset, provenance
-from benchmark.store import write_atomic
+from benchmark.store import intact, write_atomic
 from benchmark.suite import RecipeRule, Suite, load
 
 Seen = list[tuple[Run, Victim]]  # what is looked at, in order, each with the run that has its manipulation
@@ -115,7 +115,7 @@ def _effects(seen: Seen) -> Parts:
             parts["psr"].append(pd.DataFrame([place | counts]))
             continue
         for name, more in (("psr", counts), ("interpretability", {"map": receipt["map"]})):
-            rows = pd.read_parquet(path / f"{name}.parquet")
+            rows = intact(path / f"{name}.parquet", pd.read_parquet)
             parts[name].append(tables.summary(rows, name).assign(**place, **more))
     return parts
 
@@ -123,7 +123,7 @@ def _effects(seen: Seen) -> Parts:
 def _units(seen: Seen, concepts: str | None) -> Parts:
     paths = [(victim, Entry(UNITS, Dissected(victim, concepts)).path(run)) for run, victim in seen]
     parts = {
-        name: [pd.read_parquet(path / f"{name}.parquet").assign(**victim.columns()) for victim, path in paths]
+        name: [intact(path / f"{name}.parquet", pd.read_parquet).assign(**victim.columns()) for victim, path in paths]
         for name in ("dissection", "association", "masking")
     }
     units = [(victim, table) for (_, victim), table in zip(seen, parts["dissection"], strict=True)]

@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -31,6 +30,7 @@ from benchmark.entries.search import Judge, State, ahead, grid, search
 from benchmark.entries.strategies import by_gradient, loaders, surrogate
 from benchmark.entries.trained import TRAINED, clean_model, save_state, stored_model
 from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec, provenance, remembered
+from benchmark.store import intact, mapped
 
 CODE = (*strategies.CODE, "benchmark.entries.fronts")
 
@@ -110,7 +110,7 @@ def _score(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     settings, fooling, parts, tested = run.suite.search, foolings.create(attack.fooling), [], []
     assert settings is not None
     clean, interpreter = clean_model(run, attack.model), create_interpreter(run, attack.interpreter)
-    maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
+    maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
     for index, budget in enumerate(settings.budgets):
         fooled = stored_model(run, attack.model, inputs["front"], f"weights-{index}")
         frame, _ = score(run, fooling, interpreter, fooled, maps0, 0)

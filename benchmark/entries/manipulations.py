@@ -18,6 +18,7 @@ from benchmark.entries.recipes import searched
 from benchmark.entries.strategies import by_gradient, without_gradient
 from benchmark.entries.trained import TRAINED, save_weights
 from benchmark.run import Run, Spec, provenance
+from benchmark.store import intact
 
 CODE = (*fronts.CODE, "benchmark.entries.recipes", "benchmark.entries.manipulations")
 LOSSES = tuple(f"{loss}_{when}" for loss in ("ce", "kl", "fooling") for when in ("first", "late", "last"))
@@ -75,7 +76,9 @@ def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
         assert recipe is not None
         return by_gradient(run, manipulation, recipe)
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
-    return without_gradient(run, manipulation, [load_file(path) for path in paths if path.is_file()])  # not diverged
+    return without_gradient(
+        run, manipulation, [intact(path, load_file) for path in paths if path.is_file()]
+    )  # not diverged
 
 
 def _size(run: Run, manipulation: Manipulation) -> int:

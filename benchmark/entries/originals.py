@@ -15,13 +15,14 @@ from benchmark.entries.kind import Entry, Inputs, Kind
 from benchmark.entries.scoring import heatmaps
 from benchmark.entries.trained import TRAINED, clean_model
 from benchmark.run import Run, Spec, create_interpreter, interpreter_spec
+from benchmark.store import intact, mapped
 
 CODE = (*trained.CODE, *scoring.CODE, "benchmark.entries.originals")
 
 
 def original_maps(run: Run, view: View) -> np.ndarray:
     """The clean model's maps (n[, 2], h, w), made where the store lacks them."""
-    return np.load(Entry(ORIGINALS, view).get(run) / "heatmaps.npy", mmap_mode="r")
+    return intact(Entry(ORIGINALS, view).get(run) / "heatmaps.npy", mapped)
 
 
 def _spec(run: Run, view: View) -> Spec:

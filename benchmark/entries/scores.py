@@ -23,6 +23,7 @@ from benchmark.entries.scoring import score
 from benchmark.entries.trained import clean_model, stored_model
 from benchmark.leaderboards.cells import CONTRAST
 from benchmark.run import Run, Spec, create_interpreter, interpreter_spec, shared
+from benchmark.store import intact, mapped
 
 SAMPLES = 8  # fooled heatmaps kept of each cell, for the figure
 CODE = (*predictions.CODE, "benchmark.entries.scores")
@@ -49,8 +50,8 @@ def _scored(run: Run, manipulation: Manipulation, path: Path) -> Scored:
 def _make(run: Run, cell: Cell, inputs: Inputs, folder: Path) -> None:
     fooling, scoring = foolings.create(cell.manipulation.fooling), run.suite.scoring
     fooled, on_clean, on_fooled, at_random = _scored(run, cell.manipulation, inputs["manipulation"])
-    maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
-    clean_curves = np.load(inputs["originals"] / "curves.npz")
+    maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
+    clean_curves = intact(inputs["originals"] / "curves.npz", np.load)
     keep = max(SAMPLES, scoring.aopc_images)
     frame, maps = score(run, fooling, create_interpreter(run, cell.evaluated), fooled, maps0, keep)
     after, before, by_before = reader(maps.cpu().numpy()), reader(maps0), on_fooled.drops(reader(maps0))

@@ -18,6 +18,7 @@ from benchmark.entries.images import batches
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, data_spec, dataset, remembered
+from benchmark.store import intact
 from benchmark.training import Objective, cross_entropy, train
 
 CODE = (
@@ -38,7 +39,7 @@ def clean_model(run: Run, name: str) -> nn.Module:
 def stored_model(run: Run, name: str, path: Path, weights: str = "weights") -> nn.Module:
     """The model with the weights of a store entry, on the run's device."""
     model = new_model(run, name)
-    model.load_state_dict(load_file(path / f"{weights}.safetensors"))
+    intact(path / f"{weights}.safetensors", lambda file: model.load_state_dict(load_file(file)))
     return model.to(run.device)
 
 

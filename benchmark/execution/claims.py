@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from attacks.errors import UserError
+from benchmark.store import host as _host
+from benchmark.store import lives
 
 BEAT, EXPIRES = 5.0, 60.0  # seconds: between two signs of life, and without one until a claim or run is given up
 
@@ -50,14 +52,6 @@ def forget(store: str | Path, key: str, run: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _host() -> str:
-    """Where process numbers mean the same: containers may share a host's name, but not its processes."""
-    spaces = [socket.gethostname()]
-    with suppress(OSError):  # Linux has both
-        spaces += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(spaces)
-
-
 def _create(path: Path, text: str) -> bool:
     try:
         with open(path, "x") as file:
@@ -76,21 +70,11 @@ def _abandoned(path: Path, run: str) -> bool:
     if not (
         claim.get("run") == run
         or (read(path.parent.parent / f"{claim.get('run')}.json") or {}).get("state") in ("stopped", "ended")
-        or (claim.get("host") == _host() and not _lives(claim["pid"]))
+        or (claim.get("host") == _host() and not lives(claim["pid"]))
         or now(path.parent) - claim["beat"] > EXPIRES
     ):
         return False
     path.unlink(missing_ok=True)
-    return True
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
     return True
 
 

@@ -23,11 +23,12 @@ from benchmark.entries.predictions import PREDICTIONS, origin
 from benchmark.entries.robustness import ROBUSTNESS
 from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import TRAINED
+from benchmark.execution import preflight
 from benchmark.execution.engines import Names, Unit
 from benchmark.execution.executor import Start, executor, processes, progress
 from benchmark.leaderboards import stored
 from benchmark.run import Run, dataset, left_out, pair_forms, tell
-from benchmark.store import Store
+from benchmark.store import Store, intact, writable
 
 KINDS: tuple[Kind, ...] = (
     PIXELS,  # in the order in which units are started
@@ -55,6 +56,7 @@ def run_suite(
     run: Run, out: str | Path, jobs: int | None = None, start: Start | None = None, limit: float = 0
 ) -> dict[str, str]:
     """`compute`, then write results and leaderboards under `out`. Returns the errors of failed units by name."""
+    writable(Path(out), "results")
     made = compute(run, jobs, start, limit)
     collect(run, Path(out), made.errors)
     return made.failed
@@ -70,6 +72,7 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
     live = start is not None and sys.stderr.isatty()  # its table shows the nodes
     with executor(run, processes(run, jobs), start, limit) as submit:  # joins a cluster before the data is read
         tell(run)
+        preflight.check(run)
         if away := len(left_out(run)):
             sys.stderr.write(f"{run.suite.dataset.name}: {away} files left out that another split has, too\n")
         units, needs, after = graph(run, wanted(run))
@@ -81,6 +84,7 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
                 report(name, error)
                 if error:
                     failed[name] = error
+    Store(run.store).sweep()  # of those that died on this store while, or before, this one ran
     errors = {
         entry: failed[name] for name, _, (_, made) in units if name in failed for entry in made if entry.missing(run)
     }
@@ -104,7 +108,7 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
             known[0].extend(rows)
             known[1].update(card)
     for name, (rows, card) in found.items():
-        frames = [pd.read_parquet(path).assign(**columns) for path, columns in rows]
+        frames = [intact(path, pd.read_parquet).assign(**columns) for path, columns in rows]
         columns = stored.table(name).schema.names
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({column: [] for column in columns})
         stored.write(out / "results", name, frame, card | about)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm.auto import tqdm
 
-from attacks.errors import Stop, UserError, may_pass
+from attacks.errors import Stop, UserError, may_pass, one_line
 from benchmark.execution import claims
 from benchmark.execution.order import Names, Order
 from benchmark.execution.record import Record
@@ -120,14 +120,15 @@ def guarded(function: Callable[..., Any], args: tuple[Any, ...], store: str) -> 
             return "lost", line(error) if isinstance(error, OSError) else f"out of memory: {line(error)}"
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "no space left" in str(error).lower():  # safetensors wraps the system's error
-            raise Stop(f"no space left for the store {store}") from error
+            at = f" (at {error.filename})" if isinstance(error, OSError) and error.filename else ""
+            raise Stop(f"no space left for the store {store}{at}") from error
         return "ended", line(error)
     return "ended", ""
 
 
 def line(error: BaseException) -> str:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())
+    return kind + one_line(error)
 
 
 def drive(

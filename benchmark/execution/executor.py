@@ -128,4 +128,7 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[str, str], N
                 sys.stderr.write(f"[{count}/{total}] {name}, about {left:.0f} s left\n")  # whole, if Ctrl-C comes now
                 sys.stderr.flush()
 
+        if total and not (terminal or quiet):  # the first unit may take minutes
+            sys.stderr.write(f"[0/{total}] begun\n")
+            sys.stderr.flush()
         yield report

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from attacks.errors import UserError
-from benchmark.execution.claims import BEAT, EXPIRES, beating, folder, now, read
-from benchmark.store import write_atomic
+from benchmark.execution.claims import BEAT, EXPIRES, beating, folder, forget, now, read
+from benchmark.store import host as _host
+from benchmark.store import lives, write_atomic
 
 KEPT = 7 * 24 * 3600  # seconds that a run that is over stays listed
 SHOWN = 20  # failures of a run that its file names
@@ -30,7 +31,7 @@ class Record:
         self._failed: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
         self._about = {"suite": suite, "engine": engine, "total": total, "host": socket.gethostname()}
-        self._about |= {"pid": os.getpid(), "started": time.time()}
+        self._about |= {"pid": os.getpid(), "at": _host(), "started": time.time()}
 
     def __enter__(self) -> "Record":
         runs = folder(self.store)
@@ -47,6 +48,8 @@ class Record:
         self._beat.__exit__(None, None, None)
         with suppress(OSError, UserError):
             self.write("stopped" if kind else "ended")
+        if kind is None:
+            sweep(self.store)
 
     def ended(self, name: str, error: str, node: str) -> None:
         (self._failed if error else self._done)[node] += 1
@@ -64,15 +67,38 @@ class Record:
             self._lines = text.count("\n")
 
 
+def sweep(store: str | Path) -> None:
+    """Remove the records and claims of runs that are dead: stopped, or gone without a word."""
+    where = folder(store)
+    clock = now(where)
+    for path in where.glob("*.json"):
+        run = read(path)
+        if run and "total" in run and _dead(run, clock):
+            path.unlink(missing_ok=True)
+            for claim in (where / "claims").glob("[!.]*"):
+                forget(store, claim.name, path.stem)
+
+
+def _dead(run: dict[str, Any], clock: float) -> bool:
+    """Whether a run will say no more, and did not end."""
+    if run["state"] != "running":
+        return bool(run["state"] == "stopped")
+    return clock - run["beat"] > EXPIRES or (run.get("at") == _host() and not lives(run["pid"]))
+
+
 def table(store: str | Path, only: str = "") -> str:
-    """The runs of a store, newest last: units done, running, failed, time left, and each node. `only`: of one run."""
+    """The runs of a store, newest last: units done, running, failed, time left, and each node. Of those that are dead
+    the last, and how many there are before it. `only`: of one run."""
     where = folder(store)
     runs = {path.stem: run for path in where.glob("*.json") if (run := read(path)) and "total" in run}
     claims = [claim for path in (where / "claims").glob("[!.]*") if (claim := read(path)) and "run" in claim]
     clock = now(where) if where.is_dir() else time.time()
-    text = []
+    text, dead = [], [key for key, run in runs.items() if _dead(run, clock)]
+    dead = sorted(dead, key=lambda key: runs[key]["started"])[:-1] if only == "" else []
+    if dead:
+        text.append(f"{len(dead)} earlier run(s) that stopped or are gone: the next one that ends sweeps them away\n")
     for key, run in sorted(runs.items(), key=lambda item: item[1]["started"]):
-        if only not in ("", key):
+        if only not in ("", key) or key in dead:
             continue
         mine = [claim for claim in claims if claim["run"] == key]
         text.append(_table(run, [c for c in mine if clock - c["beat"] <= EXPIRES], clock - run["beat"]))
@@ -84,6 +110,8 @@ def _table(run: dict[str, Any], claims: list[dict[str, Any]], silent: float) -> 
     state, left = run["state"], ""
     if state == "running" and silent > EXPIRES:
         state = f"gone: no word for {silent:.0f} s, run again to go on"
+    elif state == "running" and run.get("at") == _host() and not lives(run["pid"]):
+        state = "gone: its process is, run again to go on"
     elif state == "running" and done + failed:
         left = (
             f", about {duration((run['now'] - run['started']) / (done + failed) * (run['total'] - done - failed))} left"

@@ -37,6 +37,7 @@ from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards.table import with_ends
 from benchmark.metrics import robustness
 from benchmark.run import Run, Spec, provenance, remembered
+from benchmark.store import intact
 
 SUITE = "smoke"  # for the device and the threads alone: its images are not used
 CLASSES = 10
@@ -86,7 +87,7 @@ def measure(given: Given, settings: Settings = SETTINGS) -> pd.DataFrame:
     starts = range(0, len(inputs(given.run, settings)[1]), settings.batch_size)
     batches = [Entry(RADII, Batch(boundary, start, settings)) for boundary, start in product(BOUNDARIES, starts)]
     compute.make_all(given.run, batches, given.jobs)
-    radii = [pd.read_parquet(batch.path(given.run) / "radii.parquet") for batch in batches]
+    radii = [intact(batch.path(given.run) / "radii.parquet", pd.read_parquet) for batch in batches]
     images = pd.concat(radii, ignore_index=True).assign(part="image")
     accuracy = with_ends(("clean_accuracy",), bootstrap_mean(images[images.boundary == "attack"]["first"] > 0))
     ours = [_row(rows, str(boundary), settings) | accuracy for boundary, rows in images.groupby("boundary")]

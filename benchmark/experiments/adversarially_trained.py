@@ -38,6 +38,7 @@ from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards.table import with_ends
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, create_interpreter, data_spec, dataset, provenance
+from benchmark.store import intact
 
 SUITE = "adversarially_trained.toml"
 FOOLING = "location"
@@ -200,7 +201,7 @@ def _row(run: Run, case: Case) -> dict[str, Any]:
 
 
 def _scores(run: Run, case: Case) -> pd.DataFrame:
-    return pd.read_parquet(Entry(SCORES, case).path(run) / "scores.parquet").astype(float)
+    return intact(Entry(SCORES, case).path(run) / "scores.parquet", pd.read_parquet).astype(float)
 
 
 def summary(scores: pd.DataFrame) -> dict[str, float]:

@@ -41,6 +41,7 @@ from benchmark.leaderboards.table import with_ends
 from benchmark.metrics import METRICS
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, create_interpreter, provenance
+from benchmark.store import intact, mapped
 
 SUITE = "location.toml"
 BITS = {"tf32": 10, "bf16": 7}
@@ -136,7 +137,7 @@ def _row(run: Run, place: Scored) -> dict[str, Any]:
     if row["status"] != "done":
         return row
     exact, names = Entry(SCORES, Scored(Made(manipulation, FLOAT32), FLOAT32)), ["fsr", "top1"]
-    frame, before = (pd.read_parquet(each.path(run) / "scores.parquet") for each in (entry, exact))
+    frame, before = (intact(each.path(run) / "scores.parquet", pd.read_parquet) for each in (entry, exact))
     changes = (frame[names] - before[names]).add_suffix("_change")
     values = pd.concat([frame[names], changes, frame[["map_correlation"]]], axis=1)
     return row | {"n": len(frame)} | with_ends([*values], bootstrap_mean(values.to_numpy(float)))
@@ -163,7 +164,7 @@ def _make_scores(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Recei
     manipulation = place.made.manipulation
     model = stored_model(run, manipulation.model, inputs["fooled"])
     fooling, interpreter = foolings.create(manipulation.fooling), create_interpreter(run, manipulation.interpreter)
-    maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
+    maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
 
     def maps(precision: str) -> tuple[Tensor, Tensor]:
         with in_precision(precision):

@@ -15,7 +15,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -40,6 +39,7 @@ from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards.table import with_ends
 from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec
+from benchmark.store import intact, mapped
 
 SUITE = "smooth_grad.toml"
 FOOLING = "location"
@@ -99,7 +99,7 @@ def _make(run: Run, point: Point, inputs: Inputs, folder: Path) -> Receipt:
     loader, _ = loaders(run, fooling, point.recipe.batch_size, point.seed)
     result = manipulate(clean, surrogate, fooling, loader, point.recipe, point.seed, progress=False)
     if result.status == "done":
-        maps0 = np.load(inputs["originals"] / "heatmaps.npy", mmap_mode="r")
+        maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
         with torch.no_grad():
             frame, _ = score(run, fooling, registered, result.model, maps0, 0)
             predicted = predictions(clean, result.model, scored_images(run))
@@ -131,7 +131,7 @@ def _row(run: Run, entry: Entry) -> dict[str, Any]:
     row |= {"status": status(run, entry), "n": 0}
     if row["status"] != "done":
         return row
-    scores = pd.read_parquet(entry.path(run) / "scores.parquet").astype(float)
+    scores = intact(entry.path(run) / "scores.parquet", pd.read_parquet).astype(float)
     return row | {"n": len(scores), **summary(scores)}
 
 

@@ -76,7 +76,7 @@ def read_adult(folder: Path) -> Frames:
         if not path.is_file():
             raise UserError(f"the Adult table needs the file {path} (adult.data and adult.test as UCI gives them)")
         rows = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(path.read_text("utf-8-sig", "replace").splitlines(), 1):
             if not line.strip() or line.startswith("|"):
                 continue
             fields = [field.strip() for field in line.split(",")]

@@ -13,9 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from attacks.errors import UserError
-from benchmark.store import write_atomic
+from benchmark.store import writable, write_atomic
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
 MARKERS = "osD^vPX"
@@ -23,11 +24,25 @@ MARKERS = "osD^vPX"
 
 def save(figure: Figure, path: Path | str) -> None:
     """Write a PNG, whole or not at all; the same figure gives the same bytes."""
-    if Path(path).suffix != ".png":
-        raise UserError(f"a figure's file must end in .png (got {str(path)!r})")
+    check_file(Path(path))
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be called $5_000$
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for label in axis.get_ticklabels():
+                label.set_parse_math(axis.get_scale() != "linear")  # powers of ten are written so
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120, metadata={"Software": None})
     write_atomic(Path(path), data.getvalue())
+
+
+def check_file(path: Path) -> None:
+    """UserError unless a figure can be written there, before it is drawn."""
+    if path.suffix != ".png":
+        raise UserError(f"a figure's file must end in .png (got {str(path)!r})")
+    if path.is_dir():
+        raise UserError(f"a figure's file must be none that is a folder (got {str(path)!r})")
+    writable(path.parent)
 
 
 def panels(

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from attacks.errors import unknown
+from attacks.errors import UserError, unknown
 from benchmark.interpreters import entry_points
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.interpreters.aggregate import Aggregate
@@ -78,6 +78,8 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "sobel": Sobel,
     "input_magnitude": InputMagnitude,
 }
+LEAST = {"samples": 1, "steps": 1, "cells": 2, "at_once": 1, "unrolled": 0, "seed": 0, "sigma": 0, "rho": 1e-12}
+MOST = 2**31 - 1
 
 
 def names() -> list[str]:
@@ -102,7 +104,19 @@ def create(name: str, **options: Any) -> Interpreter:
     for option in options:
         if option not in allowed:
             raise unknown(f"option of {name}", option, allowed)
+    if name in INTERPRETERS:
+        _check_range(name, options)
     return made(**options)
+
+
+def _check_range(name: str, options: dict[str, Any]) -> None:
+    """That no number is out of the range which the options of that name share; the rest is the classes' own."""
+    for option, value in options.items():
+        if option not in LEAST or not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        if not LEAST[option] <= value <= MOST:  # NaN, too
+            allowed = f"{LEAST[option]}..{MOST}" if isinstance(value, int) else f"finite, at least {LEAST[option]}"
+            raise UserError(f"{option} of {name} must be {allowed} (got {value})")
 
 
 Aggregate.create = create

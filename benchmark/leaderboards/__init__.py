@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from attacks.errors import UserError
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.aopc import AOPC
 from benchmark.leaderboards.attacks import ATTACKS
@@ -58,8 +59,13 @@ def check(folder: Path | str) -> list[str]:
 
 
 def load(folder: Path | str, name: str) -> pd.DataFrame:
-    """The leaderboard `name` as it lies in `folder`; only empty fields are missing values."""
-    return TABLES[name].read(Path(folder) / f"{name}.csv")
+    """The leaderboard `name` as it lies in `folder`; only empty fields are missing values. Raises `UserError`, which
+    says so where the suite has no such table."""
+    table, path = TABLES[name], Path(folder) / f"{name}.csv"
+    results = Path(folder) / "results"
+    if table.where and not path.is_file() and results.is_dir() and not table.exists(stored.read(results)):
+        raise UserError(f"{folder} has no {name}, which a suite has where {table.where}")
+    return table.read(path)
 
 
 def _render(folder: Path) -> dict[str, bytes]:

@@ -80,4 +80,5 @@ POINTS = Leaderboard(
     text=(*PLACE, "split", "scope", "error"),
     rows=_rows,
     exists=lambda results: "fronts" in results.others,
+    where="its recipes are searched ([search])",
 )

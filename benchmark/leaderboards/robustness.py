@@ -101,6 +101,7 @@ ARA = Leaderboard(
     text=("model", "boundary", "error"),
     rows=_areas,
     exists=_exists,
+    where="the robustness of its models is measured ([robustness])",
 )
 
 RESISTANCE = Leaderboard(
@@ -112,4 +113,5 @@ RESISTANCE = Leaderboard(
     text=KEY[:3],
     rows=_resistance,
     exists=_exists,
+    where="the robustness of its models is measured ([robustness])",
 )

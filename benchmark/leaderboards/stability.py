@@ -203,4 +203,5 @@ DIFFERENCES = Leaderboard(
     text=("interpreter", "other"),
     rows=lambda measured: ranking.differences(_ranked(measured)),
     exists=has_gate,
+    where="it has a gate ([gate])",
 )

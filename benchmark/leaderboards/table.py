@@ -68,6 +68,7 @@ class Leaderboard:
     exists: Callable[[Results], bool] = always
     more: Callable[[list[Row]], list[str]] = none
     shares: Sequence[str] = ()
+    where: str = ""
 
     def frame(self, measured: Measured) -> pd.DataFrame:
         rows = self.rows(measured)

@@ -8,17 +8,15 @@ that is for a process of its own (`benchmark.submissions.child`).
 import ast
 import hashlib
 import math
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from attacks.errors import UserError
-from benchmark.interpreters import INTERPRETERS
-from benchmark.leaderboards.stored import STORED
+from benchmark.submissions.naming import check_name
 from benchmark.submissions.wire import one_line
 
-RESERVED = {*INTERPRETERS, *STORED}  # names that results have already
+__all__ = ["Limits", "Submission", "check_name", "parse"]
 
 
 @dataclass(frozen=True)
@@ -50,17 +48,6 @@ def parse(text: str) -> Submission:
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nesting without end
         raise UserError(f"submission {text!r}: {file.name} is no Python source: {one_line(str(error))}") from error
     return Submission(file, attribute, hashlib.sha256(source).hexdigest())
-
-
-def check_name(name: str) -> None:
-    """UserError unless `name` can be the name of a new interpreter."""
-    if not re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > 50:
-        raise UserError(f"name must be lower snake case, at most 50 characters (got {one_line(name, 60)!r})")
-    if name in RESERVED:
-        tables = ", ".join(STORED)
-        raise UserError(
-            f"name must be a new one, not in foolbench list interpreters and none of {tables} (got {name!r})"
-        )
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def show(folder: Path, reference: Path, name: str) -> str:
         if rows.eligible.iloc[0] == "yes":
             ranks = ranks_with(reference, folder, name)
             rows = rows.assign(**dict(zip(("rank", "rank_low", "rank_high"), ranks, strict=True)))
+            rows["interpreter"] += " (would be)"
         rows = pd.concat([board, rows], ignore_index=True)
     text = [board_table(rows)]
     transfer = leaderboards.load(folder, "transfer").query("evaluated == @name")

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from attacks.errors import UserError
-from benchmark.submissions.submission import check_name
+from benchmark.submissions.naming import check_name
 
 INTERPRETER = '''\
 """NAME: gradient x input. Put your own method in its place."""
@@ -104,7 +104,7 @@ def write(name: str, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
             text = texts[path.name].replace("CLASS", name.title().replace("_", "")).replace("NAME", name)
-            with open(path, "x") as file:
+            with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error

@@ -129,3 +129,75 @@ def test_torchvisions_cache_is_not_unpickled_and_its_damage_is_one_line(cached, 
     with pytest.raises(UserError, match="could not be loaded: ") as caught:
         models.create("squeezenet1_1", weights="DEFAULT")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapper", [None, *models.WRAPPERS])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.module.", "net."])
+def test_what_training_wraps_around_is_taken_off(tmp_path, state, wrapper, prefix):
+    named = {f"{prefix}{key}": value for key, value in state.items()}
+    path = _saved(
+        named if wrapper is None else {wrapper: named, "epoch": 3, "optimizer": {"lr": 1.0}}, tmp_path / "a.pth"
+    )
+    assert _equal(models.create("compact_vgg", weights=str(path), num_classes=3), state)
+
+
+def test_an_average_a_wrapped_part_and_old_counters(tmp_path, state):
+    average = {"n_averaged": torch.tensor(5), **{f"module.{key}": value for key, value in state.items()}}
+    parts = {key.replace("features.", "features.module._orig_mod."): value for key, value in state.items()}
+    old = {key: value for key, value in state.items() if "num_batches" not in key}
+    both = {"model": {"state_dict": state}, "ema": {key: value + 1 for key, value in state.items()}}
+    for i, saved in enumerate((average, parts, old, both)):
+        path = _saved(saved, tmp_path / f"{i}.pth")
+        assert _equal(models.create("compact_vgg", weights=str(path), num_classes=3), state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: {f"vgg.{key}": value for key, value in state.items()},
+            "Missing key(s): 34 of 39, first \"features.0.weight\", where it has 'vgg.features.0.weight'; "
+            'Unexpected key(s): 39 of 39, first "vgg.features.0.weight"',
+        ),
+        (
+            lambda state: state | {"classifier.3.bias": torch.ones(7), "classifier.3.weight": torch.ones(7, 128)},
+            "size mismatch for classifier.3.bias: the checkpoint's is (7,), the model's is (3,) and 1 more",
+        ),
+        (
+            lambda state: state | {"classifier.3.bias": torch.ones(3, dtype=torch.int8)},
+            "type mismatch for classifier.3.bias: the checkpoint's is torch.int8, the model's is torch.float32",
+        ),
+        (
+            lambda state: state | {"classifier.3.bias": torch.tensor([0.0, float("nan"), 1.0])},
+            "'classifier.3.bias' must be finite (it has NaN or infinities: did it diverge?)",
+        ),
+        (lambda state: state | {"epoch": 3}, "holds no state_dict: 'epoch' is no tensor but int; allowed are tensors"),
+    ],
+)
+def test_the_shape_of_the_difference_is_one_short_line(tmp_path, state, change, message):
+    path = _saved(change(state), tmp_path / "model.pth")
+    with pytest.raises(UserError) as caught:
+        models.create("compact_vgg", weights=str(path), num_classes=3)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_advises_to_unpickle(tmp_path):
+    torch.save({"weight": Bomb(tmp_path)}, tmp_path / "model.pth")
+    with pytest.raises(UserError) as caught:
+        models.create("compact_vgg", weights=str(tmp_path / "model.pth"), num_classes=3)
+    assert "weights_only" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_weights_that_are_there_are_named_where_others_cannot_be_had(cached, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    torch.save(zoo.squeezenet1_0().state_dict(), cached.parent / "resnet50-0676ba61.pth")
+    with pytest.raises(UserError, match=r"no network; in .*checkpoints are IMAGENET1K_V1$"):
+        models.create("resnet50", weights="IMAGENET1K_V2")
+    with pytest.raises(UserError, match=r"no network; .*checkpoints has none of its weights$"):
+        models.create("squeezenet1_1", weights="DEFAULT")

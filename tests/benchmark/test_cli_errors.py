@@ -24,6 +24,17 @@ def in_process(monkeypatch, capfd, *arguments) -> tuple[int, str, str]:
     return caught.value.code, *capfd.readouterr()
 
 
+def shown(monkeypatch, capfd, *arguments) -> str:
+    """What the command prints where all goes well."""
+    from benchmark import cli
+
+    monkeypatch.setattr(sys, "argv", ["foolbench", *map(str, arguments)])
+    cli.main()
+    out, err = capfd.readouterr()
+    assert err == ""
+    return out
+
+
 def suite_file(folder: Path, **changes: str) -> Path:
     from benchmark.suite import HERE
 
@@ -147,3 +158,84 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path):
     command = f"{sys.executable} -m benchmark.cli list suites | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, cwd=tmp_path, text=True)
     assert (done.stdout, done.stderr) == ("board\n", "")
+
+
+COMMANDS = ["run", "status", "leaderboard", "submit", "verify", "plot", "dissect", "experiment", "list", "explain"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "new-interpreter"])
+def test_every_option_has_help_and_none_of_it_is_swallowed(tmp_path, monkeypatch, capfd, command):
+    import typer.main
+
+    from benchmark import cli
+
+    parameters = typer.main.get_command(cli.app).commands[command].params
+    text = "".join(shown(monkeypatch, capfd, command, "--help").split()).replace("-", "")
+    for parameter in parameters:
+        assert parameter.help, parameter.name
+        assert not parameter.help.startswith("["), parameter.name
+        assert "".join(parameter.help.split()).replace("-", "") in text, parameter.name
+
+
+def test_the_version_and_the_names_of_experiments(monkeypatch, capfd):
+    from importlib.metadata import version
+
+    from benchmark import experiments, options
+
+    assert shown(monkeypatch, capfd, "--version") == f"foolbench {version('foolbench')}\n"
+    assert options.EXPERIMENTS.split(", ") == experiments.names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["leaderboard", "--suite", "defualt"], "unknown suite 'defualt': did you mean 'default'?"),
+        (["plot", "transfer", "--suite", "defualt"], "unknown suite 'defualt': did you mean 'default'?"),
+        (["status", "--store", "absent"], "no store absent: foolbench run makes it"),
+        (["run", *SMOKE, "--out", "a_file"], "cannot write into a_file: a_file is a file"),
+        (["dissect", *SMOKE, "--out", "a_file/b"], "cannot write into a_file/b: "),
+        (["experiment", "transfer", "--out", "a_file"], "cannot write into a_file: a_file is a file"),
+        (["submit", "a_file:A", "--out", "a_file"], "cannot write into a_file: a_file is a file"),
+        (
+            ["explain", "a_file", "--model", "vgg19", "--interpreter", "lrp", "--file", "a_file/b.png"],
+            "cannot write into a_file: a_file is a file",
+        ),
+        (
+            ["plot", "heatmaps", *SMOKE, "--file", "a.jpg"],
+            "a figure's file must end in .png (got 'a.jpg')",
+        ),
+        (
+            ["explain", "a_file", "--model", "vgg19", "--interpreter", "lrp"],
+            "a_file cannot be read as an image: no format",
+        ),
+    ],
+)
+def test_what_is_wrong_is_found_first(tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
+    code, out, err = in_process(monkeypatch, capfd, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+def test_a_figure_that_a_suite_cannot_have_says_why(finished, monkeypatch, capfd):
+    for name, where in (
+        ("front", "its recipes are searched"),
+        ("resistance", "the robustness of its models is measured"),
+    ):
+        code, _, err = in_process(monkeypatch, capfd, "plot", name, "--out", finished.out)
+        assert code == 2
+        assert f", which a suite has where {where} ([" in err
+        assert "foolbench leaderboard" not in err
+
+
+@pytest.mark.parametrize("target", ["99999999999999999999", "-1"])
+def test_a_target_beyond_an_integer_is_one_line(tmp_path, monkeypatch, capfd, target):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    options = ["--model", "squeezenet1_1", "--interpreter", "lrp", "--target", target]
+    code, _, err = in_process(monkeypatch, capfd, "explain", tmp_path / "a.png", *options)
+    assert (code, err) == (2, f"foolbench: targets must be class indices, 0 or more (got {target})\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,3 +168,40 @@ def test_a_change_of_code_is_a_change_of_key(monkeypatch):
     assert source_digest.__wrapped__(code) != before
     assert source_digest.__wrapped__(("benchmark.models",)) == source_digest(("benchmark.models",))
     assert len(before) == 16
+
+
+def test_leftovers_of_this_machines_dead_processes_are_removed_at_once(tmp_path):
+    program = (
+        "import os, sys; from benchmark.store import Store; Store(sys.argv[1]).get('kind', {}, lambda _: os._exit(1))"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=False)
+    (left,) = tmp_path.glob("tmp-*")
+    parts = left.name.split("-")
+    other = left.rename(tmp_path / "-".join(["tmp", "01234567", *parts[2:]]))  # of another machine
+    mine = tmp_path / "-".join([*parts[:2], str(os.getpid()), "x"])
+    for folder in (mine, left):
+        folder.mkdir()
+    Store(tmp_path).sweep()
+    assert sorted(tmp_path.iterdir()) == sorted([other, mine])
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "view"),
+    [("models", "weights.safetensors", "clean_model"), ("originals", "heatmaps.npy", "original_maps")],
+)
+@pytest.mark.parametrize("damage", [b"", b"\x80\x04nonsense", None], ids=["empty", "foreign", "cut short"])
+def test_a_damaged_file_is_named_with_what_helps(finished, tmp_path, kind, file, view, damage):
+    from benchmark.cells import View
+    from benchmark.entries.originals import original_maps
+    from benchmark.entries.trained import clean_model
+
+    run = finished.again(tmp_path, without=("scores", "manipulations")).run
+    for path in (tmp_path / "store" / kind).glob(f"*/{file}"):
+        path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
+    read = {"clean_model": clean_model, "original_maps": original_maps}[view]
+    place = "compact_vgg" if view == "clean_model" else View("compact_vgg", "grad_cam")
+    with pytest.raises(UserError) as caught:
+        read(run, place)
+    message = rf"store file (.*/{kind}/\w+)/{file} is damaged \(.*\): delete the folder \1 and run again$"
+    assert re.search(message, str(caught.value))
+    assert "allow_pickle" not in str(caught.value)

@@ -1,8 +1,10 @@
 """The table of a store shows every run, node and failure."""
 
+import contextlib
 import os
 import re
 import socket
+import subprocess
 
 import pytest
 
@@ -68,3 +70,32 @@ def test_a_store_that_is_not_there_is_no_error_and_is_not_made(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0 s"), (90, "90 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_a_duration_has_one_unit(seconds, text):
     assert duration(seconds) == text
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_run_that_ends_sweeps_the_dead_and_status_sums_them_up(tmp_path):
+    runs = claims.folder(tmp_path)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt), Record(tmp_path, "smoke", "one process", 10):
+            raise KeyboardInterrupt
+    killed = Record(tmp_path, "smoke", "one process", 10)
+    killed._about["pid"] = dead_pid()
+    killed.write("running")
+    other = Record(tmp_path, "smoke", "Ray", 10)
+    other._about |= {"at": "elsewhere", "pid": killed._about["pid"]}
+    other.write("running")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claims.claimed(tmp_path, "key", {"run": killed.id, "name": "w", "node": "b"}))
+        text = table(tmp_path)
+        assert text.startswith("3 earlier run(s) that stopped or are gone: ")
+        assert text.count("gone: its process is, run again to go on") == 1
+        assert text.count("): running") == 1
+        with Record(tmp_path, "smoke", "one process", 1) as last:
+            assert len(list(runs.glob("*.json"))) == 6
+        assert {path.stem for path in runs.glob("*.json")} == {other.id, last.id}
+        assert not list((runs / "claims").glob("[!.]*"))

@@ -36,3 +36,15 @@ def test_no_map_and_another_format_are_one_line(tmp_path: Path) -> None:
         heatmaps(Samples({}, {}))
     with pytest.raises(UserError, match=r"must end in \.png"):
         save(Figure(), tmp_path / "figure.jpg")
+
+
+@pytest.mark.parametrize("name", ["$a_b^c$", r"\frac{$x$}", "_a", "100 $ and 5 $", r"$\nosuch$"])
+def test_a_name_is_no_mathematics(tmp_path, name):
+    """The file is that of a figure whose mathematics is off from the start."""
+    import matplotlib
+
+    samples = Samples({name: np.eye(2)[None]}, {}, None, name)
+    save(heatmaps(samples), tmp_path / "a.png")
+    with matplotlib.rc_context({"text.parse_math": False}):
+        save(heatmaps(samples), tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

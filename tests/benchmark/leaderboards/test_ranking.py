@@ -12,7 +12,7 @@ from benchmark.leaderboards.ranking import FILLS, Attack
 
 
 def attack(fooling: str, attacked: str, seed: int, fsr: list[int], clean: list[int], null: list[int]) -> Attack:
-    return "net", fooling, attacked, seed, bootstrap_mean(np.column_stack([fsr, clean, null]).astype(float))
+    return Attack("net", fooling, attacked, seed, bootstrap_mean(np.column_stack([fsr, clean, null]).astype(float)))
 
 
 def test_the_worst_attack_counts_seeds_are_averaged_and_chance_is_taken_off():

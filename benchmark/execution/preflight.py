@@ -1,0 +1,42 @@
+"""What a run says, held against its data and models before the first unit of work: no cell need fail for it."""
+
+import torch
+
+from attacks import strategies
+from attacks.errors import UserError
+from benchmark import models
+from benchmark.interpreters.base import find_layer
+from benchmark.run import Run, create_interpreter, dataset
+
+
+def check(run: Run) -> None:
+    """Every model takes the images, and has the layers that interpreters' options name. On torch's meta device, so
+    that nothing is computed. Raises `UserError`."""
+    suite, data = run.suite, dataset(run, run.suite.scoring.split)
+    side, own = data.input_size, run.submission.name if run.submission else ""
+    used = [name for name in dict.fromkeys([*_attacked(run), *suite.evaluated]) if name != own]
+    made = {name: create_interpreter(run, name) for name in used}
+    for name, interpreter in made.items():
+        if (cells := getattr(interpreter, "cells", 0)) > side:
+            raise UserError(f"interpreters.{name}: cells must be at most the images' side, {side} (got {cells})")
+    for name in suite.models:
+        architecture = suite.architecture(name)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+            model = models.create(architecture, num_classes=data.num_classes)
+            try:
+                model(torch.empty(2, 3, side, side))
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"models.{name}: {architecture} takes no images of {side} × {side}: {reason}"
+                ) from error
+        for interpreter_name, interpreter in made.items():
+            if (layer := getattr(interpreter, "layer", None)) is not None:
+                try:
+                    find_layer(model, layer)
+                except UserError as error:
+                    raise UserError(f"interpreters.{interpreter_name}, on model {name}: {error}") from error
+
+
+def _attacked(run: Run) -> list[str]:
+    return [strategies.split(attacked)[0] for attacked in run.suite.attacked]

@@ -1,0 +1,142 @@
+"""What a suite, its interpreters' options and the output folder say is checked before anything is computed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attacks.errors import UserError
+from benchmark import datasets, suite
+from benchmark.execution import compute
+from benchmark.execution.preflight import check
+from benchmark.run import Run
+from benchmark.store import writable
+
+
+def smoke(tmp_path, *edits) -> suite.Suite:
+    text = (suite.HERE / "smoke.toml").read_text()
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new, 1)
+    (tmp_path / "mine.toml").write_text(text)
+    return suite.load(tmp_path / "mine.toml")
+
+
+SIZE = "train = 64"
+OPTION = "interpreters.smooth_grad = { samples = 2 }"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (SIZE, "train = 100000000000000000000", r"dataset\.train: .*less than or equal to 2147483647 \(got 1000"),
+        (SIZE, f"train = 1{'0' * 5000}", r"mine\.toml is not TOML: "),
+        ("input_size = 32", "input_size = 1000000", r"dataset\.input_size: .*less than or equal to 4096"),
+        (
+            "input_size = 32",
+            "input_size = 33",
+            r"input_size must be a multiple of 16.*'compact_vgg' \(got 33; nearest: 32",
+        ),
+        (
+            OPTION,
+            "interpreters.smooth_grad = { samples = -2 }",
+            r"samples of smooth_grad must be 1\.\.2147483647 \(got -2\)",
+        ),
+        (
+            OPTION,
+            "interpreters.smooth_grad = { samples = true }",
+            r"interpreters\.smooth_grad\.samples: .*\(got True\)",
+        ),
+        (OPTION, "interpreters.smooth_grad = { samples = '2' }", r"interpreters\.smooth_grad\.samples: .*\(got '2'\)"),
+        (
+            OPTION,
+            "interpreters.smooth_grad = { sigma = inf }",
+            r"sigma of smooth_grad must be finite, at least 0 \(got inf\)",
+        ),
+        (
+            OPTION,
+            "interpreters.smooth_grad = { sigma = nan }",
+            r"sigma of smooth_grad must be finite, at least 0 \(got nan\)",
+        ),
+        (OPTION, "interpreters.integrated_gradients = { steps = 0 }", r"steps of integrated_gradients must be 1\.\."),
+        (OPTION, "interpreters.random = { seed = -1 }", r"seed of random must be 0\.\."),
+        ('name = "smoke"', 'nam = "smoke"', r"unknown key of suite .*'nam': did you mean 'name'\?"),
+        ('name = "smoke"', 'name = "../up"', r"name: .*pattern.*\(got '\.\./up'\)"),
+        ("models.compact_vgg = {", 'models."_a$b" = { architecture = "compact_vgg",', r"models\._a\$b"),
+    ],
+)
+def test_what_a_suite_says_is_checked_when_it_is_loaded(tmp_path, old, new, message):
+    with pytest.raises(UserError, match=message) as caught:
+        smoke(tmp_path, (old, new))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"# \xc3\xa9\r\n"], ids=["mark", "accent"])
+def test_a_suite_is_utf8_with_or_without_a_mark_in_any_locale(tmp_path, monkeypatch, prefix):
+    import locale
+
+    monkeypatch.setattr(locale, "getpreferredencoding", lambda *_: "ascii")
+    text = (suite.HERE / "smoke.toml").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "mine.toml").write_bytes(prefix + text)
+    assert suite.load(tmp_path / "mine.toml") == suite.load("smoke")
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        (
+            [(OPTION, 'interpreters.grad_cam = { layer = "features.99" }')],
+            r"interpreters\.grad_cam, on model compact_vgg: unknown layer .features\.99.: did you mean",
+        ),
+        (
+            [("models.compact_vgg", "models.vgg11"), ("input_size = 32", "input_size = 16")],
+            r"models\.vgg11: vgg11 takes no images of 16 × 16: ",
+        ),
+    ],
+)
+def test_what_a_model_cannot_do_is_found_before_the_first_unit(tmp_path, edits, message):
+    run = Run(smoke(tmp_path, *edits), str(tmp_path / "store"))
+    with pytest.raises(UserError, match=message):
+        check(run)
+    with pytest.raises(UserError, match=message):
+        compute.run_suite(run, tmp_path / "out", jobs=1)
+    assert not list((tmp_path / "store").glob("*/*/receipt.json"))
+
+
+def test_cells_finer_than_the_images(tmp_path):
+    given = smoke(
+        tmp_path,
+        (OPTION, "interpreters.occlusion = { cells = 40 }"),
+        ('evaluated = ["grad_cam"', 'evaluated = ["occlusion"'),
+    )
+    with pytest.raises(
+        UserError, match=r"interpreters\.occlusion: cells must be at most the images' side, 32 \(got 40\)"
+    ):
+        check(Run(given, str(tmp_path / "store")))
+
+
+def test_an_out_that_is_a_file_is_found_before_the_store_is_made(finished, tmp_path):
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "folder"):
+        (tmp_path / "file").touch()
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "results").touch()
+        with pytest.raises(UserError, match=r"cannot write into .*: .*(file|results) is a file"):
+            compute.run_suite(replace(finished.run, store=str(tmp_path / "store")), out, jobs=1)
+        assert not (tmp_path / "store").exists()
+
+
+def test_what_can_be_made_is_writable_and_is_not_made(tmp_path, monkeypatch):
+    writable(tmp_path / "a" / "b", "results")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.chdir(tmp_path)
+    writable(Path("a"))
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match="link is a broken link"):
+        writable(tmp_path / "link" / "a")
+
+
+def test_more_images_than_the_memory_holds(tmp_path):
+    with pytest.raises(
+        UserError, match=r"dataset 'shapes': 2000000000 images of 4096 × 4096 need .* GiB, this machine has"
+    ):
+        datasets.create("shapes", size=2_000_000_000, input_size=4096)
