@@ -22,7 +22,7 @@ from attacks.scopes import parameters_in
 
 WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 40  # steps of falling learning rate, in which λ settles
-PATIENCE = 60  # steps without progress after which it cools down
+PATIENCE = 50  # steps without progress after which it cools down
 PROGRESS = 0.01  # of the first loss, or of all that it has fallen by: less in `PATIENCE` steps is none
 ASCENT, DESCENT = 0.05, 0.2  # of log λ, at most, a step: a divergence that is far too large cannot wait
 FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once

@@ -19,7 +19,7 @@ from benchmark.run import Run
 
 CODE = (
     *curves.CODE,
-    *("attacks.foolings", "attacks.manipulation", "attacks.course", "attacks.heatmaps", "attacks.ranks"),
+    *("attacks.foolings", "attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
     "benchmark.entries.scoring",
 )
 

@@ -12,7 +12,7 @@ from benchmark.intervals import Mean
 from benchmark.leaderboards import fronts
 from benchmark.leaderboards.cells import MEANS, Cell, Row
 from benchmark.leaderboards.manipulations import ACCURACY
-from benchmark.leaderboards.ranking import Attack
+from benchmark.leaderboards.ranking import Attack, within
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, with_ends
 
 
@@ -38,7 +38,7 @@ def searched(results: Results) -> dict[str, list[Searched]]:
         changed = point["changed"] / point["images"]
         name = f"{point['attacked']} within {point['budget']}"
         attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], changed)
-        row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(attack.within(point["budget"]))}
+        row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(within([attack], point["budget"]))}
         row |= with_ends(fronts.SCORES, scores)
         found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row))
     return found

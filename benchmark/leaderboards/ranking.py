@@ -45,10 +45,6 @@ class Attack(NamedTuple):
     drop: float | None = None  # of top-1, points
     changed: float | None = None  # share of predictions
 
-    def within(self, level: float) -> bool:
-        """Whether it costs at most so many points; at 0, whether no prediction changed."""
-        return self.changed == 0 if level == 0 else self.drop is not None and self.drop <= level
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -61,25 +57,30 @@ class Standing:
     reason: str = ""  # why it is not
 
 
+def within(attacks: Sequence[Attack], level: float) -> bool:
+    """Whether one attack, over its seeds, costs at most so many points; at 0, whether it changed no prediction."""
+    if level == 0:
+        return all(attack.changed == 0 for attack in attacks)
+    return level == math.inf or float(np.mean([math.inf if a.drop is None else a.drop for a in attacks])) <= level
+
+
 def worst_attacks(attacks: Iterable[Attack], level: float = math.inf) -> tuple[dict[Place, Worst], int]:
     """The corrected FSR of the worst attack in each (model, fooling), and how many of these say nothing. With a
-    `level`, only fooled models within that drop count."""
-    places: dict[Place, dict[str, list[Mean]]] = {}
-    cleans: dict[Place, Mean] = {}
+    `level`, of the attacks `within` it."""
+    places: dict[Place, dict[str, list[Attack]]] = {}
     for attack in attacks:
-        place = attack.model, attack.fooling
-        cleans.setdefault(place, attack.scores)  # of the clean model, so alike in all
-        by_attacked = places.setdefault(place, {})
-        if level == math.inf or attack.within(level):
-            by_attacked.setdefault(attack.attacked, []).append(attack.scores)
+        places.setdefault((attack.model, attack.fooling), {}).setdefault(attack.attacked, []).append(attack)
     corrected: dict[Place, Worst] = {}
     for place, by_attacked in places.items():
-        clean = cleans[place]
+        clean = next(iter(by_attacked.values()))[0].scores  # of the clean model, so alike in all
         chance, chances = clean.value[[CLEAN, NULL]].max(), clean.replicates[:, [CLEAN, NULL]].max(1)
         if chance > CHANCE_LIMIT:
             continue
         worst, replicates = 0.0, np.zeros(RESAMPLES)
-        for cells in by_attacked.values():
+        for seeds in by_attacked.values():
+            if not within(seeds, level):
+                continue
+            cells = [attack.scores for attack in seeds]
             weights = draws(len(cells), seed=1) / len(cells)  # of seeds
             fsr = np.mean([cell.value[FSR] for cell in cells])
             fsrs = (np.stack([cell.replicates[:, FSR] for cell in cells], 1) * weights).sum(1)

@@ -51,6 +51,7 @@ def test_a_third_goes_on_and_each_budget_has_its_best_point():
     assert len(points) == 1 + 6 + 2 + 1
     measured = {"fsr": 0.0, "drop": 0.0, "loss": 1.0}
     unchanged = {"learning_rate": 1e-3, "lambda": 0.0, "steps": 0, "divergence": None, "scope": "all"}
+    unchanged |= {"converged": None}
     assert points[0] == unchanged | measured
     (small, _), (large, weights) = chosen
     assert (small["learning_rate"], small["lambda"], small["steps"]) == (1e-2, 1.0, 2)
