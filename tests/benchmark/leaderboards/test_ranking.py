@@ -145,3 +145,43 @@ def test_one_card_from_before_the_contrast_and_all_are_held_to_the_logit():
 def test_a_failed_cell_is_a_reason():
     found = ranking.eligibility("new", {"new": card()}, ["net"], errors=["no rule", "no rule"])
     assert found == (False, "2 cells failed, first: no rule")
+
+
+PLACES = {("net", "location"), ("net", "top_k")}
+
+
+@pytest.mark.parametrize(
+    ("aimed", "flags", "reason"),
+    [
+        ([], [], "nothing was aimed at it"),  # it says that it cannot be differentiated: no rank for a hidden gradient
+        ([(("net", "location"), False)], [], "not attacked by its own gradient"),
+        (
+            [(("net", "location"), True)],  # where the attack cost too much and never ended: no rank for that either
+            [],
+            "not attacked by its own gradient in 1 of 2 places, first net/top_k",
+        ),
+        ([(place, True) for place in PLACES], ["ZERO_SECOND_ORDER"], "its gradient by the weights is zero or wrong"),
+        ([(place, True) for place in PLACES], ["LOGIT_SHIFT"], ""),
+    ],
+)
+def test_what_was_not_attacked_as_hard_as_we_can_is_not_ranked(aimed, flags, reason):
+    found = ranking.unattacked(aimed, PLACES, flags)
+    assert found == reason
+    cards = {"new": card(), "weak": card(control=True, aopc=0.2)}
+    assert ranking.eligibility("new", cards, ["net"], [], found) == (not reason, reason)
+
+
+def test_a_level_counts_whole_attacks_within_it_and_never_falls_as_it_grows():
+    none = [0] * 4
+    attacks = [
+        attack("location", "free", 0, [1, 0, 0, 0], none, none)._replace(drop=0.0, changed=0.0),
+        attack("location", "cheap", 0, [1, 1, 1, 0], none, none)._replace(drop=0.0, changed=0.01),  # one each way
+        attack("location", "cheap", 1, [1, 0, 0, 0], none, none)._replace(drop=0.8, changed=0.02),
+        attack("location", "dear", 0, [1, 1, 1, 1], none, none)._replace(drop=5.0, changed=0.1),
+        attack("location", "unknown", 0, [1, 1, 1, 0], none, none),
+    ]
+    levels = {level: ranking.worst_attacks(attacks, level)[0]["net", "location"][0] for level in (0, 0.3, 0.5, 2, 5)}
+    assert levels == {0: 0.25, 0.3: 0.25, 0.5: 0.5, 2: 0.5, 5: 1.0}
+    assert ranking.worst_attacks(attacks)[0]["net", "location"][0] == 1.0
+    nothing = ranking.worst_attacks(attacks[-1:], 2)[0]["net", "location"]  # the model as it is costs nothing
+    assert (nothing[0], nothing[1].max()) == (0.0, 0.0)
