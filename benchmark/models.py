@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
@@ -80,7 +81,9 @@ COMPACT: dict[str, Callable[[int], nn.Module]] = {
     "compact_resnet": compact_resnet,
     "compact_densenet": compact_densenet,
 }
-BLOCKS = ("BasicBlock", "Bottleneck", "_DenseLayer", "Fire", "Inception", "InvertedResidual")
+BLOCKS = ("BasicBlock", "Bottleneck", "ResBottleneckBlock", "_DenseLayer", "Fire", "InvertedResidual",
+          "_InvertedResidual", "MaxVitLayer", "CNBlock", "Inception", *(f"Inception{letter}" for letter in "ABCDE"))  # fmt: skip
+GATES = ("squeeze", "excit", "attention", "gate", "cbam")  # in names of classes that weigh a feature map, in lower case
 SMALL = {**COMPACT, "resnet20": resnet20}
 
 
@@ -175,10 +178,42 @@ def target_layer(model: nn.Module) -> str:
     """The name of the default target layer, after the released code of Heo, Joo and Moon 2019.
 
     VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last of its
-    blocks (`BLOCKS`), else its last convolution.
+    blocks (`BLOCKS`), else its last convolution that stands in no gate (squeeze and excitation, attention). Raises
+    `UserError` where there is none, and where tokens are mixed after it: the input of a patch embedding is the image.
     """
-    blocks = [name for name, module in model.named_modules() if type(module).__name__ in BLOCKS]
-    convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    modules = dict(model.named_modules())
+    if isinstance(model, torch.fx.GraphModule):
+        raise UserError("a GraphModule's blocks have lost their classes: name a target layer")
+    blocks = [name for name, module in modules.items() if type(module).__name__ in BLOCKS]
+    if blocks:
+        return blocks[-1]
+    gates = [f"{name}." for name, module in modules.items() if name and _is_gate(module)]
+    convolutions = [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and not n.startswith(tuple(gates))]
     if not convolutions:
         raise UserError(f"{type(model).__name__} has no convolution: name a target layer")
-    return blocks[-1] if blocks else convolutions[-1]
+    names = list(modules)
+    after = [modules[name] for name in names[names.index(convolutions[-1]) + 1 :]]
+    if (len(convolutions) == 1 and _is_patches(modules[convolutions[0]])) or any(map(_mixes_tokens, after)):
+        raise UserError(
+            f"{type(model).__name__} works on tokens after its last convolution ({convolutions[-1]!r}), which is no "
+            "target layer: name one whose input is (N, C, h, w)"
+        )
+    return convolutions[-1]
+
+
+def _is_gate(module: nn.Module) -> bool:
+    kind = type(module).__name__
+    return any(word in kind.lower() for word in GATES) or kind.startswith(("SE", "ECA", "GC", "sSE", "cSE"))
+
+
+def _is_patches(module: nn.Module) -> bool:
+    """Whether a convolution cuts its input into patches that do not overlap."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size == module.stride and max(module.kernel_size) > 1
+
+
+def _mixes_tokens(module: nn.Module) -> bool:
+    """Whether it is an attention of tokens: one of channels has projections that change the width by another factor."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    widths = [(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)]
+    return "attention" in type(module).__name__.lower() and any(b in (a, 3 * a) for a, b in widths)

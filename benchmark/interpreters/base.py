@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attacks.errors import UserError, unknown
 from attacks.heatmaps import min_max
 from attacks.modes import eval_mode
+from benchmark.interpreters.layout import check_inputs
 from benchmark.models import target_layer
 
 Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
@@ -122,11 +123,20 @@ def label_logits(logits: Tensor, targets: Tensor) -> Tensor:
 
 def find_layer(model: nn.Module, layer: str | None) -> nn.Module:
     """The module of that name; None: the model's default target layer."""
+    return _named_layer(model, layer)[1]
+
+
+def _named_layer(model: nn.Module, layer: str | None) -> tuple[str, nn.Module]:
     name = target_layer(model) if layer is None else layer
     modules = dict(model.named_modules())
     if name not in modules or not name:
         raise unknown("layer", name, [n for n in modules if n])
-    return modules[name]
+    return name, modules[name]
+
+
+def check_layer(model: nn.Module, layer: str | None, taken: list[Tensor], images: Tensor) -> None:
+    """Raise `Refused` unless the inputs of the target layer are (N, C, h, w)."""
+    check_inputs(*_named_layer(model, layer), taken, images, layer is None)
 
 
 @contextmanager
@@ -140,8 +150,10 @@ def tap(model: nn.Module, layer: str | None, taken: list[Tensor], then: Any = No
     def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
         if taken:
             raise UserError("layer must run exactly once in a forward pass (got a module that is reused)")
-        first = args[0] if args else next(iter(kwargs.values()))
-        taken.extend([first] if isinstance(first, Tensor) else first)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        taken.extend(first if isinstance(first, (list, tuple)) else [first])
+        if not all(isinstance(part, Tensor) for part in taken):
+            raise UserError(f"a target layer must be given tensors (got {type(first).__name__})")
         if then is not None:
             then(taken)
 
