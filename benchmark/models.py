@@ -82,7 +82,8 @@ COMPACT: dict[str, Callable[[int], nn.Module]] = {
     "compact_densenet": compact_densenet,
 }
 BLOCKS = ("BasicBlock", "Bottleneck", "ResBottleneckBlock", "_DenseLayer", "Fire", "InvertedResidual",
-          "_InvertedResidual", "MaxVitLayer", "CNBlock", "Inception", *(f"Inception{letter}" for letter in "ABCDE"))  # fmt: skip
+          "_InvertedResidual", "MaxVitLayer", "CNBlock", "Inception", "InceptionA", "InceptionB", "InceptionC",
+          "InceptionD", "InceptionE")  # fmt: skip
 GATES = ("squeeze", "excit", "attention", "gate", "cbam")  # in names of classes that weigh a feature map, in lower case
 SMALL = {**COMPACT, "resnet20": resnet20}
 

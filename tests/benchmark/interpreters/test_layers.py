@@ -192,8 +192,6 @@ def meta_model(name):
     on_meta = register_module_parameter_registration_hook(
         lambda module, key, p: p if p is None else nn.Parameter(p.to("meta"))
     )
-        lambda module, key, p: nn.Parameter(p.to("meta")) if p is not None else None
-    )
     try:  # its widths are computed with tensors that need values
         return zoo.get_model(name, weights=None).to("meta").eval().requires_grad_(False)
     finally:
