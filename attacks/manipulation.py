@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from attacks.errors import UserError
 from attacks.foolings import Fooling
+from attacks.given import check_finite, check_images, class_indices, logits_in
 
 Interpreter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -150,7 +151,7 @@ class Course:
         """Of the next batch. Raises `UserError` where the heatmaps do not depend on the parameters."""
         images, targets = next(self.batches)
         if self.fooling.pairs:
-            logits = fooled(images)
+            logits = logits_in(fooled(images), len(images))
             loss = _pair_loss(fooled, self.original, self.interpreter, self.fooling, *next(self.pairs))
         else:
             logits, heatmaps = _with_logits(self.interpreter, fooled, images, targets)
@@ -214,7 +215,9 @@ def _diverged(history: dict[str, list[float]], window: int = 20) -> str:
 def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and heatmaps: from one forward pass where the interpreter offers it."""
     shared = getattr(interpreter, "with_logits", None)
-    return shared(model, images, targets) if shared else (model(images), interpreter(model, images, targets))
+    if shared:
+        return shared(model, images, targets)
+    return logits_in(model(images), len(images)), interpreter(model, images, targets)
 
 
 def _frozen(interpreter: Interpreter, original: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -238,11 +241,27 @@ def _pair_loss(
 def _forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     while True:
         empty = True
-        for images, targets in loader:
+        for batch in loader:
+            images, targets = _pair(batch)
             empty = False
             yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         if empty:
             raise UserError("the loader must yield at least one batch (got none)")
+
+
+def _pair(batch: Any) -> Batch:
+    """A batch (images, targets) with at least one image; its targets as a tensor."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise UserError(f"the loader must yield (images, targets) (got {got})")
+    images, targets = batch
+    check_images(images)
+    check_finite(images)
+    if not len(images):
+        raise UserError(f"a batch of the loader must hold at least one image (got {tuple(images.shape)})")
+    if not isinstance(targets, Tensor):
+        targets = class_indices(targets, images)
+    return images, targets
 
 
 def _quiet(progress: bool | None) -> bool | None:

@@ -140,6 +140,19 @@ def _torchvision(name: str, weights: str | None, num_classes: int | None) -> nn.
         raise UserError(f"weights {weights!r} of {name!r} could not be loaded: {_reason(error)}") from error
 
 
+def preprocessing(name: str, weights: str | None) -> Any:
+    """torchvision's transforms of a classifier's weights: `resize_size`, `crop_size`, `interpolation`, `antialias`,
+    `mean` and `std`. For a checkpoint those of the first weights for the size that the architecture takes by default.
+    """
+    available = zoo.get_model_weights(name)
+    if weights in available.__members__:
+        return available[weights].transforms()
+    presets = [member.transforms() for member in available]
+    if name.startswith("vit"):  # the one family whose weights fix the size; a checkpoint is loaded into 224 pixels
+        presets = [preset for preset in presets if preset.crop_size == [224]]
+    return presets[0]
+
+
 def load(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into the model: safetensors, or a state_dict that is read without unpickling code."""
     path = Path(path)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Score, Targeted, check_layer, label_logits, needs_graph, tap
+from benchmark.interpreters.base import Score, Targeted, label_logits, needs_graph, tap
+from benchmark.interpreters.layout import check_inputs
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ def layer_gradient(
     with torch.enable_grad():
         # the layer's input needs a graph to the logit, even where it is the image or no parameter has a gradient
         images = images if graph and images.requires_grad else images.detach().requires_grad_()
-        with tap(model, layer, taken, lambda tensors: check_layer(model, layer, tensors, images)):
+        with tap(model, layer, taken) as module:
             logits = model(images)
+        check_inputs(model, module, taken, images, layer is None)
         gradients = torch.autograd.grad(score(logits, targets).sum(), taken, create_graph=graph)
         activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
     if graph:

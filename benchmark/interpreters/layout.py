@@ -20,24 +20,28 @@ VIEWS = ("View", "UnsafeView", "ReshapeAlias")
 FAR = 200  # operations to look back at
 
 
-def check_inputs(name: str, module: nn.Module, taken: Sequence[Tensor], images: Tensor, is_default: bool) -> None:
-    """Raise `Refused` unless what the layer is given, a tensor or several, are maps of images (N, C, H, W).
+def check_inputs(model: nn.Module, module: nn.Module, taken: Sequence[Tensor], images: Tensor, default: bool) -> None:
+    """Raise `Refused` unless what a layer of the model is given is one or more maps of the images (N, C, H, W).
 
     A default layer that is a convolution must also have more than one place: else it stands in a gate or in the head.
     """
     for value in taken:
         shape = tuple(value.shape)
         if value.dim() != 4 or len(value) != len(images) or not value.is_floating_point():
-            raise _refusal(name, f"{shape} of {str(value.dtype).removeprefix('torch.')}, images {tuple(images.shape)}")
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise _refusal(model, module, f"{shape} of {dtype}, images {tuple(images.shape)}")
         if channel_axis(value, module, images) != 1:
-            raise _refusal(name, f"{shape}, images {tuple(images.shape)}, whose second axis is not the channels")
+            raise _refusal(
+                model, module, f"{shape}, images {tuple(images.shape)}, whose second axis is not the channels"
+            )
     if not taken or len({tuple(value.shape[2:]) for value in taken}) > 1:
-        raise _refusal(name, f"{[tuple(value.shape) for value in taken]}")
-    if is_default and isinstance(module, nn.Conv2d) and taken[0].shape[2:].numel() == 1 < images.shape[2:].numel():
-        raise _refusal(name, f"{tuple(taken[0].shape)}, a single place; name another target layer")
+        raise _refusal(model, module, f"{[tuple(value.shape) for value in taken]}")
+    if default and isinstance(module, nn.Conv2d) and taken[0].shape[2:].numel() == 1 < images.shape[2:].numel():
+        raise _refusal(model, module, f"{tuple(taken[0].shape)}, a single place; name another target layer")
 
 
-def _refusal(name: str, got: str) -> Refused:
+def _refusal(model: nn.Module, module: nn.Module, got: str) -> Refused:
+    name = next(name for name, other in model.named_modules() if other is module)
     return Refused(f"target layer {name!r} must have an input (N, C, h, w) (got {got})")
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from benchmark.interpreters.base import Targeted, check_layer, find_layer, label_logits, tap
+from benchmark.interpreters.base import Targeted, find_layer, label_logits, tap
+from benchmark.interpreters.layout import check_inputs
 from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
@@ -114,7 +115,7 @@ class LRPT(LRP):
             return model(images), taken, start
 
     def _check(self, model: nn.Module, images: Tensor, taken: list[Tensor]) -> None:
-        check_layer(model, self.layer, taken, images)
+        check_inputs(model, find_layer(model, self.layer), taken, images, self.layer is None)
 
 
 @dataclass(frozen=True)

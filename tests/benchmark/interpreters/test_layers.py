@@ -9,7 +9,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from attacks.errors import UserError
 from benchmark import interpreters, models
-from benchmark.interpreters.base import check_layer, tap
+from benchmark.interpreters.base import tap
+from benchmark.interpreters.layout import check_inputs
 
 AT_LAYER = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam", "simple_grad_t", "lrp_t", "lrp_t_contrast",
             "grad_cam_contrast", "guided_grad_cam")  # fmt: skip
@@ -120,7 +121,7 @@ def test_a_layer_that_is_given_no_tensor_is_refused(name):
         def forward(self, pair):
             return pair["x"]
 
-    with pytest.raises(UserError, match="must be given tensors .got dict"):
+    with pytest.raises(UserError, match="must be given tensors"):
         explained(name, *stage(lambda h: {"x": h}, lambda h: h, Pair()))
 
 
@@ -218,8 +219,9 @@ def check_default(name):
             models.target_layer(model)
         return
     taken = []
-    with tap(model, None, taken, lambda tensors: check_layer(model, None, tensors, image)):
+    with tap(model, None, taken) as layer:
         logits = model(image)
+    check_inputs(model, layer, taken, image, True)
     assert min(taken[0].shape[2:]) >= 5
     assert not reaches(logits, image, taken), "the evidence passes the layer by: it is a branch"
     assert reaches(logits, image, [])
