@@ -126,8 +126,9 @@ def tap(model: nn.Module, layer: str | None, taken: list[Tensor], then: Any = No
         if taken:
             raise UserError("layer must run exactly once in a forward pass (got a module that is reused)")
         first = args[0] if args else next(iter(kwargs.values()), None)
-        taken.extend(first if isinstance(first, (list, tuple)) else [first])
-        if not all(isinstance(part, Tensor) for part in taken):
+        parts: list[Any] = [*first] if isinstance(first, (list, tuple)) else [first]
+        taken.extend(parts)
+        if not all(isinstance(part, Tensor) for part in parts):
             raise UserError(f"a target layer must be given tensors (got {type(first).__name__})")
         if then is not None:
             then(taken)
