@@ -81,6 +81,15 @@ def check_device(model: nn.Module, images: Tensor) -> None:
             raise UserError(f"images must be on the model's device, {' or '.join(devices)} (got {images.device})")
 
 
+def of_another_type(error: RuntimeError, model: nn.Module, images: Tensor) -> UserError | None:
+    """The error of images whose type is not that of the weights, where it is theirs."""
+    own = next((p for p in model.parameters() if p.is_floating_point()), images).dtype
+    if own == images.dtype or "type" not in str(error):
+        return None
+    names = [str(dtype).removeprefix("torch.") for dtype in (own, images.dtype)]
+    return UserError(f"images must be of the model's type, {names[0]} (got {names[1]})")
+
+
 def logits_in(output: Any, rows: int) -> Tensor:
     """The logits (N, classes) of a model's output: itself, what it calls `logits`, or the one such tensor that it
     holds. Raises `UserError` where there is none, or more than one."""
@@ -180,6 +189,12 @@ def borrows(attack: Callable[P, R]) -> Callable[P, R]:
             check_device(module, images)
             refuse_inference_weights(module)
         with outside_inference(images, targets) as (images, targets), buffers_kept(model):
-            return attack(model, images, targets, *args, **kwargs)
+            try:
+                return attack(model, images, targets, *args, **kwargs)
+            except RuntimeError as error:
+                for module in modules_of(model):
+                    if (clear := of_another_type(error, module, images)) is not None:
+                        raise clear from error
+                raise
 
     return borrowing  # type: ignore[return-value]

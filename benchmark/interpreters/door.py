@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.errors import Refused, UserError
-from attacks.given import check_device, is_transformed, logits_in, outside_inference, refuse_inference_weights
+from attacks.given import (
+    check_device,
+    is_transformed,
+    logits_in,
+    of_another_type,
+    outside_inference,
+    refuse_inference_weights,
+)
 from attacks.modes import eval_mode
 from benchmark.interpreters.origins import WHOLE
 
@@ -68,10 +75,9 @@ def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
 
 def _in_words(error: RuntimeError, method: str, model: nn.Module, images: Tensor) -> Exception:
     """The error as one line of ours, where what is wrong is known; else itself."""
-    text, first = str(error), next((p for p in model.parameters() if p.is_floating_point()), images)
-    if first.dtype != images.dtype and "dtype" in text + text.replace("type", "dtype"):
-        own, got = (str(t.dtype).removeprefix("torch.") for t in (first, images))
-        return UserError(f"images must be of the model's type, {own} (got {got})")
+    text, clear = str(error), of_another_type(error, model, images)
+    if clear is not None:
+        return clear
     if "does not require grad" in text or "not have been used in the graph" in text:
         return Refused(
             f"{method} finds no way from the logits to what it explains: they do not depend on it, or lose their "

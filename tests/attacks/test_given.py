@@ -161,6 +161,12 @@ def test_images_that_cannot_be_attacked_are_one_clear_line(name, images, message
 
 
 @each_attack
+def test_images_of_another_type_are_one_clear_line(name, setting):
+    with pytest.raises(UserError, match=r"of the model's type, float64 .got float32"):
+        ON_IMAGES[name](setting[0], setting[1].float(), setting[2])
+
+
+@each_attack
 def test_no_images_give_none(name, setting):
     model, images, targets = setting
     assert ON_IMAGES[name](model, images[:0], targets[:0]).shape == (0, 3, 6, 6)

@@ -125,6 +125,32 @@ def test_a_layer_that_is_given_no_tensor_is_refused(name):
         explained(name, *stage(lambda h: {"x": h}, lambda h: h, Pair()))
 
 
+class Sum(nn.Module):
+    """The layer's input, changed in place once the layer has run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Identity(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.conv(x) - 0.1
+        out = self.layer(h).tanh()
+        h += 1
+        return self.head((h * out).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", [name for name in AT_LAYER if not name.startswith(("lrp", "guided"))])
+def test_an_input_that_is_changed_in_place_is_refused(name):
+    for model in (stage(lambda h: h - 0.5, lambda h: h, nn.ReLU(inplace=True))[0], Sum()):
+        with pytest.raises(UserError, match="changed in place"):
+            explained(name, model, torch.randn(2, 3, 8, 8))
+
+
+def test_lrp_explains_it_as_it_was():
+    in_place, pure = (stage(lambda h: h - 0.5, lambda h: h, nn.ReLU(inplace=inplace)) for inplace in (True, False))
+    torch.testing.assert_close(explained("lrp_t", *in_place), explained("lrp_t", pure[0], in_place[1]))
+
+
 class Gated(nn.Module):
     """A convolution, a gate, and a head; `gate` is called with the map."""
 
