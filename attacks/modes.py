@@ -10,7 +10,7 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Every module in eval mode, and all of them; each gets its own mode back."""
     modules = list(model.modules())
-    training = [module for module in modules if module.training]
+    training = [module for module in modules if getattr(module, "training", False)]  # frozen scripts have no mode
     if training:
         model.eval()
     try:

@@ -78,7 +78,11 @@ def _in_words(error: RuntimeError, method: str, model: nn.Module, images: Tensor
     text, clear = str(error), of_another_type(error, model, images)
     if clear is not None:
         return clear
-    if "does not require grad" in text or "not have been used in the graph" in text:
+    if "BatchedTensor" in text or "vmap" in text:
+        return Refused(
+            f"{method} cannot follow torch.func.vmap in the model's forward pass; allowed: the model without it"
+        )
+    if "does not require grad" in text or "doesn't require grad" in text or "not have been used in the graph" in text:
         return Refused(
             f"{method} finds no way from the logits to what it explains: they do not depend on it, or lose their "
             "gradient (no_grad, detach, numpy)"

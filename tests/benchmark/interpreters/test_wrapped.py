@@ -83,6 +83,11 @@ WRAPPED = {
     "parametrised": parametrised,
     "weight_norm": normed,
 }
+SCRIPTS = {
+    "traced": lambda net, x: torch.jit.trace(net, x),
+    "scripted": lambda net, x: torch.jit.script(net),
+    "frozen": lambda net, x: torch.jit.freeze(torch.jit.script(net)),
+}
 MODES = {
     "inference_mode": torch.inference_mode,
     "no_grad": torch.no_grad,
@@ -139,11 +144,10 @@ def test_what_is_made_in_inference_mode_cannot_be_differentiated(name):
 
 
 @each_interpreter
-@pytest.mark.parametrize("how", [lambda net, x: torch.jit.trace(net, x), lambda net, x: torch.jit.script(net)],
-                         ids=["traced", "scripted"])  # fmt: skip
+@pytest.mark.parametrize("how", SCRIPTS)
 def test_scripted_and_traced_models_have_the_same_map_or_are_refused(name, how):
     model, images = drawn()
-    scripted = how(model, images)
+    scripted = SCRIPTS[how](model, images)
     if name.startswith((*TRACES, *LAYERED)):
         with pytest.raises(UserError, match=r"its source|has no rule for") as caught:
             attribution(name, scripted, images)
@@ -191,6 +195,51 @@ def test_a_transform_of_torch_func_is_refused(name):
                       torch.func.grad(lambda x: made(model, x, 0).sum())):  # fmt: skip
         with pytest.raises(UserError, match=r"outside of torch\.func's transforms"):
             transform(images)
+
+
+class Inner(Net):
+    """`run` calls a part of the network on the map of its first convolution."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        h = self.relus[1](self.run(self.last, self.relus[0](self.first(x))))
+        return self.head(torch.flatten(self.pool(h), 1))
+
+
+def without_gradient(part, h):
+    with torch.no_grad():
+        return part(h)
+
+
+def in_inference_mode(part, h):
+    with torch.inference_mode():
+        part(h)
+    return part(h)
+
+
+def by_vmap(part, h):
+    return torch.func.vmap(lambda image: part(image[None])[0])(h)
+
+
+def by_functional_call(part, h):
+    return torch.func.functional_call(part, dict(part.named_parameters()), (h,))
+
+
+@each_interpreter
+@pytest.mark.parametrize("run", [without_gradient, in_inference_mode, by_vmap, by_functional_call])
+def test_a_part_that_runs_in_another_way_has_the_same_map_or_is_refused(name, run):
+    model, images = drawn()
+    inner = Inner(run).eval()
+    inner.load_state_dict(model.state_dict())
+    try:
+        got = attribution(name, inner, images)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        torch.testing.assert_close(got, attribution(name, model, images))
 
 
 def test_sharded_weights_are_refused():
