@@ -4,6 +4,7 @@
 the model is lent, compiled parts run as they were written, in the precision of the weights, outside of that mode.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -105,17 +106,26 @@ def _mixing(method: str, reason: str) -> Refused:
 def refuse_mixing(method: str, model: nn.Module, images: Tensor, logits: Tensor) -> None:
     """Raise `Refused` where an image's logits change with the other images of its batch.
 
-    Tried once for a model, by a forward pass of its first image alone (or beside another one). Logits that change from
-    one pass to the next are let be.
+    Tried once for a model, by a forward pass of its first image alone (or beside another one), on a copy that shares
+    the weights: the pass leaves nothing behind. Logits that change from one pass to the next are let be.
     """
     if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
         return
     other = images[:1] if len(images) > 1 else torch.cat([images, 0.5 - 1.5 * images.flip(-1)])
+    trial = _double(model)
     with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        apart = _apart(model(other.detach())[0], logits.detach()[0])
-        if apart and not _apart(model(images.detach())[0], logits.detach()[0]):
+        apart = _apart(trial(other.detach())[0], logits.detach()[0])
+        if apart and not _apart(trial(images.detach())[0], logits.detach()[0]):
             raise _mixing(method, "the logits of one image change with the others beside it")
     _unmixed.add(model)
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters; the model itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception:  # whatever a foreign model holds fails in its own ways
+        return model
 
 
 def _apart(one: Tensor, other: Tensor) -> bool:
