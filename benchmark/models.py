@@ -3,6 +3,7 @@ ResNet-20."""
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +202,9 @@ def target_layer(model: nn.Module) -> str:
     blocks = [name for name, module in modules.items() if type(module).__name__ in BLOCKS]
     if blocks:
         return blocks[-1]
-    gates = [f"{name}." for name, module in modules.items() if name and _is_gate(module)]
-    convolutions = [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and not n.startswith(tuple(gates))]
+    kinds = {kind for kind in map(type, modules.values()) if _is_gate(kind)}
+    gates = tuple(f"{name}." for name, module in modules.items() if name and type(module) in kinds) if kinds else ()
+    convolutions = [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and not (gates and n.startswith(gates))]
     if not convolutions:
         raise UserError(f"{type(model).__name__} has no convolution: name a target layer")
     names = list(modules)
@@ -215,9 +217,10 @@ def target_layer(model: nn.Module) -> str:
     return convolutions[-1]
 
 
-def _is_gate(module: nn.Module) -> bool:
-    kind = type(module).__name__
-    return any(word in kind.lower() for word in GATES) or kind.startswith(("SE", "ECA", "GC", "sSE", "cSE"))
+@cache
+def _is_gate(kind: type) -> bool:
+    name = kind.__name__
+    return any(word in name.lower() for word in GATES) or name.startswith(("SE", "ECA", "GC", "sSE", "cSE"))
 
 
 def _is_patches(module: nn.Module) -> bool:
@@ -229,5 +232,7 @@ def _mixes_tokens(module: nn.Module) -> bool:
     """Whether it is an attention of tokens: one of channels has projections that change the width by another factor."""
     if isinstance(module, nn.MultiheadAttention):
         return True
+    if "attention" not in type(module).__name__.lower():
+        return False
     widths = [(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)]
-    return "attention" in type(module).__name__.lower() and any(b in (a, 3 * a) for a, b in widths)
+    return any(b in (a, 3 * a) for a, b in widths)
