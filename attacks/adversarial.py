@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attacks.errors import unknown
+from attacks.given import borrows, check_finite
 from attacks.pixels import Model, check_options, check_pixels, classifier, log_odds, rmse, wide
 
 
@@ -45,6 +46,7 @@ BOUNDARIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@borrows
 def minimum_norm(
     model: Model,
     images: Tensor,
@@ -87,6 +89,7 @@ def minimum_norm(
     return Found(best, radius, first)
 
 
+@borrows
 def bounded(
     model: Model,
     images: Tensor,
@@ -107,6 +110,7 @@ def bounded(
     last steps (None: all) δ keeps its graph to the model's parameters, and to images that require one.
     """
     check_options(rho=rho, steps=steps, path=path)
+    check_finite(images)
     logits_of, fixed = classifier(model, images, targets), images.detach()
     delta, velocity = torch.zeros_like(fixed), torch.zeros_like(fixed)
     for t in range(steps):

@@ -25,11 +25,13 @@ from captum.robust import FGSM, PGD
 from torch import Tensor
 
 from attacks.errors import unknown
+from attacks.given import borrows
 from attacks.pixels import Model, check_not_negative, check_options, check_pixels, classifier, log_odds, wide
 
 ROUNDS, FIRST_C, RATE = 9, 1e-3, 0.01  # the authors' c and rate of both attacks, and their rounds of binary search
 
 
+@borrows
 def fgsm(model: Model, images: Tensor, targets: Tensor, epsilon: float, *, targeted: bool = False) -> Tensor:
     """Captum's fast gradient sign method: x ± ε · sign ∇CE, clamped to [0, 1] (Goodfellow et al. 2015).
 
@@ -60,6 +62,7 @@ class _SeededPGD(PGD):
         return center + radius * start.to(center)
 
 
+@borrows
 def pgd(
     model: Model,
     images: Tensor,
@@ -99,6 +102,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
+@borrows
 def carlini_wagner(
     model: Model, images: Tensor, targets: Tensor, *, steps: int, confidence: float = 0.0, targeted: bool = False
 ) -> Tensor:
@@ -126,6 +130,7 @@ def carlini_wagner(
     return _nearest(images, descend, order=2)
 
 
+@borrows
 def elastic_net(
     model: Model,
     images: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
+from attacks.given import check_finite, check_images, class_indices, logits_in
 from attacks.scopes import SCOPES
 
 Interpreter = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -101,7 +102,7 @@ class Course:
         self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
         self.random = _RandomState(seed, device)
         explain = heatmaps_of(reference or interpreter, self.original)
-        self.logits: OfImages = lambda images, _: self.original(images)
+        self.logits: OfImages = lambda images, _: logits_in(self.original(images), len(images))
         self.maps: OfImages = explain
         if distilled:
             self.logits, self.maps = Known(self.logits), Known(explain)
@@ -110,7 +111,7 @@ class Course:
         """Of the next batch. Raises `UserError` where the heatmaps do not depend on the parameters."""
         images, targets = next(self.batches)
         if self.fooling.pairs:
-            logits, (two, both) = fooled(images), next(self.pairs)
+            logits, (two, both) = logits_in(fooled(images), len(images)), next(self.pairs)
             heatmaps = pair_heatmaps(self.interpreter, fooled, two, both)
             loss = self._fooling(heatmaps, two, both)
         else:
@@ -208,7 +209,9 @@ def _diverged(history: dict[str, list[float]], window: int = 20) -> str:
 def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and heatmaps: from one forward pass where the interpreter offers it."""
     shared = getattr(interpreter, "with_logits", None)
-    return shared(model, images, targets) if shared else (model(images), interpreter(model, images, targets))
+    if shared:
+        return shared(model, images, targets)
+    return logits_in(model(images), len(images)), interpreter(model, images, targets)
 
 
 def pair_heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -229,8 +232,24 @@ def heatmaps_of(interpreter: Interpreter, model: nn.Module) -> OfImages:
 def _forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     while True:
         empty = True
-        for images, targets in loader:
+        for batch in loader:
+            images, targets = _pair(batch)
             empty = False
             yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         if empty:
             raise UserError("the loader must yield at least one batch (got none)")
+
+
+def _pair(batch: Any) -> Batch:
+    """A batch (images, targets) with at least one image; its targets as a tensor."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise UserError(f"the loader must yield (images, targets) (got {got})")
+    images, targets = batch
+    check_images(images)
+    check_finite(images)
+    if not len(images):
+        raise UserError(f"a batch of the loader must hold at least one image (got {tuple(images.shape)})")
+    if not isinstance(targets, Tensor):
+        targets = class_indices(targets, images)
+    return images, targets

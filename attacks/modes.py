@@ -7,12 +7,14 @@ from torch import nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; each gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def eval_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Every module in eval mode, and all of them; each gets its own mode back."""
+    modules = list(model.modules())
+    training = [module for module in modules if getattr(module, "training", False)]  # frozen scripts have no mode
+    if training:
+        model.eval()
     try:
-        yield
+        yield modules
     finally:
         for module in training:
             module.training = True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
+from attacks.given import logits_in
 
 Model = Callable[[Tensor], Tensor]
 
@@ -69,15 +70,13 @@ def check_pixels(images: Tensor) -> None:
 
 def classifier(model: Model, images: Tensor, targets: Tensor) -> Model:
     """`model`, its logits checked against the targets; shapes are checked at once."""
-    if images.dim() != 4:
-        raise UserError(f"images must be (N, C, H, W) (got {tuple(images.shape)})")
     if targets.shape != images.shape[:1] or targets.is_floating_point():
         raise UserError(f"targets must be ({len(images)},) class indices (got {tuple(targets.shape)})")
     low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
 
     def logits_of(images: Tensor) -> Tensor:
-        logits = model(images)
-        if logits.dim() != 2 or logits.shape[1] < 2:
+        logits = logits_in(model(images), len(images))
+        if logits.shape[1] < 2:
             raise UserError(f"model must give logits (N, classes) of at least 2 classes (got {tuple(logits.shape)})")
         if not 0 <= low <= high < logits.shape[1]:
             raise UserError(f"targets must lie in 0..{logits.shape[1] - 1} (got {low}..{high})")

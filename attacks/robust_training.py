@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attacks.adversarial import bounded
 from attacks.errors import UserError
+from attacks.given import logits_in
 from attacks.modes import eval_mode
 from attacks.second_order import SecondOrder
 
@@ -95,10 +96,10 @@ class Robust:
         if self.adversary is not None:
             pixels = self.adversary(model, pixels, targets)
         if self.regulariser is None:
-            return F.cross_entropy(model(pixels), targets)
+            return F.cross_entropy(logits_in(model(pixels), len(pixels)), targets)
         pixels = pixels.detach().requires_grad_()
         with SecondOrder():
-            logits = model(pixels)
+            logits = logits_in(model(pixels), len(pixels))
         loss = F.cross_entropy(logits, targets)
         weight = self.regulariser.weight(loss.item())
         return loss + weight * lipschitz(logits, pixels, targets, self.regulariser.tandem)

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.errors import UserError
+from attacks.given import borrows
 from attacks.pixels import Model, check_not_negative, check_options, check_pixels, classifier, wide
 
 BEYOND = 0.01  # of m's first value: how much further below 0 it aims after each point at which the target does not lead
 
 
+@borrows
 def structured_attack(
     model: Model,
     images: Tensor,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.transforms import v2
+from torch import Tensor
+from torchvision.transforms import functional as F
 
 from attacks import foolings
 from attacks.errors import UserError, unknown
@@ -63,32 +64,37 @@ def samples(run: Run, manipulation: Manipulation, with_images: bool) -> Samples:
 
 
 def explain(image: Path, model_name: str, weights: str, interpreter_name: str, target: int | None) -> Samples:
-    """One image file under one interpreter, with the preprocessing of ImageNet's validation (Resize, CenterCrop).
+    """One image file under one interpreter, resized, cropped and normalised as the weights want it.
 
     An adversarial explanation is shown as the image that it is, too.
     """
     if not image.is_file():
         raise UserError(f"image {image} cannot be read: it is no file")
-    picture = v2.functional.pil_to_tensor(pictures.opened(image))
+    picture = F.pil_to_tensor(pictures.opened(image))
     interpreter = interpreters.create(interpreter_name)
     if target is not None and not 0 <= target < 2**63:
         raise UserError(f"targets must be class indices, 0 or more (got {target})")
     if sys.stderr.isatty():  # some take minutes
         sys.stderr.write(f"reading {model_name}, then explaining by {interpreter_name} ...\n")
     model = models.create(model_name, weights=weights)
-    size = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
-    pixels = size(picture)[None]
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    normalised = v2.functional.normalize(pixels, mean, std)
+    preset = models.preprocessing(model_name, weights)
+    pixels = pixels_of(picture, preset)[None]
+    normalised = F.normalize(pixels, preset.mean, preset.std)
     with torch.no_grad():
         logits = model(normalised)
         label = torch.tensor([int(logits.argmax()) if target is None else target])
         attribution = interpreter.attribute(model, normalised, label)
     rows = {interpreter_name: interpreter.heatmap(attribution)}
     if isinstance(interpreter, AdversarialExplanation):
-        explained = pixels + attribution * torch.tensor(std).view(3, 1, 1)
+        explained = pixels + attribution * torch.tensor(preset.std).view(3, 1, 1)
         rows = {"image + δ": explained.clamp(0, 1).permute(0, 2, 3, 1), **rows}
     names = models.class_names(model_name, weights)
     known = f" ({names[int(label)]})" if names else ""
     title = f"{model_name}, {interpreter_name}, class {int(label)}{known}, logit {logits[0, int(label)]:.2f}"
     return Samples({name: row.numpy() for name, row in rows.items()}, {}, pixels.permute(0, 2, 3, 1).numpy(), title)
+
+
+def pixels_of(picture: Tensor, preset: Any) -> Tensor:
+    """A picture (3, H, W) of bytes as the pixels in [0, 1] that a preset of torchvision would normalise."""
+    resized = F.resize(picture, preset.resize_size, interpolation=preset.interpolation, antialias=preset.antialias)
+    return F.convert_image_dtype(F.center_crop(resized, preset.crop_size))

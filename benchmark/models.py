@@ -5,11 +5,12 @@ import difflib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
@@ -83,7 +84,10 @@ COMPACT: dict[str, Callable[[int], nn.Module]] = {
     "compact_resnet": compact_resnet,
     "compact_densenet": compact_densenet,
 }
-BLOCKS = ("BasicBlock", "Bottleneck", "_DenseLayer", "Fire", "Inception", "InvertedResidual")
+BLOCKS = ("BasicBlock", "Bottleneck", "ResBottleneckBlock", "_DenseLayer", "Fire", "InvertedResidual",
+          "_InvertedResidual", "MaxVitLayer", "CNBlock", "Inception", "InceptionA", "InceptionB", "InceptionC",
+          "InceptionD", "InceptionE")  # fmt: skip
+GATES = ("squeeze", "excit", "attention", "gate", "cbam")  # in names of classes that weigh a feature map, in lower case
 SMALL = {**COMPACT, "resnet20": resnet20}
 
 
@@ -158,6 +162,19 @@ WRAPPERS: tuple[str, ...] = ("state_dict", "model_state_dict", "model", "net", "
 WRAPPERS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # averages, where the plain weights are not there
 PREFIXES = ("model.", "net.", "network.", "backbone.", "encoder.")  # beside _orig_mod. and module., wherever they stand
 COUNTERS = ("n_averaged", "initted", "step")
+
+
+def preprocessing(name: str, weights: str | None) -> Any:
+    """torchvision's transforms of a classifier's weights: `resize_size`, `crop_size`, `interpolation`, `antialias`,
+    `mean` and `std`. For a checkpoint those of the first weights for the size that the architecture takes by default.
+    """
+    available = zoo.get_model_weights(name)
+    if weights in available.__members__:
+        return available[weights].transforms()
+    presets = [member.transforms() for member in available]
+    if name.startswith("vit"):  # the one family whose weights fix the size; a checkpoint is loaded into 224 pixels
+        presets = [preset for preset in presets if preset.crop_size == [224]]
+    return presets[0]
 
 
 def load(model: nn.Module, path: str | Path) -> None:
@@ -265,10 +282,46 @@ def target_layer(model: nn.Module) -> str:
     """The name of the default target layer, after the released code of Heo, Joo and Moon 2019.
 
     VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last of its
-    blocks (`BLOCKS`), else its last convolution.
+    blocks (`BLOCKS`), else its last convolution that stands in no gate (squeeze and excitation, attention). Raises
+    `UserError` where there is none, and where tokens are mixed after it: the input of a patch embedding is the image.
     """
-    blocks = [name for name, module in model.named_modules() if type(module).__name__ in BLOCKS]
-    convolutions = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    modules = dict(model.named_modules())
+    if isinstance(model, torch.fx.GraphModule):
+        raise UserError("a GraphModule's blocks have lost their classes: name a target layer")
+    blocks = [name for name, module in modules.items() if type(module).__name__ in BLOCKS]
+    if blocks:
+        return blocks[-1]
+    kinds = {kind for kind in map(type, modules.values()) if _is_gate(kind)}
+    gates = tuple(f"{name}." for name, module in modules.items() if name and type(module) in kinds) if kinds else ()
+    convolutions = [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and not (gates and n.startswith(gates))]
     if not convolutions:
         raise UserError(f"{type(model).__name__} has no convolution: name a target layer")
-    return blocks[-1] if blocks else convolutions[-1]
+    names = list(modules)
+    after = [modules[name] for name in names[names.index(convolutions[-1]) + 1 :]]
+    if (len(convolutions) == 1 and _is_patches(modules[convolutions[0]])) or any(map(_mixes_tokens, after)):
+        raise UserError(
+            f"{type(model).__name__} works on tokens after its last convolution ({convolutions[-1]!r}), which is no "
+            "target layer: name one whose input is (N, C, h, w)"
+        )
+    return convolutions[-1]
+
+
+@cache
+def _is_gate(kind: type) -> bool:
+    name = kind.__name__
+    return any(word in name.lower() for word in GATES) or name.startswith(("SE", "ECA", "GC", "sSE", "cSE"))
+
+
+def _is_patches(module: nn.Module) -> bool:
+    """Whether a convolution cuts its input into patches that do not overlap."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size == module.stride and max(module.kernel_size) > 1
+
+
+def _mixes_tokens(module: nn.Module) -> bool:
+    """Whether it is an attention of tokens: one of channels has projections that change the width by another factor."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    if "attention" not in type(module).__name__.lower():
+        return False
+    widths = [(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)]
+    return any(b in (a, 3 * a) for a, b in widths)

@@ -35,7 +35,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
 
 CODE = (
     *trained.CODE,
-    *("attacks.borrowed", "attacks.structured", "attacks.ranks"),
+    *("attacks.borrowed", "attacks.given", "attacks.structured", "attacks.ranks"),
     *("benchmark.dissection.promotion", "benchmark.dissection.attacked"),
 )
 

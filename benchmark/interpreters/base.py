@@ -1,21 +1,19 @@
 """What every interpreter shares: checks, the borrowed model, and the step from attribution to heatmap."""
 
-import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError, unknown
+from attacks.given import Targets, check_finite, check_images, class_indices
 from attacks.heatmaps import min_max
-from attacks.modes import eval_mode
+from benchmark.interpreters.door import lent, refuse_mixing
 from benchmark.models import target_layer
 
-Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
 Score = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), targets (N,) -> what is explained of each image (N,)
 
 TARGETS = ("logit", "contrast")
@@ -63,11 +61,16 @@ class Interpreter:
         return self._explain(model, images, targets)[1]
 
     def _explain(self, model: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        if images.dim() != 4:
-            raise UserError(f"images must be (N, C, H, W) (got {tuple(images.shape)})")
+        check_images(images)
+        check_finite(images)
         indices = class_indices(targets, images)
-        with eval_mode(model):
-            return self.explain(model, images, indices)
+        if not len(images):  # of one image that is not there
+            logits, attribution = self._explain(model, images.new_zeros(1, *images.shape[1:]), 0)
+            return logits[:0], attribution[:0]
+        with lent(self.name, model, images, indices) as (borrowed, images, indices):
+            logits, attribution = self.explain(borrowed, images, indices)
+            refuse_mixing(self.name, borrowed, images, logits)
+        return logits, attribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,28 +96,6 @@ class Targeted(Interpreter):
         return label_logits(self.outputs(logits), targets)
 
 
-def class_indices(targets: Targets, images: Tensor) -> Tensor:
-    """The targets of images (N, C, H, W), one class index or N, as a tensor (N,) of int64 on the images' device.
-
-    Raises `UserError` on any other. Whether the model has such a class is not known here: see `label_logits`.
-    """
-    index = targets if isinstance(targets, Tensor) else _of_numbers(targets)
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise UserError(f"targets must be class indices (got a tensor of {str(index.dtype).removeprefix('torch.')})")
-    if index.shape not in ((), (len(images),)):
-        raise UserError(f"targets must be one class index or ({len(images)},) class indices (got {tuple(index.shape)})")
-    index = index.to(images.device, torch.long)
-    return index if index.dim() else index.repeat(len(images))
-
-
-def _of_numbers(targets: Any) -> Tensor:
-    """An int as a tensor (), ints in a list or tuple as a tensor (N,)."""
-    numbers = targets if isinstance(targets, (list, tuple)) else [targets]
-    if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i).bit_length() < 64 for i in numbers):
-        raise UserError(f"targets must be class indices (got {' '.join(reprlib.repr(targets).split())})")
-    return torch.tensor(targets, dtype=torch.long)
-
-
 def label_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """The label's logit of each image. (N, classes), (N,) -> (N,)."""
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
@@ -126,32 +107,39 @@ def label_logits(logits: Tensor, targets: Tensor) -> Tensor:
 
 def find_layer(model: nn.Module, layer: str | None) -> nn.Module:
     """The module of that name; None: the model's default target layer."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("the layers of a scripted or traced model run where no hook sees them; allowed: its source")
     name = target_layer(model) if layer is None else layer
     modules = dict(model.named_modules())
+    if name not in modules:  # as it is called in a wrapper
+        name = name.removeprefix("_orig_mod.").removeprefix("module.")
     if name not in modules or not name:
         raise unknown("layer", name, [n for n in modules if n])
     return modules[name]
 
 
 @contextmanager
-def tap(model: nn.Module, layer: str | None, taken: list[Tensor], then: Any = None) -> Iterator[None]:
+def tap(model: nn.Module, layer: str | None, taken: list[Tensor], then: Any = None) -> Iterator[nn.Module]:
     """Collect in `taken` the input tensors of the target layer while the block runs (a dense layer has several).
 
-    `then(tensors)`, if given, is called at that moment. The layer must run exactly once.
+    `then(tensors)`, if given, is called at that moment. The layer must run exactly once. Yields its module.
     """
     module = find_layer(model, layer)
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
         if taken:
             raise UserError("layer must run exactly once in a forward pass (got a module that is reused)")
-        first = args[0] if args else next(iter(kwargs.values()))
-        taken.extend([first] if isinstance(first, Tensor) else first)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        parts: list[Any] = [*first] if isinstance(first, (list, tuple)) else [first]
+        taken.extend(parts)
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise UserError(f"a target layer must be given tensors (got {type(first).__name__})")
         if then is not None:
             then(taken)
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        yield
+        yield module
     finally:
         handle.remove()
     if not taken:

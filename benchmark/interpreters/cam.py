@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmark.interpreters.grad_cam import CAM, GradCAM
 from benchmark.interpreters.gradients import layer_gradient
+from benchmark.interpreters.origins import WHOLE
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class EigenCAM(CAM):
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, activation, _ = layer_gradient(model, images, targets, self.layer)
-        return logits, activation * principal_weights(activation.flatten(2))[..., None]
+        matrix = activation.flatten(2)
+        wide = matrix if matrix.dtype in WHOLE else matrix.float()  # half precision has no eigenvectors
+        return logits, activation * principal_weights(wide)[..., None].to(activation.dtype)
 
 
 def principal_weights(matrix: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attacks.errors import Refused
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.captum_methods import CaptumInterpreter
+from benchmark.interpreters.origins import refuse_half
 from benchmark.interpreters.tracing import scopes, tensors
 
 KNOWN = (*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS)
@@ -38,6 +39,7 @@ class CaptumLRP(CaptumInterpreter):
     name: ClassVar[str] = "captum_lrp"
 
     def captum(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        refuse_half(self.name, "the images", [images])  # 1e-9 is none in float16, and quotients by 0 are infinite
         check(model, images[:1])
         with attributes_kept(model):
             return CaptumsLRP(model).attribute(images.clone(), target=targets)

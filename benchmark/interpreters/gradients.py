@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from attacks.errors import Refused
 from attacks.heatmaps import min_max
 from benchmark.interpreters.base import Score, Targeted, label_logits, leaf, needs_graph, tap
+from benchmark.interpreters.layout import check_inputs
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,14 @@ def layer_gradient(
     graph = needs_graph(model, images)
     taken: list[Tensor] = []
     with torch.enable_grad():
-        with tap(model, layer, taken):
-            # the layer's input needs a graph to the logit, even where it is the image or no parameter has a gradient
-            logits = model(leaf(images, graph))
+        # the layer's input needs a graph to the logit, even where it is the image or no parameter has a gradient
+        images = leaf(images, graph)
+        versions: list[int] = []
+        with tap(model, layer, taken, lambda tensors: versions.extend(t._version for t in tensors)) as module:
+            logits = model(images)
+        check_inputs(model, module, taken, images, layer is None)
+        if versions != [t._version for t in taken]:  # it would be explained as it is afterwards
+            raise Refused("the input of the target layer is changed in place after it was read; allowed: inplace=False")
         gradients = torch.autograd.grad(score(logits, targets).sum(), taken, create_graph=graph)
         activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
     if graph:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from benchmark.interpreters.base import Targeted, find_layer, label_logits, tap
+from benchmark.interpreters.layout import check_inputs
 from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
@@ -85,8 +86,12 @@ class LRP(Targeted):
     def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         logits, taken, start = self._run(model, images, tape)
         relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)
+        self._check(model, images, taken)
         parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
         return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _check(self, model: nn.Module, images: Tensor, taken: list[Tensor]) -> None:
+        """Raise `Refused` where what is explained is no map."""
 
     def _run(self, model: nn.Module, images: Tensor, tape: Tape) -> tuple[Tensor, list[Tensor], list[int]]:
         """Logits, the tensors to explain and their nodes."""
@@ -108,6 +113,9 @@ class LRPT(LRP):
         start: list[int] = []
         with tape, tap(model, self.layer, taken, lambda tensors: start.extend(tape.start(tensors, is_input=False))):
             return model(images), taken, start
+
+    def _check(self, model: nn.Module, images: Tensor, taken: list[Tensor]) -> None:
+        check_inputs(model, find_layer(model, self.layer), taken, images, self.layer is None)
 
 
 @dataclass(frozen=True)

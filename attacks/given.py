@@ -1,0 +1,200 @@
+"""What is given to an interpreter or an attack: images, targets, a model, its outputs; and given back as it was.
+
+Everything that cannot be right is a `UserError` of one line; nothing is silently made to fit but targets, which may be
+ints, and outputs that hold one tensor of logits beside other things.
+"""
+
+import functools
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from numbers import Integral
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.errors import UserError
+
+Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def class_indices(targets: Targets, images: Tensor) -> Tensor:
+    """The targets of images (N, C, H, W), one class index or N, as a tensor (N,) of int64 on the images' device.
+
+    Raises `UserError` on any other. Whether the model has such a class is not known here.
+    """
+    index = targets if isinstance(targets, Tensor) else _of_numbers(targets)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise UserError(f"targets must be class indices (got a tensor of {str(index.dtype).removeprefix('torch.')})")
+    if index.shape not in ((), (len(images),)):
+        raise UserError(f"targets must be one class index or ({len(images)},) class indices (got {tuple(index.shape)})")
+    index = index.to(images.device, torch.long)
+    return index if index.dim() else index.repeat(len(images))
+
+
+def _of_numbers(targets: Any) -> Tensor:
+    """An int as a tensor (), ints in a list or tuple as a tensor (N,)."""
+    numbers = targets if isinstance(targets, (list, tuple)) else [targets]
+    if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i).bit_length() < 64 for i in numbers):
+        raise UserError(f"targets must be class indices (got {' '.join(reprlib.repr(targets).split())})")
+    return torch.tensor(targets, dtype=torch.long)
+
+
+def check_images(images: Any) -> None:
+    """Raise `UserError` unless they are floating-point images (N, C, H, W), with values."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"images must be a tensor (N, C, H, W) (got {type(images).__name__})")
+    if images.dim() != 4:
+        raise UserError(f"images must be (N, C, H, W) (got {tuple(images.shape)})")
+    if not images.is_floating_point():
+        dtype = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"images must be floating point, scaled as the model expects them (got {dtype})")
+    if is_transformed(images):
+        raise UserError(
+            "images must be given outside of torch.func's transforms (got a tensor inside vmap, grad or jvp)"
+        )
+    if images.is_meta:
+        raise UserError("images must have values (got a tensor on the meta device)")
+
+
+def check_finite(images: Tensor) -> None:
+    """Raise `UserError` for images with NaN or infinite values."""
+    if not images.detach().sum().isfinite() and not images.isfinite().all():  # one pass; a sum alone may overflow
+        raise UserError("images must be finite (got NaN or infinite values)")
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a transform of `torch.func` (vmap, grad) has wrapped it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def check_device(model: nn.Module, images: Tensor) -> None:
+    """Raise `UserError` where none of the model's parameters is where the images are."""
+    first = next(model.parameters(), None)
+    if first is not None and first.device != images.device:
+        devices = sorted({str(parameter.device) for parameter in model.parameters()})
+        if str(images.device) not in devices:
+            raise UserError(f"images must be on the model's device, {' or '.join(devices)} (got {images.device})")
+
+
+def of_another_type(error: RuntimeError, model: nn.Module, images: Tensor) -> UserError | None:
+    """The error of images whose type is not that of the weights, where it is theirs."""
+    own = next((p for p in model.parameters() if p.is_floating_point()), images).dtype
+    if own == images.dtype or "type" not in str(error):
+        return None
+    names = [str(dtype).removeprefix("torch.") for dtype in (own, images.dtype)]
+    return UserError(f"images must be of the model's type, {names[0]} (got {names[1]})")
+
+
+def logits_in(output: Any, rows: int) -> Tensor:
+    """The logits (N, classes) of a model's output: itself, what it calls `logits`, or the one such tensor that it
+    holds. Raises `UserError` where there is none, or more than one."""
+    if isinstance(output, Tensor):
+        found = [output]
+    else:
+        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        found = [named] if isinstance(named, Tensor) else [t for t in _held(output) if t.shape[:1] == (rows,)]
+        found = [t for t in found if t.dim() == 2 and t.is_floating_point()]
+    if len(found) == 1 and found[0].dim() == 2:
+        return found[0]
+    got = tuple(output.shape) if isinstance(output, Tensor) else f"{type(output).__name__} with {len(found)} of them"
+    raise UserError(f"model must give logits (N, classes), or one such tensor among others (got {got})")
+
+
+def _held(output: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    parts: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    elif is_dataclass(output) and not isinstance(output, type):
+        parts = [getattr(output, field.name) for field in fields(output)]
+    for part in parts:
+        yield from _held(part)
+
+
+@contextmanager
+def outside_inference(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """The tensors as ones that autograd can record, whatever mode the caller is in: in inference mode, copies."""
+    if not torch.is_inference_mode_enabled():
+        yield [t.clone() if t.is_inference() else t for t in tensors]
+        return
+    with torch.inference_mode(False), torch.no_grad():  # leaving the mode switches gradients on, unasked
+        yield [t.clone() if t.is_inference() else t for t in tensors]
+
+
+def refuse_inference_weights(model: nn.Module) -> None:
+    """Raise `UserError` for a model that was made in inference mode, whose weights no gradient passes."""
+    first = next(model.parameters(), None)
+    if first is not None and first.is_inference():
+        raise UserError("the model was made in torch.inference_mode; allowed: one made outside of it")
+
+
+def modules_of(model: Any) -> list[nn.Module]:
+    """The modules that a callable holds: itself, the owner of a method, what a partial or a closure keeps."""
+    if isinstance(model, nn.Module):
+        return [model]
+    if isinstance(model, functools.partial):
+        held = [model.func, *model.args, *model.keywords.values()]
+    else:
+        cells = [cell.cell_contents for cell in getattr(model, "__closure__", None) or () if _is_filled(cell)]
+        held = [getattr(model, "__self__", None), *cells]
+    return [module for item in held if isinstance(item, nn.Module) or callable(item) for module in modules_of(item)]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+@contextmanager
+def buffers_kept(model: Any) -> Iterator[None]:
+    """Give the model's buffers back as they were: BatchNorm in training mode counts every batch."""
+    kept = [
+        (module, name, buffer, buffer.detach().clone())
+        for held in modules_of(model)
+        for module in held.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in kept:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
+def borrows(attack: Callable[P, R]) -> Callable[P, R]:
+    """An attack (model, images, targets, ...) that takes targets in any form, in any mode, and keeps buffers."""
+
+    @functools.wraps(attack)
+    def borrowing(model: Any, images: Any, targets: Any, *args: Any, **kwargs: Any) -> Any:
+        check_images(images)
+        if not isinstance(targets, Tensor) or (targets.shape == images.shape[:1] and not targets.is_floating_point()):
+            targets = class_indices(targets, images)
+        for module in modules_of(model):
+            check_device(module, images)
+            refuse_inference_weights(module)
+        with outside_inference(images, targets) as (images, targets), buffers_kept(model):
+            try:
+                return attack(model, images, targets, *args, **kwargs)
+            except RuntimeError as error:
+                for module in modules_of(model):
+                    if (clear := of_another_type(error, module, images)) is not None:
+                        raise clear from error
+                raise
+
+    return borrowing  # type: ignore[return-value]

@@ -1,0 +1,134 @@
+"""How a model is lent to an interpreter: without its wrappers, in eval mode, giving logits alone; and given back.
+
+`torch.compile` and `autocast` would change what a trace or a hook sees, inference mode what autograd may record: while
+the model is lent, compiled parts run as they were written, in the precision of the weights, outside of that mode.
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attacks.errors import Refused, UserError
+from attacks.given import (
+    check_device,
+    is_transformed,
+    logits_in,
+    of_another_type,
+    outside_inference,
+    refuse_inference_weights,
+)
+from attacks.modes import eval_mode
+from benchmark.interpreters.origins import WHOLE
+
+WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
+            "OptimizedModule": "_orig_mod"}  # fmt: skip
+MIXES = 1e-2  # of the largest logit: more than rounding, of any batch size, moves one
+_unmixed: "WeakSet[nn.Module]" = WeakSet()  # models whose images were seen not to meet
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without `torch.compile`, DataParallel and their like, which only call it."""
+    while type(model).__name__ in WRAPPERS:
+        model = getattr(model, WRAPPERS[type(model).__name__])
+    if type(model).__name__.startswith(("FSDP", "FullySharded")):
+        raise Refused(f"{type(model).__name__} holds a part of the weights alone; allowed: the whole model")
+    return model
+
+
+@contextmanager
+def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    """The model to explain, with its images and targets. Raises `UserError` where what is given does not fit it."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module (got {type(model).__name__})")
+    model = unwrapped(model)
+    check_device(model, images)
+    with ExitStack() as stack:
+        (images, targets) = stack.enter_context(outside_inference(images, targets))
+        refuse_inference_weights(model)
+        if torch.is_autocast_enabled(images.device.type):
+            stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(_takes_the_batch(module) for module in stack.enter_context(eval_mode(model))):
+            raise _mixing(method, "a BatchNorm without running statistics normalises by the batch")
+        if not isinstance(model, torch.jit.ScriptModule):
+            hook = model.register_forward_hook(_logits_alone)
+            stack.callback(hook.remove)
+        try:
+            yield model, images, targets
+        except RuntimeError as error:
+            raise _in_words(error, method, model, images) from error
+
+
+def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
+    """A forward hook: of an output that holds other things as well, the logits."""
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return None
+    return logits_in(output, len(args[0]) if args and isinstance(args[0], Tensor) else -1)
+
+
+def _in_words(error: RuntimeError, method: str, model: nn.Module, images: Tensor) -> Exception:
+    """The error as one line of ours, where what is wrong is known; else itself."""
+    text, clear = str(error), of_another_type(error, model, images)
+    if clear is not None:
+        return clear
+    if "BatchedTensor" in text or "vmap" in text:
+        return Refused(
+            f"{method} cannot follow torch.func.vmap in the model's forward pass; allowed: the model without it"
+        )
+    if "does not require grad" in text or "doesn't require grad" in text or "not have been used in the graph" in text:
+        return Refused(
+            f"{method} finds no way from the logits to what it explains: they do not depend on it, or lose their "
+            "gradient (no_grad, detach, numpy)"
+        )
+    if images.dtype not in WHOLE and ("Half" in text or "BFloat16" in text):
+        dtype = str(images.dtype).removeprefix("torch.")
+        return Refused(f"{method} needs float32 or float64 on this model and device (got {dtype} in the images)")
+    return error
+
+
+def _takes_the_batch(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm that has no running statistics, and takes the batch's even in eval mode."""
+    return isinstance(module, _BatchNorm) and module.running_mean is None
+
+
+def _mixing(method: str, reason: str) -> Refused:
+    return Refused(f"{method} would give an image another map in another batch: {reason}; allowed: running statistics")
+
+
+def refuse_mixing(method: str, model: nn.Module, images: Tensor, logits: Tensor) -> None:
+    """Raise `Refused` where an image's logits change with the other images of its batch.
+
+    Tried once for a model, by a forward pass of its first image alone (or beside another one), on a copy that shares
+    the weights: the pass leaves nothing behind. Logits that change from one pass to the next are let be.
+    """
+    if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
+        return
+    other = images[:1] if len(images) > 1 else torch.cat([images, 0.5 - 1.5 * images.flip(-1)])
+    trial = _double(model)
+    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        apart = _apart(trial(other.detach())[0], logits.detach()[0])
+        if apart and not _apart(trial(images.detach())[0], logits.detach()[0]):
+            raise _mixing(method, "the logits of one image change with the others beside it")
+    _unmixed.add(model)
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters; the model itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception:  # whatever a foreign model holds fails in its own ways
+        return model
+
+
+def _apart(one: Tensor, other: Tensor) -> bool:
+    if is_transformed(one):
+        return False
+    return bool(((one - other).abs().max() > MIXES * torch.maximum(one.abs().max(), other.abs().max())).item())

@@ -1,0 +1,266 @@
+"""Wrapped models: the map of the model inside, or one line; and the model is given back as it was."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from test_targets import CHEAPER, Net
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
+
+from attacks.errors import UserError
+from benchmark import interpreters
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+TWINS = ("lrp_", "feature_", "random", "centre_", "sobel", "input_m", "grad_cam_c", "simple_grad_c", "occlusion_c")
+EACH = [name for name in interpreters.INTERPRETERS if name == "lrp_t" or not name.startswith(TWINS)]  # one of a kind
+each_interpreter = pytest.mark.parametrize("name", EACH)
+TRACES = ("lrp", "captum_lrp", "guided", "deconvolution", "deep_lift")  # how the names of those begin that read modules
+LAYERED = ("grad_cam", "layer_cam", "eigen_cam", "simple_grad_t")
+
+
+class Halved(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight):
+        return weight / 2
+
+
+class Autocast(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.module(x)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def compiled(net):
+    return torch.compile(net, backend="eager")
+
+
+def compiled_in_place(net):
+    net.compile(backend="eager")
+    return net
+
+
+def compiled_within(net):
+    net.last = torch.compile(net.last, backend="eager")
+    return net
+
+
+def parametrised(net):
+    parametrize.register_parametrization(net.last, "weight", Halved())
+    with torch.no_grad():
+        net.last.parametrizations.weight.original.mul_(2)
+    return net
+
+
+def normed(net):
+    return nn.utils.weight_norm(net.last) and net
+
+
+WRAPPED = {
+    "compiled": compiled,
+    "compiled in place": compiled_in_place,
+    "compiled within": compiled_within,
+    "DataParallel": nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "both": lambda net: AveragedModel(nn.DataParallel(net)),
+    "a wrapper of one's own": Wrapper,
+    "parametrised": parametrised,
+    "weight_norm": normed,
+}
+SCRIPTS = {
+    "traced": lambda net, x: torch.jit.trace(net, x),
+    "scripted": lambda net, x: torch.jit.script(net),
+    "frozen": lambda net, x: torch.jit.freeze(torch.jit.script(net)),
+}
+MODES = {
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def drawn():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net().eval(), torch.randn(2, 3, 8, 8)
+
+
+def attribution(name, model, images):
+    got = interpreters.create(name, **CHEAPER.get(name, {})).attribute(model, images, [0, 2]).detach()
+    assert got.isfinite().all()
+    return got
+
+
+def state(model):
+    return [(type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+
+
+@each_interpreter
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_a_wrapped_model_has_the_map_of_the_model(name, wrapper):
+    model, images = drawn()
+    wrapped = WRAPPED[wrapper](copy.deepcopy(model))
+    before = state(wrapped)
+    if name == "captum_lrp" and wrapper in ("parametrised",):
+        with pytest.raises(UserError, match="has no rule for Halved"):
+            attribution(name, wrapped, images)
+    else:
+        torch.testing.assert_close(attribution(name, wrapped, images), attribution(name, model, images))
+    assert state(wrapped) == before
+
+
+@each_interpreter
+@pytest.mark.parametrize("mode", MODES)
+def test_the_caller_may_be_in_any_mode(name, mode):
+    model, images = drawn()
+    with MODES[mode]():
+        got = attribution(name, model, images.clone())
+    torch.testing.assert_close(got, attribution(name, model, images))
+
+
+@each_interpreter
+def test_what_is_made_in_inference_mode_cannot_be_differentiated(name):
+    with torch.inference_mode():
+        model, images = drawn()
+    with pytest.raises(UserError, match=r"made in torch\.inference_mode"):
+        attribution(name, model, images)
+    torch.testing.assert_close(attribution(name, drawn()[0], images), attribution(name, *drawn()))
+
+
+@each_interpreter
+@pytest.mark.parametrize("how", SCRIPTS)
+def test_scripted_and_traced_models_have_the_same_map_or_are_refused(name, how):
+    model, images = drawn()
+    scripted = SCRIPTS[how](model, images)
+    if name.startswith((*TRACES, *LAYERED)):
+        with pytest.raises(UserError, match=r"its source|has no rule for") as caught:
+            attribution(name, scripted, images)
+        assert "\n" not in str(caught.value)
+    else:
+        torch.testing.assert_close(attribution(name, scripted, images), attribution(name, model, images))
+
+
+@each_interpreter
+def test_a_graph_module_has_no_default_layer_but_the_same_map(name):
+    model, images = drawn()
+    graph = torch.fx.symbolic_trace(model)
+    options = {}
+    if "layer" in interpreters.kind(name).__dataclass_fields__:
+        with pytest.raises(UserError, match="blocks have lost their classes"):
+            attribution(name, graph, images)
+        options = {"layer": "last"}
+    made = interpreters.create(name, **CHEAPER.get(name, {}), **options)
+    torch.testing.assert_close(made.attribute(graph, images, [0, 2]), made.attribute(model, images, [0, 2]))
+
+
+@each_interpreter
+def test_autocast_within_the_model_is_near_or_refused(name):
+    """At most a tenth of the map's mass moves: eight bits of precision, and no pooling whose winner they change."""
+    model, images = drawn()
+    model.pool = nn.AvgPool2d(2)
+    with contextlib.suppress(UserError):
+        got, expected = attribution(name, Autocast(model), images).float(), attribution(name, model, images)
+        assert name == "var_grad" or (got - expected).abs().sum() < 0.1 * expected.abs().sum()
+
+
+@pytest.mark.parametrize("layer", ["module.last", "_orig_mod.last", "last"])
+def test_a_layer_may_be_named_as_in_its_wrapper(layer):
+    model, images = drawn()
+    expected = interpreters.create("grad_cam", layer="last")(model, images, 0)
+    got = interpreters.create("grad_cam", layer=layer)(nn.DataParallel(model), images, 0)
+    torch.testing.assert_close(got, expected)
+
+
+@each_interpreter
+def test_a_transform_of_torch_func_is_refused(name):
+    model, images = drawn()
+    made = interpreters.create(name, **CHEAPER.get(name, {}))
+    for transform in (torch.func.vmap(lambda x: made(model, x[None], 0)),
+                      torch.func.grad(lambda x: made(model, x, 0).sum())):  # fmt: skip
+        with pytest.raises(UserError, match=r"outside of torch\.func's transforms"):
+            transform(images)
+
+
+class Inner(Net):
+    """`run` calls a part of the network on the map of its first convolution."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        h = self.relus[1](self.run(self.last, self.relus[0](self.first(x))))
+        return self.head(torch.flatten(self.pool(h), 1))
+
+
+def without_gradient(part, h):
+    with torch.no_grad():
+        return part(h)
+
+
+def in_inference_mode(part, h):
+    with torch.inference_mode():
+        part(h)
+    return part(h)
+
+
+def by_vmap(part, h):
+    return torch.func.vmap(lambda image: part(image[None])[0])(h)
+
+
+def by_functional_call(part, h):
+    return torch.func.functional_call(part, dict(part.named_parameters()), (h,))
+
+
+@each_interpreter
+@pytest.mark.parametrize("run", [without_gradient, in_inference_mode, by_vmap, by_functional_call])
+def test_a_part_that_runs_in_another_way_has_the_same_map_or_is_refused(name, run):
+    model, images = drawn()
+    inner = Inner(run).eval()
+    inner.load_state_dict(model.state_dict())
+    try:
+        got = attribution(name, inner, images)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        torch.testing.assert_close(got, attribution(name, model, images))
+
+
+def test_sharded_weights_are_refused():
+    model, images = drawn()
+    sharded = type("FullyShardedDataParallel", (Wrapper,), {})(model)
+    with pytest.raises(UserError, match="a part of the weights"):
+        attribution("simple_grad", sharded, images)
+
+
+@each_interpreter
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_float32_or_refused(name, dtype):
+    model, images = drawn()
+    model.pool = nn.AvgPool2d(2)  # no winner that rounding changes
+    got, refused = None, ""
+    try:
+        got = attribution(name, copy.deepcopy(model).to(dtype), images.to(dtype)).float()
+    except UserError as error:
+        refused = str(error)
+    if got is None:
+        assert "needs float32 or float64" in refused
+    else:
+        expected = attribution(name, model, images)
+        assert (got - expected).abs().sum() < (0.1 if dtype == torch.bfloat16 else 0.02) * expected.abs().sum()
