@@ -102,7 +102,7 @@ class Search(Part):
     """Recipes searched on dev instead of given (`benchmark.entries.search`): every learning rate with every λ, every
     divergence (none: labels are kept) and every scope, in rungs.
 
-    `budgets`: top-1 drops in points, ascending; at 0, no prediction may change. A manipulation takes the recipe of the
+    `budgets`: top-1 drops in points, ascending; at 0, no probability may change. A manipulation takes the recipe of the
     last. `images`: dev images (of
     two-object ones as many as there are) that the FSR is measured on.
     """

@@ -1,8 +1,8 @@
 """One row an attack on an interpreter, scored on itself (`attacks`): how far it went, and what it cost.
 
 Of a search, the best point within each budget on dev, measured on the scored images; else one row a seed. `within`: the
-budget is met there, too (at 0: no prediction changed). `changed` is the share of predictions. `converged`: the attack
-ended because its loss no longer fell; empty where nobody looked.
+budget is met there, too (at 0: at most one prediction in a thousand changed). `changed` is the share of predictions.
+`converged`: the attack ended because its loss no longer fell; empty where nobody looked.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ from benchmark.leaderboards.table import Leaderboard, Measured, Results, interva
 
 LEVELS = {0.0: "fooled_free", 0.5: "fooled_half", 1.0: "fooled_one", 2.0: "fooled_two"}
 """The worst attacks, corrected for chance, on average over places: of fooled models that lost at most so many points of
-top-1; free is a function that was kept, in which no prediction changed."""
+top-1; free is a function that was kept, in which at most one prediction in a thousand changed."""
 
 
 def standings(

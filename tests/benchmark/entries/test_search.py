@@ -115,3 +115,21 @@ def test_the_judge_measures_what_it_says(size):
     assert found["loss"] == pytest.approx(location.loss(maps, maps).item())
     top1 = [(net(images).argmax(1) == targets).float().mean().item() for net in (clean, fooled)]
     assert found["drop"] == pytest.approx(100 * (top1[0] - top1[1]))
+    before, after = (net(images).softmax(1).gather(1, targets[:, None]) for net in (clean, fooled))
+    assert found["moved"] == pytest.approx((before - after).abs().max().item())
+
+
+def test_a_budget_of_nothing_takes_a_function_that_was_kept_and_a_start_that_fools_is_a_point():
+    settings = SETTINGS.model_copy(update={"budgets": [0.0, 2.0], "divergences": [0.1], "learning_rates": [1e-2]})
+
+    def judge(model):  # what is reached without a step moves no probability; later points are as accurate, yet moved
+        progress = model.weight.item()
+        return {"fsr": progress, "drop": 0.0, "moved": 0.0 if progress <= 0.5 else 1e-3, "loss": -progress}
+
+    def start(recipe):
+        return lambda steps: Manipulated(model_of(0.5 + steps / 100), {}, converged=steps > 0)
+
+    points, ((free, weights), (best, _)) = search(settings, grid(settings), judge, start, model_of(0.0))
+    assert (free["steps"], free["fsr"], weights["weight"].item()) == (0, 0.5, 0.5)
+    assert (best["steps"], best["converged"]) == (settings.rungs[-1], True)
+    assert [point["steps"] for point in points[:4]] == [0] * 4  # the model, and the start of each λ

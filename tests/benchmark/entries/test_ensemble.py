@@ -1,0 +1,41 @@
+"""A suite with an ensemble: every interpreter that can be differentiated is attacked and scored on itself alone."""
+
+from attacks.strategies import HeadShift
+from benchmark import leaderboards
+from benchmark.cells import plan
+from benchmark.execution import compute
+from benchmark.suite import Gate, Search
+
+SEARCH = Search(
+    budgets=[0, 2], learning_rates=[1e-3], lambdas=[10], divergences=[0.05], rungs=[3], batch_size=8, images=16
+)
+CHANGES = {
+    "foolings": ["location"],
+    "attacked": ["grad_cam"],
+    "evaluated": ["grad_cam", "simple_grad_t", "occlusion_contrast", "captum_lrp", "centre_prior"],
+    "search": SEARCH,
+    "ensemble": ["gradient", "head_shift"],
+    "gate": Gate(images=8, cells=4),
+    "recipes": [],
+}
+
+
+def test_every_interpreter_is_attacked_itself(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(HeadShift, "steps", 5)
+    done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=CHANGES))
+    assert compute.run_suite(done.run, done.out, jobs=1) == {}
+    attacks = leaderboards.load(done.out, "attacks")
+    ways = [(name, way) for name in ("grad_cam", "occlusion_contrast", "simple_grad_t") for way in CHANGES["ensemble"]]
+    assert list(zip(attacks.interpreter, attacks.strategy, attacks.budget, strict=True)) == [
+        (name, way, budget) for name, way in ways for budget in (0, 2)
+    ]
+    assert (attacks.query("budget == 0").changed <= 1 / 256).all()  # an untrained network has equal logits
+    assert set(attacks.query("strategy == 'gradient'").scope) == {"all"}
+    # the fooled models of the ensemble are evaluated on nothing else
+    assert [m.attacked for m in plan(done.run.suite)] == ["grad_cam"]
+    assert set(leaderboards.load(done.out, "transfer").attacked) == {"grad_cam"}
+    board = leaderboards.load(done.out, "stability").set_index("interpreter")
+    assert "aimed" not in board.reason["simple_grad_t"]
+    assert board.reason["captum_lrp"].startswith("nothing was aimed at it")
+    assert board.reason["centre_prior"] == "control"
+    assert (board.fooled_free <= board.fooled_two + 1e-12).all()
