@@ -21,14 +21,15 @@ from attacks.head_shift import head_shift
 from attacks.scopes import parameters_in
 
 WARM_UP = 20  # steps of growing learning rate
-COOL_DOWN = 40  # steps of falling learning rate, in which λ settles
-PATIENCE = 50  # steps without progress after which it cools down
+COOL_DOWN = 30  # steps of falling learning rate, in which λ settles
+PATIENCE = 40  # steps without progress after which it cools down
 PROGRESS = 0.01  # of the first loss, or of all that it has fallen by: less in `PATIENCE` steps is none
+ENOUGH = 0.01  # of the extent, above the least loss there is: nothing is left to gain
 ASCENT, DESCENT = 0.05, 0.2  # of log λ, at most, a step: a divergence that is far too large cannot wait
 FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once
 CEILING = 1e4  # of the first λ
 MEMORY = 0.9  # of the running means of divergence and loss
-SHIFT = Recipe(0.3, 0.0, 50)  # of the head shift it starts from
+SHIFT = Recipe(0.3, 0.0, 40)  # of the head shift it starts from
 
 
 def distil(
@@ -59,7 +60,7 @@ def distil(
     multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history | {"lambda": []}
     course.history = history
     yield Manipulated(fooled, history)
-    progress, end, step = Progress(), recipe.steps, 0
+    progress, end, step = Progress(fooling.least), recipe.steps, 0
     while step < end:
         step += 1
         for group in optimiser.param_groups:
@@ -74,7 +75,7 @@ def distil(
             return
         optimiser.step()
         multiplier.follow(history["kl"][-1])
-        if progress.ended(history["fooling"][-1], multiplier.mean <= 2 * recipe.divergence):
+        if progress.ended(losses.scaled.item(), multiplier.mean <= 2 * recipe.divergence):
             end = min(end, step + COOL_DOWN)
         last = step == end
         reason = infinite(fooled) if last else ""
@@ -99,9 +100,11 @@ class Multiplier:
 
 
 class Progress:
-    """Whether the running mean of the loss still falls, looked at only while the divergence is near what is allowed."""
+    """Whether the running mean of the loss, in units of its extent, still falls; looked at only while the divergence is
+    near what is allowed. `least`: the loss that cannot be beaten."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = -math.inf) -> None:
+        self.least = least
         self.mean = self.first = self.best = math.nan
         self.waited, self.stalled = 0, False
 
@@ -113,7 +116,8 @@ class Progress:
         self.waited += 1
         if allowed and self.best - self.mean > PROGRESS * max(self.first - self.best, abs(self.first)):
             self.best, self.waited = self.mean, 0
-        if self.waited < PATIENCE or self.stalled:
+        done = allowed and self.mean - self.least < ENOUGH
+        if self.stalled or not (done or self.waited >= PATIENCE):
             return False
         self.stalled = True
         return True

@@ -21,7 +21,7 @@ from attacks.ranks import rank_correlation
 class Fooling:
     """The base: a fooling defines `per_image`; loss and test loss are its mean and itself unless it says otherwise.
 
-    `range` is the closed success range R. `needs_originals`: whether the losses read `originals`. `pairs`: whether
+    `range` is the closed success range R. `least`: no loss is below it, in units of `extent`. `needs_originals`: whether the losses read `originals`. `pairs`: whether
     the maps are those of two classes, (N, 2, h, w).
     """
 
@@ -29,6 +29,7 @@ class Fooling:
     range: ClassVar[tuple[float, float]]
     needs_originals: ClassVar[bool] = True
     pairs: ClassVar[bool] = False
+    least: ClassVar[float] = 0.0
 
     def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
         """The loss of each image, (N,)."""
@@ -98,6 +99,7 @@ class CenterMass(Fooling):
 
     name: ClassVar[str] = "center_mass"
     range: ClassVar[tuple[float, float]] = (0.1, 1.0)
+    least: ClassVar[float] = -1.0
 
     def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
         shift = self._shift(heatmaps, originals) / self._extent(heatmaps)

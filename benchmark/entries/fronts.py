@@ -109,12 +109,12 @@ def _score(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     """The rows of each budget; the receipt counts how many predictions were lost, gained and changed."""
     settings, fooling, parts, tested = run.suite.search, foolings.create(attack.fooling), [], []
     assert settings is not None
-    clean, interpreter = clean_model(run, attack.model), create_interpreter(run, attack.interpreter)
+    interpreter = create_interpreter(run, attack.interpreter)
     maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
     for index, budget in enumerate(settings.budgets):
         fooled = stored_model(run, attack.model, inputs["front"], f"weights-{index}")
         frame, _ = score(run, fooling, interpreter, fooled, maps0, 0)
-        predicted = predictions(clean, fooled, batches(run, run.suite.scoring.split))
+        predicted = predictions(run, attack.model, fooled)
         parts.append(_rows(frame).assign(budget=budget))
         lost, gained = predicted.top1_clean & ~predicted.top1, predicted.top1 & ~predicted.top1_clean
         counts = {"lost": lost, "gained": gained, "changed": ~predicted.agreement}

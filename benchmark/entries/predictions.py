@@ -11,11 +11,11 @@ from attacks import foolings
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import manipulations, recipes
 from benchmark.entries.curves import scoring_spec
-from benchmark.entries.images import batches, scored_pixels
+from benchmark.entries.images import scored_pixels
 from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
 from benchmark.entries.manipulations import LOSSES, MANIPULATIONS
 from benchmark.entries.scoring import predictions
-from benchmark.entries.trained import clean_model, stored_model
+from benchmark.entries.trained import stored_model
 from benchmark.run import Run, data_spec, pair_forms, provenance
 
 CODE = (*manipulations.CODE, "benchmark.entries.predictions")
@@ -23,9 +23,8 @@ CODE = (*manipulations.CODE, "benchmark.entries.predictions")
 
 @torch.no_grad()
 def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) -> None:
-    clean = clean_model(run, manipulation.model)
     fooled = stored_model(run, manipulation.model, inputs["manipulation"])
-    predictions(clean, fooled, batches(run, run.suite.scoring.split)).to_parquet(folder / "predictions.parquet")
+    predictions(run, manipulation.model, fooled).to_parquet(folder / "predictions.parquet")
 
 
 def outcome(run: Run, manipulation: Manipulation, errors: Errors) -> Receipt:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from attacks.course import pair_heatmaps
 from attacks.foolings import Fooling
 from benchmark.entries import curves
-from benchmark.entries.images import scored_images
+from benchmark.entries.images import batches, scored_images
+from benchmark.entries.trained import clean_model
 from benchmark.interpreters import Interpreter
 from benchmark.metrics import CHANCE, METRICS
-from benchmark.metrics.accuracy import agreement, top_k_correct
+from benchmark.metrics.accuracy import decision, top_k_correct
 from benchmark.metrics.fooling_rate import blank
-from benchmark.run import Run
+from benchmark.run import Run, remembered
 
 CODE = (
     *curves.CODE,
@@ -73,20 +74,28 @@ def _rows(
     return frame
 
 
-def predictions(clean: nn.Module, fooled: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> pd.DataFrame:
-    """Per image: whether either model has the label first or among five, and whether the two agree."""
+def decisions(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> pd.DataFrame:
+    """Per image: what the model decides for, and whether it has the label first or among five."""
     parts = []
     for images, targets in loader:
-        before, after = clean(images), fooled(images)
-        columns = {
-            "target": targets,
-            "top1": top_k_correct(after, targets, 1),
-            "top5": top_k_correct(after, targets, 5),
-            "top1_clean": top_k_correct(before, targets, 1),
-            "top5_clean": top_k_correct(before, targets, 5),
-            "agreement": agreement(before, after),
-        }
+        logits = model(images)
+        right = {f"top{k}": top_k_correct(logits, targets, k) for k in (1, 5)}
+        columns = {"target": targets, "decision": decision(logits), **right}
         parts.append(pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()}))
-    frame = pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True)
+
+
+@remembered
+@torch.no_grad()
+def clean_decisions(run: Run, model: str) -> pd.DataFrame:
+    """Of a clean model on the whole scored split; all its fooled models are compared with them."""
+    return decisions(clean_model(run, model), batches(run, run.suite.scoring.split))
+
+
+def predictions(run: Run, model: str, fooled: nn.Module) -> pd.DataFrame:
+    """Per image of the scored split: whether either model has the label first or among five, and whether they agree."""
+    before, after = clean_decisions(run, model), decisions(fooled, batches(run, run.suite.scoring.split))
+    agree = (before.decision == after.decision) & (after.decision >= 0)
+    frame = after.drop(columns="decision").assign(top1_clean=before.top1, top5_clean=before.top5, agreement=agree)
     frame.insert(0, "image", np.arange(len(frame), dtype=np.int32))
     return frame

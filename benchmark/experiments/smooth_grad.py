@@ -28,7 +28,7 @@ from benchmark.entries import strategies
 from benchmark.entries.images import scored_images, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.originals import ORIGINALS
-from benchmark.entries.scoring import predictions, score
+from benchmark.entries.scoring import decisions, score
 from benchmark.entries.search import grid
 from benchmark.entries.strategies import loaders
 from benchmark.entries.trained import TRAINED, clean_model
@@ -102,9 +102,9 @@ def _make(run: Run, point: Point, inputs: Inputs, folder: Path) -> Receipt:
         maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
         with torch.no_grad():
             frame, _ = score(run, fooling, registered, result.model, maps0, 0)
-            predicted = predictions(clean, result.model, scored_images(run))
+            before, after = (decisions(model, scored_images(run)) for model in (clean, result.model))
         scores = frame[["image", "success", "success_clean", "test_loss", "test_loss_clean"]]
-        scores.assign(top1=predicted.top1, top1_clean=predicted.top1_clean).to_parquet(folder / "scores.parquet")
+        scores.assign(top1=after.top1, top1_clean=before.top1).to_parquet(folder / "scores.parquet")
     return receipt(run, result.status, result.reason)
 
 

@@ -32,5 +32,10 @@ def agreement(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     """
     if logits_a.ndim != 2 or logits_a.shape != logits_b.shape:
         raise UserError(f"logits must share a shape (N, C) (got {tuple(logits_a.shape)} and {tuple(logits_b.shape)})")
-    defined = ~(logits_a.isnan() | logits_b.isnan()).any(1)
-    return (logits_a.argmax(1) == logits_b.argmax(1)) & defined
+    first = decision(logits_a)
+    return (first == decision(logits_b)) & (first >= 0)
+
+
+def decision(logits: Tensor) -> Tensor:
+    """The first highest logit of each image, -1 where one is NaN: (N, C) -> (N,) int64."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)

@@ -165,3 +165,10 @@ def test_the_divergence_is_torchs():
     before, after = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
     expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
     assert F.kl_div(after.log(), before.log(), log_target=True, reduction="batchmean").item() == pytest.approx(expected)
+
+
+def test_a_loss_with_nothing_left_to_gain_ends_the_run_at_once():
+    done = Progress(least=0.0)
+    assert done.ended(0.001, True)
+    assert not Progress(least=-1.0).ended(0.001, True)
+    assert not Progress(least=0.0).ended(0.001, False)  # bought by too large a divergence
