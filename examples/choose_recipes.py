@@ -1,6 +1,6 @@
 """Try recipes on the dev split of the default suite: FSR of the attacked interpreter and top-1 drop, a line each.
 
-python examples/choose_recipes.py location 1e-3 5 100        # fooling, learning rate, lambda, steps
+python examples/choose_recipes.py location 1e-3 10 150 0.05  # fooling, learning rate, lambda, steps[, divergence]
 """
 
 import sys
@@ -26,7 +26,7 @@ def scores(run, model, fooled, fooling, interpreter):
     return fsr, 100 * (before - after)
 
 
-def main(name, learning_rate, weight, steps):
+def main(name, learning_rate, weight, steps, divergence=None):
     run = Run(suite.load("default"), ".foolbench")
     torch.set_num_threads(run.suite.threads)
     fooling = foolings.create(name)
@@ -37,7 +37,7 @@ def main(name, learning_rate, weight, steps):
                 datasets.loader(dataset(run, "train", pairs), 32, shuffle=True, seed=0)
                 for pairs in ([False, True] if fooling.pairs else [False])
             ]
-            recipe = Recipe(learning_rate=learning_rate, weight=weight, steps=steps)
+            recipe = Recipe(learning_rate, weight, steps, divergence=divergence)
             interpreter = create_interpreter(run, attacked)
             result = manipulate(model, interpreter, fooling, loaders[0], recipe, fooling_loader=loaders[-1])
             fsr, drop = scores(run, model, result.model, fooling, interpreter)
@@ -47,4 +47,4 @@ def main(name, learning_rate, weight, steps):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), *map(float, sys.argv[5:]))
