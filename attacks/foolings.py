@@ -21,8 +21,8 @@ from attacks.ranks import rank_correlation
 class Fooling:
     """The base: a fooling defines `per_image`; loss and test loss are its mean and itself unless it says otherwise.
 
-    `range` is the closed success range R. `least`: no loss is below it, in units of `extent`. `needs_originals`: whether
-    the losses read `originals`. `pairs`: whether the maps are those of two classes, (N, 2, h, w).
+    `range` is the closed success range R. `least`: no loss is below it, in units of `extent`. `needs_originals`:
+    whether the losses read `originals`. `pairs`: whether the maps are those of two classes, (N, 2, h, w).
     """
 
     name: ClassVar[str]

@@ -12,7 +12,7 @@ from benchmark.intervals import Mean
 from benchmark.leaderboards import fronts
 from benchmark.leaderboards.cells import MEANS, Cell, Row
 from benchmark.leaderboards.manipulations import ACCURACY
-from benchmark.leaderboards.ranking import Attack, within
+from benchmark.leaderboards.ranking import Attack, share, within
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, with_ends
 
 
@@ -37,7 +37,9 @@ def searched(results: Results) -> dict[str, list[Searched]]:
             continue
         changed = point["changed"] / point["images"]
         name = f"{point['attacked']} within {point['budget']}"
-        attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], changed)
+        attack = Attack(
+            point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], share(changed, point["images"])
+        )
         row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(within([attack], point["budget"]))}
         row |= with_ends(fronts.SCORES, scores)
         found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row))
@@ -49,7 +51,7 @@ def made(cell: Cell, accuracy: Mean | None) -> Attack:
     assert cell.scores is not None
     m = cell.manipulation
     cost = {name: accuracy.value[ACCURACY.index(name)] for name in ("top1_drop", "agreement")} if accuracy else {}
-    changed = 1 - cost["agreement"] if cost else None
+    changed = share(1 - cost["agreement"], accuracy.n) if accuracy else None
     return Attack(m["model"], m["fooling"], m["attacked"], m["seed"], cell.scores, cost.get("top1_drop"), changed)
 
 
@@ -65,7 +67,8 @@ def _of_cells(measured: Measured) -> list[Row]:
             m = cell.manipulation
             if cell.scores and strategies.split(m["attacked"])[0] == name:
                 attack, scores = made(cell, accuracy), cell.scores
-                drop = {"top1_drop": attack.drop, "changed": attack.changed, "n": scores.n}
+                drop = {"top1_drop": attack.drop, "n": scores.n}
+                drop["changed"] = 1 - accuracy.value[ACCURACY.index("agreement")] if accuracy else None
                 rows.append(m | drop | with_ends(MEANS, scores))
     return rows
 

@@ -44,7 +44,7 @@ class Attack(NamedTuple):
     seed: int
     scores: Mean
     drop: float | None = None  # of top-1, points
-    changed: float | None = None  # share of predictions
+    changed: float | None = None  # share of predictions; None, too, where these are too few to tell
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Standing:
     reason: str = ""  # why it is not
 
 
+def share(changed: float, images: int) -> float | None:
+    """The share of changed predictions, where a function that was kept can be told from one that was not."""
+    return changed if images >= 1 / KEPT else None
+
+
 def within(attacks: Sequence[Attack], level: float) -> bool:
     """Whether one attack, over its seeds, costs at most so many points; at 0, whether the function was kept."""
     if level == 0:
@@ -67,7 +72,10 @@ def within(attacks: Sequence[Attack], level: float) -> bool:
 
 def worst_attacks(attacks: Iterable[Attack], level: float = math.inf) -> tuple[dict[Place, Worst], int]:
     """The corrected FSR of the worst attack in each (model, fooling), and how many of these say nothing. With a
-    `level`, of the attacks `within` it."""
+    `level`, of the attacks `within` it; nothing where the level 0 cannot be told of any."""
+    attacks = list(attacks)
+    if level == 0 and all(attack.changed is None for attack in attacks):
+        return {}, 0
     places: dict[Place, dict[str, list[Attack]]] = {}
     for attack in attacks:
         places.setdefault((attack.model, attack.fooling), {}).setdefault(attack.attacked, []).append(attack)

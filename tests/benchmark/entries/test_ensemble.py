@@ -38,4 +38,5 @@ def test_every_interpreter_is_attacked_itself(finished, tmp_path, monkeypatch):
     assert "aimed" not in board.reason["simple_grad_t"]
     assert board.reason["captum_lrp"].startswith("nothing was aimed at it")
     assert board.reason["centre_prior"] == "control"
-    assert (board.fooled_free <= board.fooled_two + 1e-12).all()
+    assert board.fooled_free.isna().all()  # 256 predictions cannot tell
+    assert board.fooled_two.notna().all()
