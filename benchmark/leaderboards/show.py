@@ -33,6 +33,7 @@ def board_table(stability: pd.DataFrame) -> str:
     stability = stability.sort_values(["rank", "stability"], ascending=[True, False], kind="stable")
     rows = pd.DataFrame({"rank": _ranks(stability), "interpreter": stability.interpreter})
     for title, column in {
+        "fooled for free": "fooled_free",
         "stability": "stability",
         "self FSR excess": "self_fsr_excess",
         "worst transfer": "worst_transfer_fsr_excess",
@@ -42,7 +43,10 @@ def board_table(stability: pd.DataFrame) -> str:
         rows[title] = _spans(stability, column)
     rows["ms/image"] = stability.ms_per_image.map("{:.1f}".format, "ignore")
     rows["flags"] = stability["flags"]
-    parts = ["Stability: 1 is never fooled beyond chance; means over cells [95 %]", aligned(rows)]
+    parts = [
+        "Fooled for free: worst attacks that change no prediction; stability: 1 is never fooled beyond chance [95 %]",
+        aligned(rows),
+    ]
     unranked = stability[stability.eligible == "no"]
     if len(unranked):
         parts += ["Not ranked", aligned(unranked[["interpreter", "reason"]])]
