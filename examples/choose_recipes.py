@@ -1,6 +1,7 @@
 """Try recipes on the dev split of the default suite: FSR of the attacked interpreter and top-1 drop, a line each.
 
-python examples/choose_recipes.py location 1e-3 10 150 0.05  # fooling, learning rate, lambda, steps[, divergence]
+python examples/choose_recipes.py location 1e-3 10 150 32 0.05  # fooling, learning rate, lambda, steps, batch
+                                                             # and, to distil, the divergence
 """
 
 import sys
@@ -26,7 +27,7 @@ def scores(run, model, fooled, fooling, interpreter):
     return fsr, 100 * (before - after)
 
 
-def main(name, learning_rate, weight, steps, divergence=None):
+def main(name, learning_rate, weight, steps, size, divergence=None):
     run = Run(suite.load("default"), ".foolbench")
     torch.set_num_threads(run.suite.threads)
     fooling = foolings.create(name)
@@ -34,10 +35,10 @@ def main(name, learning_rate, weight, steps, divergence=None):
         model = clean_model(run, model_name)
         for attacked in run.suite.attacked:
             loaders = [
-                datasets.loader(dataset(run, "train", pairs), 32, shuffle=True, seed=0)
+                datasets.loader(dataset(run, "train", pairs), size, shuffle=True, seed=0)
                 for pairs in ([False, True] if fooling.pairs else [False])
             ]
-            recipe = Recipe(learning_rate, weight, steps, divergence=divergence)
+            recipe = Recipe(learning_rate, weight, steps, size, divergence)
             interpreter = create_interpreter(run, attacked)
             result = manipulate(model, interpreter, fooling, loaders[0], recipe, fooling_loader=loaders[-1])
             fsr, drop = scores(run, model, result.model, fooling, interpreter)
@@ -47,4 +48,11 @@ def main(name, learning_rate, weight, steps, divergence=None):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), *map(float, sys.argv[5:]))
+    main(
+        sys.argv[1],
+        float(sys.argv[2]),
+        float(sys.argv[3]),
+        int(sys.argv[4]),
+        int(sys.argv[5]),
+        *map(float, sys.argv[6:]),
+    )
