@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, infinite
+from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, heatmaps_of, infinite
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from attacks.head_shift import head_shift
@@ -29,6 +29,9 @@ ASCENT, DESCENT = 0.05, 0.2  # of log λ, at most, a step: a divergence that is 
 FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once
 CEILING = 1e4  # of the first λ
 MEMORY = 0.9  # of the running means of divergence and loss
+SLACK = 0.3  # of the divergence: below it, it is not used up
+ALLOWED = 1.5  # times the divergence, within which progress counts
+BLANK = 0.05  # of the maps, after a head shift that is no start
 SHIFT = Recipe(0.3, 0.0, 40)  # of the head shift it starts from
 
 
@@ -61,6 +64,7 @@ def distil(
     course.history = history
     yield Manipulated(fooled, history)
     progress, end, step = Progress(fooling.least), recipe.steps, 0
+    best = [parameter.detach().clone() for parameter in moved]
     while step < end:
         step += 1
         for group in optimiser.param_groups:
@@ -73,15 +77,26 @@ def distil(
         if reason := course.record(losses):
             yield Manipulated(fooled, history, "diverged", reason)
             return
-        optimiser.step()
         multiplier.follow(history["kl"][-1])
-        if progress.ended(losses.scaled.item(), multiplier.mean <= 2 * recipe.divergence):
+        excess = max(multiplier.mean, history["kl"][-1]) / recipe.divergence
+        if progress.ended(losses.scaled.item(), excess <= ALLOWED, multiplier.mean < SLACK * recipe.divergence):
             end = min(end, step + COOL_DOWN)
+        if progress.gained and excess <= 1:
+            best = [parameter.detach().clone() for parameter in moved]
+        optimiser.step()
         last = step == end
+        if last and progress.lost:  # as where maps have gone blank, which no gradient brings back
+            _restore(moved, best)
         reason = infinite(fooled) if last else ""
         if last:
             fooled.requires_grad_(True)
         yield Manipulated(fooled, history, "diverged" if reason else "done", reason, progress.stalled)
+
+
+@torch.no_grad()
+def _restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 class Multiplier:
@@ -106,21 +121,28 @@ class Progress:
     def __init__(self, least: float = -math.inf) -> None:
         self.least = least
         self.mean = self.first = self.best = math.nan
-        self.waited, self.stalled = 0, False
+        self.waited, self.stalled, self.gained = 0.0, False, False
 
-    def ended(self, loss: float, allowed: bool) -> bool:
-        """Take a step's loss; whether this is the step at which it has waited long enough."""
+    def ended(self, loss: float, allowed: bool, slack: bool = False) -> bool:
+        """Take a step's loss; whether this is the step at which it has waited long enough: twice as long while there is
+        slack in the divergence, for λ still grows."""
         self.mean = loss if math.isnan(self.mean) else MEMORY * self.mean + (1 - MEMORY) * loss
         if math.isnan(self.first):
             self.first = self.best = self.mean
-        self.waited += 1
-        if allowed and self.best - self.mean > PROGRESS * max(self.first - self.best, abs(self.first)):
-            self.best, self.waited = self.mean, 0
+        self.waited += 0.5 if slack else 1
+        self.gained = allowed and self.best - self.mean > PROGRESS * max(self.first - self.best, abs(self.first))
+        if self.gained:
+            self.best, self.waited = self.mean, 0.0
         done = allowed and self.mean - self.least < ENOUGH
         if self.stalled or not (done or self.waited >= PATIENCE):
             return False
         self.stalled = True
         return True
+
+    @property
+    def lost(self) -> bool:
+        """Whether a tenth of all that was gained has been lost again."""
+        return self.mean - self.best > 0.1 * (self.first - self.best)
 
 
 def _start(
@@ -132,8 +154,9 @@ def _start(
     seed: int,
     fooling_loader: Iterable[Batch] | None,
 ) -> nn.Module:
-    """The model with a shifted head, where that lies in the scope and lowers the loss by a tenth at least. A network
-    without such a head, or maps that do not depend on it, start at the model."""
+    """The model with a shifted head, where that lies in the scope, lowers the loss by a tenth at least and leaves no
+    twentieth of the maps blank: no gradient brings these back. A network without such a head, or maps that do not
+    depend on it, start at the model."""
     if recipe.scope in ("bias", "norm"):
         return model
     shift = replace(SHIFT, batch_size=recipe.batch_size)
@@ -144,4 +167,11 @@ def _start(
     losses = shifted.history["fooling"]
     edge = max(1, len(losses) // 10)
     first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
-    return shifted.model if shifted.status == "done" and first - last > 0.1 * abs(first) else model
+    if shifted.status != "done" or first - last <= 0.1 * abs(first):
+        return model
+    images, targets = next(iter(fooling_loader if fooling.pairs and fooling_loader is not None else loader))
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        maps = heatmaps_of(interpreter, shifted.model)(images.to(device), targets.to(device)).flatten(0, -3)
+    blank = maps.amax((-2, -1)) <= maps.amin((-2, -1))
+    return model if blank.float().mean() > BLANK else shifted.model

@@ -1,5 +1,6 @@
 """Distilled manipulation: the divergence holds predictions, λ follows it, and it ends when nothing is gained."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from test_manipulation import loader, net, of_class, saliency, weights
 
-from attacks import Active, Location, Recipe, TopK, manipulate
+from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
 from attacks.course import Course, Known
-from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, Progress
+from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, Progress, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
 
@@ -172,3 +173,32 @@ def test_a_loss_with_nothing_left_to_gain_ends_the_run_at_once():
     assert done.ended(0.001, True)
     assert not Progress(least=-1.0).ended(0.001, True)
     assert not Progress(least=0.0).ended(0.001, False)  # bought by too large a divergence
+
+
+def test_a_run_that_loses_what_it_gained_gives_its_best_moment(monkeypatch):
+    """Maps that go blank once the weights have moved far: no gradient brings them back."""
+
+    def fragile(model, images, targets):
+        moved = (model[0].weight - net()[0].weight).abs().max()
+        return saliency(model, images, targets) * (moved < 0.05)
+
+    recipe = Recipe(1e-2, 1.0, 60, divergence=5.0)
+    result = manipulate(net(), fragile, CenterMass(), loader(), recipe)
+    images, targets = next(iter(loader(shuffle=False)))
+    assert result.history["fooling"][-1] == 0  # blank at the end
+    maps = fragile(result.model, images, targets)
+    assert maps.amax() > 0
+    assert CenterMass().loss(maps, fragile(net(), images, targets)) < 0
+
+
+def test_a_head_shift_that_blanks_the_maps_is_no_start():
+    def blanked(model, images, targets):  # whatever is gained, most maps are blank wherever the head has moved
+        still = (model[7].weight == net()[7].weight).all() | (torch.arange(len(images)) == 0)
+        return of_class(model, images, targets) * still[:, None, None]
+
+    model, data = net(), [*loader(shuffle=False)]
+    recipe = Recipe(1e-3, 1.0, 1, divergence=0.05)
+    assert _start(model, blanked, Location(), data, recipe, 0, None) is model
+    assert _start(model, of_class, Location(), data, recipe, 0, None) is not model
+    assert _start(model, of_class, Location(), data, dataclasses.replace(recipe, scope="norm"), 0, None) is model
+    assert _start(model, saliency, Location(), data, recipe, 0, None) is model  # its maps do not hang on the head
