@@ -64,7 +64,7 @@ def distil(
     course.history = history
     yield Manipulated(fooled, history)
     progress, end, step = Progress(fooling.least), recipe.steps, 0
-    best = [parameter.detach().clone() for parameter in moved]
+    kept = (math.inf, list[Tensor]())  # the best moment: its loss and parameters
     while step < end:
         step += 1
         for group in optimiser.param_groups:
@@ -82,11 +82,11 @@ def distil(
         if progress.ended(losses.scaled.item(), excess <= ALLOWED, multiplier.mean < SLACK * recipe.divergence):
             end = min(end, step + COOL_DOWN)
         if progress.gained and excess <= 1:
-            best = [parameter.detach().clone() for parameter in moved]
+            kept = (progress.best, [parameter.detach().clone() for parameter in moved])
         optimiser.step()
         last = step == end
-        if last and progress.lost:  # as where maps have gone blank, which no gradient brings back
-            _restore(moved, best)
+        if last and progress.lost(kept[0]):  # as where maps have gone blank, which no gradient brings back
+            _restore(moved, kept[1])
         reason = infinite(fooled) if last else ""
         if last:
             fooled.requires_grad_(True)
@@ -139,10 +139,9 @@ class Progress:
         self.stalled = True
         return True
 
-    @property
-    def lost(self) -> bool:
-        """Whether a tenth of all that was gained has been lost again."""
-        return self.mean - self.best > 0.1 * (self.first - self.best)
+    def lost(self, kept: float) -> bool:
+        """Whether a tenth of what had been gained when the loss was `kept` has been lost again."""
+        return self.mean - kept > 0.1 * (self.first - kept)
 
 
 def _start(
