@@ -94,4 +94,4 @@ def test_ctrl_c_during_the_imports_a_reader_that_stops_and_a_terminal_of_ascii(t
     assert (unread.stderr.read(), unread.wait()) == (b"", 0)
     out, err = ascii_.communicate()
     assert (ascii_.returncode, err) == (0, b"")
-    assert b"evaluated, a panel" in out
+    assert b"attacked, a panel a model" in out
