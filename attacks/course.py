@@ -141,7 +141,7 @@ class Course:
         measured = torch.stack(losses[:3]).tolist()  # a GPU waits once
         for values, value in zip(self.history.values(), measured, strict=False):
             values.append(value)
-        return _diverged(self.history)
+        return unfinite(self.history) if self.distilled else _diverged(self.history)
 
 
 class Known:
@@ -196,14 +196,23 @@ class _RandomState:
         self._set(self.outside)
 
 
-def _diverged(history: dict[str, list[float]], window: int = 20) -> str:
+def unfinite(history: dict[str, list[float]]) -> str:
     step = len(history["fooling"])
-    if not all(math.isfinite(values[-1]) for values in history.values() if values):
-        return f"a loss is not finite at step {step}"
+    finite = all(math.isfinite(values[-1]) for values in history.values() if values)
+    return "" if finite else f"a loss is not finite at step {step}"
+
+
+def collapsed(history: dict[str, list[float]], window: int = 20) -> str:
+    """Whether the batch accuracy of the last steps averages under half of the first one; how far."""
+    step = len(history["fooling"])
     recent = history["accuracy"][-window:]
     if step > window and sum(recent) / window < history["accuracy"][0] / 2:
         return f"accuracy collapsed: batch accuracy {sum(recent) / window:.2f} over {window} steps at step {step}"
     return ""
+
+
+def _diverged(history: dict[str, list[float]]) -> str:
+    return unfinite(history) or collapsed(history)
 
 
 def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

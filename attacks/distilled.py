@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, heatmaps_of, infinite
+from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, collapsed, heatmaps_of, infinite
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from attacks.head_shift import head_shift
@@ -79,7 +79,7 @@ def distil(
             return
         multiplier.follow(history["kl"][-1])
         excess = max(multiplier.mean, history["kl"][-1]) / recipe.divergence
-        if progress.ended(losses.scaled.item(), excess <= ALLOWED, multiplier.mean < SLACK * recipe.divergence):
+        if progress.ended(losses.scaled.item(), excess):
             end = min(end, step + COOL_DOWN)
         if progress.gained and excess <= 1:
             kept = (progress.best, [parameter.detach().clone() for parameter in moved])
@@ -87,7 +87,7 @@ def distil(
         last = step == end
         if last and progress.lost(kept[0]):  # as where maps have gone blank, which no gradient brings back
             _restore(moved, kept[1])
-        reason = infinite(fooled) if last else ""
+        reason = (infinite(fooled) or collapsed(history)) if last else ""
         if last:
             fooled.requires_grad_(True)
         yield Manipulated(fooled, history, "diverged" if reason else "done", reason, progress.stalled)
@@ -116,24 +116,26 @@ class Multiplier:
 
 class Progress:
     """Whether the running mean of the loss, in units of its extent, still falls; looked at only while the divergence is
-    near what is allowed. `least`: the loss that cannot be beaten."""
+    within ALLOWED. `least`: the loss that cannot be beaten."""
 
     def __init__(self, least: float = -math.inf) -> None:
         self.least = least
         self.mean = self.first = self.best = math.nan
         self.waited, self.stalled, self.gained = 0.0, False, False
 
-    def ended(self, loss: float, allowed: bool, slack: bool = False) -> bool:
-        """Take a step's loss; whether this is the step at which it has waited long enough: twice as long while there is
-        slack in the divergence, for λ still grows."""
+    def ended(self, loss: float, excess: float) -> bool:
+        """Take a step's loss, and its divergence as a share of the allowed one; whether this is the step at which it
+        has waited long enough: twice as long while the divergence is not used up, for λ still grows."""
         self.mean = loss if math.isnan(self.mean) else MEMORY * self.mean + (1 - MEMORY) * loss
         if math.isnan(self.first):
             self.first = self.best = self.mean
-        self.waited += 0.5 if slack else 1
-        self.gained = allowed and self.best - self.mean > PROGRESS * max(self.first - self.best, abs(self.first))
+        self.waited += 0.5 if excess < SLACK else 1
+        self.gained = excess <= ALLOWED and self.best - self.mean > PROGRESS * max(
+            self.first - self.best, abs(self.first)
+        )
         if self.gained:
             self.best, self.waited = self.mean, 0.0
-        done = allowed and self.mean - self.least < ENOUGH
+        done = excess <= 1 and self.mean - self.least < ENOUGH
         if self.stalled or not (done or self.waited >= PATIENCE):
             return False
         self.stalled = True

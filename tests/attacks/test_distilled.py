@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_manipulation import loader, net, of_class, saliency, weights
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
-from attacks.course import Course, Known
+from attacks.course import Course, Known, collapsed
 from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, Progress, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
@@ -96,12 +96,12 @@ def test_the_multiplier_grows_below_the_budget_and_shrinks_above_it():
 
 def test_a_loss_that_stands_still_ends_the_run_and_one_that_falls_does_not():
     still = Progress()
-    assert [still.ended(1.0, True) for _ in range(PATIENCE + 5)].index(True) == PATIENCE - 1
+    assert [still.ended(1.0, 1.0) for _ in range(PATIENCE + 5)].index(True) == PATIENCE - 1
     assert still.stalled
     falling = Progress()
-    assert not any(falling.ended(1.0 - 0.01 * step, True) for step in range(3 * PATIENCE))
+    assert not any(falling.ended(1.0 - 0.01 * step, 1.0) for step in range(3 * PATIENCE))
     too_far = Progress()  # what falls while the divergence is too large is no progress
-    assert any(too_far.ended(1.0 - 0.01 * step, False) for step in range(PATIENCE))
+    assert any(too_far.ended(1.0 - 0.01 * step, 3.0) for step in range(PATIENCE))
 
 
 def test_a_run_without_progress_ends_early_and_says_so():
@@ -170,9 +170,9 @@ def test_the_divergence_is_torchs():
 
 def test_a_loss_with_nothing_left_to_gain_ends_the_run_at_once():
     done = Progress(least=0.0)
-    assert done.ended(0.001, True)
-    assert not Progress(least=-1.0).ended(0.001, True)
-    assert not Progress(least=0.0).ended(0.001, False)  # bought by too large a divergence
+    assert done.ended(0.001, 1.0)
+    assert not Progress(least=-1.0).ended(0.001, 1.0)
+    assert not Progress(least=0.0).ended(0.001, 1.2)  # bought by too large a divergence
 
 
 def test_a_run_that_loses_what_it_gained_gives_its_best_moment(monkeypatch):
@@ -202,3 +202,9 @@ def test_a_head_shift_that_blanks_the_maps_is_no_start():
     assert _start(model, of_class, Location(), data, recipe, 0, None) is not model
     assert _start(model, of_class, Location(), data, dataclasses.replace(recipe, scope="norm"), 0, None) is model
     assert _start(model, saliency, Location(), data, recipe, 0, None) is model  # its maps do not hang on the head
+
+
+def test_an_accuracy_that_comes_back_is_no_divergence_and_one_that_does_not_is():
+    steps = {"kl": [0.0] * 60, "fooling": [1.0] * 60}
+    assert collapsed(steps | {"accuracy": [1.0, *[0.1] * 30, *[0.9] * 29]}) == ""
+    assert "batch accuracy 0.10" in collapsed(steps | {"accuracy": [1.0, *[0.9] * 39, *[0.1] * 20]})
