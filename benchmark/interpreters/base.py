@@ -69,7 +69,7 @@ class Interpreter:
             return logits[:0], attribution[:0]
         with lent(self.name, model, images, indices) as (borrowed, images, indices):
             logits, attribution = self.explain(borrowed, images, indices)
-            refuse_mixing(self.name, borrowed, images, logits)
+            refuse_mixing(self.name, borrowed, images)
         return logits, attribution
 
 

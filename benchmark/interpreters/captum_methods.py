@@ -17,7 +17,7 @@ from captum.attr import NoiseTunnel, Saliency
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Interpreter, Targeted, label_logits, needs_graph
+from benchmark.interpreters.base import Interpreter, Targeted, label_logits, leaf, needs_graph
 
 
 class CaptumInterpreter(Interpreter):
@@ -87,10 +87,10 @@ class AtPoints(CaptumTargeted):
     differentiable: ClassVar[bool] = True
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        graph = needs_graph(model)
+        graph = needs_graph(model, images)
         if not (graph or self.fresh):
             return super().explain(model, images, targets)
-        images = images.detach()
+        images = images if graph else images.detach()
         with torch.set_grad_enabled(graph):
             logits = model(images)
         label_logits(logits, targets)  # a target out of range is a clear error
@@ -108,7 +108,8 @@ class AtPoints(CaptumTargeted):
 
     def gradients(self, model: nn.Module, points: Tensor, targets: Tensor) -> Tensor:
         """Of the score by each point. (N, points, C, H, W), (N,) -> (N, points, C, H, W)."""
-        inputs, graph = points.detach().flatten(0, 1).requires_grad_(), needs_graph(model)
+        graph = needs_graph(model, points)
+        inputs = leaf(points.flatten(0, 1), graph)
         with torch.enable_grad():
             scores = self.score(model(inputs), targets.repeat_interleave(points.shape[1]))
             gradient = torch.autograd.grad(scores.sum(), inputs, create_graph=graph)[0]

@@ -103,19 +103,19 @@ def _mixing(method: str, reason: str) -> Refused:
     return Refused(f"{method} would give an image another map in another batch: {reason}; allowed: running statistics")
 
 
-def refuse_mixing(method: str, model: nn.Module, images: Tensor, logits: Tensor) -> None:
+def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
     """Raise `Refused` where an image's logits change with the other images of its batch.
 
-    Tried once for a model, by a forward pass of its first image alone (or beside another one), on a copy that shares
-    the weights: the pass leaves nothing behind. Logits that change from one pass to the next are let be.
+    Tried once for a model, by forward passes of its images and of the first one alone (or beside another one), on a copy
+    that shares the weights: they leave nothing behind. Logits that change from one pass to the next are let be.
     """
     if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
         return
     other = images[:1] if len(images) > 1 else torch.cat([images, 0.5 - 1.5 * images.flip(-1)])
     trial = _double(model)
     with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        apart = _apart(trial(other.detach())[0], logits.detach()[0])
-        if apart and not _apart(trial(images.detach())[0], logits.detach()[0]):
+        alone, beside = trial(images.detach())[0], trial(other.detach())[0]
+        if _apart(beside, alone) and not _apart(trial(images.detach())[0], alone):
             raise _mixing(method, "the logits of one image change with the others beside it")
     _unmixed.add(model)
 

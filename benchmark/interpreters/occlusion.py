@@ -181,7 +181,7 @@ class KernelShap(OnGrid):
         maps = []
         for image, target in zip(images, targets, strict=True):
             chunks = [model(torch.where(some, image, 0)) for some in shown.split(self.at_once)]
-            values = solution @ self.score(torch.cat(chunks), target.repeat(self.samples))
+            values = solution @ self.score(torch.cat(chunks), target.repeat(self.samples)).to(solution)
             maps.append(values[grid[0]])
         return torch.stack(maps)
 

@@ -87,7 +87,13 @@ def test_it_can_be_attacked(unrolled, setting):
     assert result.history["fooling"][-1] < 0.9 * result.history["fooling"][0]
 
 
-@pytest.mark.parametrize(("options", "message"), [({"rho": 0.0}, "rho must be"), ({"steps": 0}, "steps must be")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": 0.0}, "rho of adversarial_explanation must be"),
+        ({"steps": 0}, "steps of adversarial_explanation must be"),
+    ],
+)
 def test_a_wrong_option_is_one_clear_line(options, message, setting):
     with pytest.raises(UserError, match=message):
         explanation(**options)(*setting)

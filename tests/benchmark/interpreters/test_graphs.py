@@ -20,7 +20,8 @@ OPTIONS = {
     "adversarial_explanation": {"steps": 3},
 }
 # in a network of ReLUs they are locally the same for every image: the first follow softplus in its place
-STEPWISE, CONSTANT = {"simple_grad", "simple_grad_t", "simple_grad_contrast"}, {"guided_backprop", "deconvolution"}
+STEPWISE = {"simple_grad", "simple_grad_t", "simple_grad_contrast", "smooth_grad", "var_grad"}
+CONSTANT = {"guided_backprop", "deconvolution"}
 BY_PARTS = ["occlusion", "occlusion_contrast", "feature_ablation", "kernel_shap"]
 DIFFERENTIABLE = [name for name in interpreters.INTERPRETERS if interpreters.kind(name).differentiable]
 

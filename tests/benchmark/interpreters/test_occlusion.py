@@ -167,7 +167,7 @@ def test_it_can_be_attacked(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("occlusion", {"cells": 1}, "cells of occlusion must be at least 2"),
+        ("occlusion", {"cells": 1}, "cells of occlusion must be 2.."),
         ("feature_ablation", {"cells": 10}, "at most the image's side"),
         ("occlusion", {"cells": 10}, "at most the image's side"),
         ("kernel_shap", {"samples": 65}, "at least cells² \\+ 2 = 66"),
