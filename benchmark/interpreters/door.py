@@ -106,8 +106,8 @@ def _mixing(method: str, reason: str) -> Refused:
 def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
     """Raise `Refused` where an image's logits change with the other images of its batch.
 
-    Tried once for a model, by forward passes of its images and of the first one alone (or beside another one), on a copy
-    that shares the weights: they leave nothing behind. Logits that change from one pass to the next are let be.
+    Tried once for a model, by forward passes of its images and of the first one alone (or beside another one), on a
+    copy that shares the weights: they leave nothing behind. Logits that change from one pass to the next are let be.
     """
     if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
         return

@@ -228,4 +228,4 @@ def test_a_batch_is_tried_once_for_a_model(setting):
     model = Mixing(net, lambda x: calls.append(len(x)) or x)
     for _ in range(3):
         made("simple_grad")(model, images, 0)
-    assert calls == [2, 1, 2, 2]
+    assert calls == [2, 2, 1, 2, 2]
