@@ -67,9 +67,10 @@ def test_a_searched_recipe_is_the_best_on_dev_and_is_found_once(finished, tmp_pa
     read, fronts = stored.read(done.out / "results"), leaderboards.load(done.out, "fronts")
     rows = read.others["fronts"][0].groupby(["fooling", "measure"]).image.nunique()
     assert rows.to_dict() == {
-        ("location", "fsr"): 24, ("location", "top1"): 256, ("active", "fsr"): 16, ("active", "top1"): 256
+        ("location", "fsr"): 24, ("location", "null"): 24, ("active", "fsr"): 16, ("active", "null"): 16
     }  # fmt: skip
     frame, card = read.others["fronts"]
+    assert {point["images"] for point in card["chosen"]} == {256}  # behind the drop of top-1
     for m in read.models_card["manipulations"]:
         points = [p for p in card["points"] if (p["fooling"], p["attacked"]) == (m["fooling"], m["attacked"])]
         best = max((p for p in points if p["drop"] <= 2), key=lambda p: (p["fsr"], -p["loss"], -p["steps"]))
