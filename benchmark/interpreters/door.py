@@ -114,8 +114,8 @@ def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
     other = images[:1] if len(images) > 1 else torch.cat([images, 0.5 - 1.5 * images.flip(-1)])
     trial = _double(model)
     with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        alone, beside = trial(images.detach())[0], trial(other.detach())[0]
-        if _apart(beside, alone) and not _apart(trial(images.detach())[0], alone):
+        alone, beside = trial(images.detach().clone())[0], trial(other.detach().clone())[0]
+        if _apart(beside, alone) and not _apart(trial(images.detach().clone())[0], alone):
             raise _mixing(method, "the logits of one image change with the others beside it")
     _unmixed.add(model)
 
