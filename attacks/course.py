@@ -73,6 +73,29 @@ class Losses(NamedTuple):
     scaled: Tensor
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be fooled, against what and on which images: the arguments of `attacks.manipulate` but for how."""
+
+    model: nn.Module
+    interpreter: Interpreter
+    fooling: Fooling
+    loader: Iterable[Batch]
+    seed: int = 0
+    fooling_loader: Iterable[Batch] | None = None
+    reference: Interpreter | None = None
+
+    def __post_init__(self) -> None:
+        if self.fooling.pairs and self.fooling_loader is None:
+            needed = "fooling_loader, with two-object images and targets (N, 2)"
+            raise UserError(f"{self.fooling.name} fooling needs {needed}")
+
+    @property
+    def fooling_batches(self) -> Iterable[Batch]:
+        """Those that are to be fooled: two-object ones, or the same as are kept."""
+        return self.loader if self.fooling_loader is None else self.fooling_loader
+
+
 class Course:
     """What every manipulation shares: its batches and their losses, a random state of its own, and the history.
 
@@ -80,32 +103,17 @@ class Course:
     `reference`, the scored form of the interpreter, and kept in up to `Known.LIMIT` bytes each of logits and maps.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        interpreter: Interpreter,
-        fooling: Fooling,
-        loader: Iterable[Batch],
-        seed: int,
-        *,
-        fooling_loader: Iterable[Batch] | None = None,
-        distilled: bool = False,
-        reference: Interpreter | None = None,
-    ) -> None:
-        if fooling.pairs and fooling_loader is None:
-            raise UserError(f"{fooling.name} fooling needs fooling_loader, with two-object images and targets (N, 2)")
-        device = next(model.parameters()).device
-        self.interpreter, self.fooling, self.distilled = interpreter, fooling, distilled
-        self.original = copy.deepcopy(model).eval().requires_grad_(False)
-        self.batches = _forever(loader, device)
-        self.pairs = _forever(loader if fooling_loader is None else fooling_loader, device)
+    def __init__(self, task: Task, *, distilled: bool = False) -> None:
+        device = next(task.model.parameters()).device
+        self.interpreter, self.fooling, self.distilled = task.interpreter, task.fooling, distilled
+        original = copy.deepcopy(task.model).eval().requires_grad_(False)
+        self.batches, self.pairs = _forever(task.loader, device), _forever(task.fooling_batches, device)
         self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
-        self.random = _RandomState(seed, device)
-        explain = heatmaps_of(reference or interpreter, self.original)
-        self.logits: OfImages = lambda images, _: logits_in(self.original(images), len(images))
-        self.maps: OfImages = explain
+        self.random = RandomState(task.seed, device)
+        self.logits: OfImages = lambda images, _: logits_in(original(images), len(images))
+        self.maps = heatmaps_of((distilled and task.reference) or task.interpreter, original)
         if distilled:
-            self.logits, self.maps = Known(self.logits), Known(explain)
+            self.logits, self.maps = Known(self.logits), Known(self.maps)
 
     def losses(self, fooled: nn.Module) -> Losses:
         """Of the next batch. Raises `UserError` where the heatmaps do not depend on the parameters."""
@@ -137,11 +145,11 @@ class Course:
         return F.kl_div(logits.log_softmax(1), wanted, log_target=True, reduction="batchmean")
 
     def record(self, losses: Losses) -> str:
-        """Append a step to the history; why it diverged, or nothing."""
-        measured = torch.stack(losses[:3]).tolist()  # a GPU waits once
+        """Append a step to the history; why it diverged, or nothing. `scaled` is then that of the step."""
+        *measured, self.scaled = torch.stack(losses).tolist()  # a GPU waits once
         for values, value in zip(self.history.values(), measured, strict=False):
             values.append(value)
-        return unfinite(self.history) if self.distilled else _diverged(self.history)
+        return unfinite(self.history) or ("" if self.distilled else collapsed(self.history))
 
 
 class Known:
@@ -170,7 +178,7 @@ def infinite(model: nn.Module) -> str:
     return "" if finite else "the last step made a weight infinite or NaN"
 
 
-class _RandomState:
+class RandomState:
     """A stream of random numbers of its own: inside `with`, torch draws from it; outside, as if it were not there."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -197,6 +205,7 @@ class _RandomState:
 
 
 def unfinite(history: dict[str, list[float]]) -> str:
+    """Whether a loss of the last step is infinite or NaN; which step it was."""
     step = len(history["fooling"])
     finite = all(math.isfinite(values[-1]) for values in history.values() if values)
     return "" if finite else f"a loss is not finite at step {step}"
@@ -209,10 +218,6 @@ def collapsed(history: dict[str, list[float]], window: int = 20) -> str:
     if step > window and sum(recent) / window < history["accuracy"][0] / 2:
         return f"accuracy collapsed: batch accuracy {sum(recent) / window:.2f} over {window} steps at step {step}"
     return ""
-
-
-def _diverged(history: dict[str, list[float]]) -> str:
-    return unfinite(history) or collapsed(history)
 
 
 def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,16 @@ with a warm-up, and a decay at the end: at the last step, or as soon as the loss
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, collapsed, heatmaps_of, infinite
+from attacks.course import Course, Manipulated, RandomState, Recipe, Task, collapsed, heatmaps_of, infinite
 from attacks.errors import UserError
-from attacks.foolings import Fooling
-from attacks.head_shift import head_shift
+from attacks.head_shift import RATE, head_shift
+from attacks.heatmaps import blank
 from attacks.scopes import parameters_in
 
 WARM_UP = 20  # steps of growing learning rate
@@ -32,38 +32,26 @@ MEMORY = 0.9  # of the running means of divergence and loss
 SLACK = 0.3  # of the divergence: below it, it is not used up
 ALLOWED = 1.5  # times the divergence, within which progress counts
 BLANK = 0.05  # of the maps, after a head shift that is no start
-SHIFT = Recipe(0.3, 0.0, 40)  # of the head shift it starts from
+SHIFT = Recipe(RATE, 0.0, 40)  # of the head shift it starts from
 
 
-def distil(
-    model: nn.Module,
-    interpreter: Interpreter,
-    fooling: Fooling,
-    loader: Iterable[Batch],
-    recipe: Recipe,
-    seed: int = 0,
-    *,
-    fooling_loader: Iterable[Batch] | None = None,
-    reference: Interpreter | None = None,
-) -> Iterator[Manipulated]:
+def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
     """Step by step, as `attacks.manipulation.fine_tune`: `recipe.divergence` is B, `recipe.weight` the first λ.
 
-    At most `recipe.steps` states after the first; fewer where the loss no longer falls. `reference` gives the original
-    maps that foolings compare with (None: the interpreter).
+    At most `recipe.steps` states after the first; fewer where the loss no longer falls. The task's `reference` gives
+    the original maps that foolings compare with (None: the interpreter).
     """
     assert recipe.divergence is not None
-    arguments = (interpreter, fooling, loader)
-    start = _start(model, *arguments, recipe, seed, fooling_loader)
-    course = Course(model, *arguments, seed, fooling_loader=fooling_loader, distilled=True, reference=reference)
+    start, course = _start(task, recipe), Course(task, distilled=True)
     fooled = copy.deepcopy(start).eval().requires_grad_(False)
     moved = [*parameters_in(fooled, recipe.scope).values()]
     for parameter in moved:
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(moved, lr=recipe.learning_rate)
-    multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history | {"lambda": []}
-    course.history = history
+    multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history
+    history["lambda"] = []
     yield Manipulated(fooled, history)
-    progress, end, step = Progress(fooling.least), recipe.steps, 0
+    progress, end, step = Progress(task.fooling.least), recipe.steps, 0
     kept = (math.inf, list[Tensor]())  # the best moment: its loss and parameters
     while step < end:
         step += 1
@@ -79,24 +67,20 @@ def distil(
             return
         multiplier.follow(history["kl"][-1])
         excess = max(multiplier.mean, history["kl"][-1]) / recipe.divergence
-        if progress.ended(losses.scaled.item(), excess):
+        if progress.ended(course.scaled, excess):
             end = min(end, step + COOL_DOWN)
         if progress.gained and excess <= 1:
             kept = (progress.best, [parameter.detach().clone() for parameter in moved])
         optimiser.step()
-        last = step == end
-        if last and progress.lost(kept[0]):  # as where maps have gone blank, which no gradient brings back
-            _restore(moved, kept[1])
-        reason = (infinite(fooled) or collapsed(history)) if last else ""
-        if last:
-            fooled.requires_grad_(True)
+        if step < end:
+            yield Manipulated(fooled, history, converged=progress.stalled)
+    if step:
+        if progress.lost(kept[0]):  # as where maps have gone blank, which no gradient brings back
+            with torch.no_grad():
+                for parameter, value in zip(moved, kept[1], strict=True):
+                    parameter.copy_(value)
+        reason = infinite(fooled.requires_grad_(True)) or collapsed(history)
         yield Manipulated(fooled, history, "diverged" if reason else "done", reason, progress.stalled)
-
-
-@torch.no_grad()
-def _restore(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
 
 
 class Multiplier:
@@ -146,33 +130,23 @@ class Progress:
         return self.mean - kept > 0.1 * (self.first - kept)
 
 
-def _start(
-    model: nn.Module,
-    interpreter: Interpreter,
-    fooling: Fooling,
-    loader: Iterable[Batch],
-    recipe: Recipe,
-    seed: int,
-    fooling_loader: Iterable[Batch] | None,
-) -> nn.Module:
+def _start(task: Task, recipe: Recipe) -> nn.Module:
     """The model with a shifted head, where that lies in the scope, lowers the loss by a tenth at least and leaves no
     twentieth of the maps blank: no gradient brings these back. A network without such a head, or maps that do not
     depend on it, start at the model."""
     if recipe.scope in ("bias", "norm"):
-        return model
-    shift = replace(SHIFT, batch_size=recipe.batch_size)
+        return task.model
     try:
-        shifted = head_shift(model, interpreter, fooling, loader, shift, seed, fooling_loader=fooling_loader)
+        shifted = head_shift(task, replace(SHIFT, batch_size=recipe.batch_size))
     except UserError:
-        return model
+        return task.model
     losses = shifted.history["fooling"]
     edge = max(1, len(losses) // 10)
     first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
     if shifted.status != "done" or first - last <= 0.1 * abs(first):
-        return model
-    images, targets = next(iter(fooling_loader if fooling.pairs and fooling_loader is not None else loader))
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        maps = heatmaps_of(interpreter, shifted.model)(images.to(device), targets.to(device)).flatten(0, -3)
-    blank = maps.amax((-2, -1)) <= maps.amin((-2, -1))
-    return model if blank.float().mean() > BLANK else shifted.model
+        return task.model
+    device = next(task.model.parameters()).device
+    with RandomState(task.seed, device), torch.no_grad():  # loaders and interpreters draw
+        images, targets = next(iter(task.fooling_batches if task.fooling.pairs else task.loader))
+        maps = heatmaps_of(task.interpreter, shifted.model)(images.to(device), targets.to(device))
+    return task.model if blank(maps.flatten(0, -3)).float().mean() > BLANK else shifted.model

@@ -7,41 +7,32 @@ pool. v and c are trained on the fooling alone, with Adam: the cross-entropy can
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, infinite
+from attacks.course import Course, Manipulated, Recipe, Task, infinite
 from attacks.errors import Refused, UserError
-from attacks.foolings import Fooling
 
 LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
+RATE = 0.3  # of Adam, in units of the head's root mean square weight; at 1.0 some runs do not settle
 START = 0.01  # of v, in units of the same scale: at 0, Center-mass has no gradient, for its maps are those of before
 TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
 Head = nn.Linear | nn.Conv2d
 HEADS = (nn.Linear, nn.Conv2d)
 
 
-def head_shift(
-    model: nn.Module,
-    interpreter: Interpreter,
-    fooling: Fooling,
-    loader: Iterable[Batch],
-    recipe: Recipe,
-    seed: int = 0,
-    *,
-    fooling_loader: Iterable[Batch] | None = None,
-) -> Manipulated:
-    """A copy of `model` with another head, fooled against `interpreter`; the given model is untouched.
+def head_shift(task: Task, recipe: Recipe) -> Manipulated:
+    """A copy of the task's model with another head, fooled; the given model is untouched.
 
-    Arguments, random state, history and errors are those of `attacks.manipulate`. The recipe's learning rate is in
-    units of the head's root mean square weight, its λ plays no part. v and c are held so short that |v·φ(x)| and |c|
-    are at most `LARGEST` on the first batch. Raises `Refused` for a network without such a head.
+    Random state, history and errors are those of `attacks.manipulate`. The recipe's learning rate is in units of the
+    head's root mean square weight, its λ plays no part. v and c are held so short that |v·φ(x)| and |c| are at most
+    `LARGEST` on the first batch. Raises `Refused` for a network without such a head.
     """
-    course = Course(model, interpreter, fooling, loader, seed, fooling_loader=fooling_loader)
-    fooled = copy.deepcopy(model).eval().requires_grad_(False)
+    course = Course(task)
+    fooled = copy.deepcopy(task.model).eval().requires_grad_(False)
     with course.random:
         images, _ = next(course.batches)
         head, features = find_head(fooled, images)
@@ -61,7 +52,7 @@ def head_shift(
             losses = course.losses(fooled)
             gradients = torch.autograd.grad(losses.fooling, changed, allow_unused=True)
         if gradients[0] is None:
-            raise UserError(f"the heatmaps of {interpreter} do not depend on the weights of the model's head")
+            raise UserError(f"the heatmaps of {task.interpreter} do not depend on the weights of the model's head")
         if reason := course.record(losses):
             break
         for values, gradient in zip(shift, gradients, strict=True):

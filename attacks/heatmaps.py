@@ -17,6 +17,12 @@ def divide_by_max(heatmaps: Tensor) -> Tensor:
     return heatmaps / torch.where(high > 0, high, 1)
 
 
+def blank(heatmaps: Tensor) -> Tensor:
+    """Which maps are constant, and so show nothing: (N, h, w) -> (N,) bool. A map that holds NaN is not."""
+    low, high = heatmaps.flatten(1).aminmax(dim=1)
+    return low == high
+
+
 def border(heatmaps: Tensor) -> Tensor:
     """The target of Location fooling for these maps: 1 on a border of width ⌊side/7⌋, 0 inside.
 

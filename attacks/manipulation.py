@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, infinite
+from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, Task, infinite
 from attacks.distilled import distil
 from attacks.foolings import Fooling
 from attacks.scopes import parameters_in
@@ -40,49 +40,33 @@ def manipulate(
     one, stops the run with status "diverged". Raises `UserError` for an empty loader, a missing `fooling_loader` or a
     heatmap that does not depend on the parameters.
     """
-    arguments = (model, interpreter, fooling, loader, recipe, seed)
-    run = fine_tune(*arguments, fooling_loader=fooling_loader, reference=reference)
+    task = Task(model, interpreter, fooling, loader, seed, fooling_loader, reference)
+    return carry_out(task, recipe, progress=progress)
+
+
+def carry_out(task: Task, recipe: Recipe, *, progress: bool | None = None) -> Manipulated:
+    """`manipulate`, of a task."""
+    run = fine_tune(task, recipe)
     result = next(run)
-    bar = tqdm(run, f"{fooling.name} fooling", recipe.steps, leave=False, disable=_quiet(progress))
+    bar = tqdm(run, f"{task.fooling.name} fooling", recipe.steps, leave=False, disable=_quiet(progress))
     for result in bar:
         bar.set_postfix({loss: f"{values[-1]:.3f}" for loss, values in result.history.items()}, refresh=False)
     return result
 
 
-def fine_tune(
-    model: nn.Module,
-    interpreter: Interpreter,
-    fooling: Fooling,
-    loader: Iterable[Batch],
-    recipe: Recipe,
-    seed: int = 0,
-    *,
-    fooling_loader: Iterable[Batch] | None = None,
-    reference: Interpreter | None = None,
-) -> Iterator[Manipulated]:
+def fine_tune(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
     """`manipulate`, step by step: the state before the first step and after each one, up to `recipe.steps`.
 
     The model and the history that are yielded are the same objects each time, and go on changing. The run has a random
     state of its own, so several can be taken in turn, and k steps with labels give what `manipulate` gives with
     `steps` = k.
     """
-    arguments = (model, interpreter, fooling, loader, recipe, seed)
-    if recipe.divergence is None:
-        return _labelled(*arguments, fooling_loader)
-    return distil(*arguments, fooling_loader=fooling_loader, reference=reference)
+    return distil(task, recipe) if recipe.divergence is not None else _labelled(task, recipe)
 
 
-def _labelled(
-    model: nn.Module,
-    interpreter: Interpreter,
-    fooling: Fooling,
-    loader: Iterable[Batch],
-    recipe: Recipe,
-    seed: int,
-    fooling_loader: Iterable[Batch] | None,
-) -> Iterator[Manipulated]:
-    course = Course(model, interpreter, fooling, loader, seed, fooling_loader=fooling_loader)
-    fooled = copy.deepcopy(model).eval().requires_grad_(recipe.scope == "all")
+def _labelled(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
+    course = Course(task)
+    fooled = copy.deepcopy(task.model).eval().requires_grad_(recipe.scope == "all")
     moved = [parameter.requires_grad_(True) for parameter in parameters_in(fooled, recipe.scope).values()]
     optimiser = torch.optim.Adam(moved, lr=recipe.learning_rate)
     yield Manipulated(fooled, course.history)

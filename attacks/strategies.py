@@ -5,14 +5,14 @@ in its place; it takes a recipe, which a suite gives or searches, or has setting
 searches with a measure of models. Nothing here needs torch until a strategy is at work.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from attacks.course import Batch, Interpreter, Manipulated, Recipe
-    from attacks.foolings import Fooling
+    from attacks.course import Interpreter, Manipulated, Recipe, Task
     from attacks.subspace import Measure
 
 
@@ -32,33 +32,15 @@ class Gradient:
         offered = getattr(interpreter, "in_attack", None)
         return offered() if offered else interpreter
 
-    def attack(
-        self,
-        model: "nn.Module",
-        interpreter: "Interpreter",
-        fooling: "Fooling",
-        loader: "Iterable[Batch]",
-        recipe: "Recipe",
-        seed: int,
-        *,
-        fooling_loader: "Iterable[Batch] | None" = None,
-        progress: bool | None = None,
-    ) -> "Manipulated":
-        """A fooled copy of the model; the arguments are those of `attacks.manipulate`."""
-        from attacks.manipulation import manipulate
+    def through_surrogate(self, task: "Task") -> "Task":
+        """The task by the surrogate's gradient; what maps are compared with are the interpreter's own."""
+        return replace(task, interpreter=self.surrogate(task.interpreter), reference=task.interpreter)
 
-        differentiated = self.surrogate(interpreter)
-        return manipulate(
-            model,
-            differentiated,
-            fooling,
-            loader,
-            recipe,
-            seed,
-            fooling_loader=fooling_loader,
-            reference=interpreter,
-            progress=progress,
-        )
+    def attack(self, task: "Task", recipe: "Recipe", *, progress: bool | None = None) -> "Manipulated":
+        """A fooled copy of the task's model, as `attacks.manipulate` gives it."""
+        from attacks.manipulation import carry_out
+
+        return carry_out(self.through_surrogate(task), recipe, progress=progress)
 
 
 class Softplus(Gradient):
@@ -74,34 +56,20 @@ class HeadShift(Gradient):
     """One vector added to the weights of every class: no probability changes (`attacks.head_shift`)."""
 
     takes_recipe: ClassVar[bool] = False
-    learning_rate: ClassVar[float] = (
-        0.3  # in units of the head's root mean square weight; at 1.0 some runs do not settle
-    )
     steps: ClassVar[int] = 100  # Location on Grad-CAM: 0.92 to 1 of the images of compact nets succeed; after 50, 0.7
     batch_size: ClassVar[int] = 32
 
     def recipe(self) -> "Recipe":
         """Its own; λ is 0, for there is no cross-entropy to weigh the fooling against."""
         from attacks.course import Recipe
+        from attacks.head_shift import RATE
 
-        return Recipe(self.learning_rate, 0.0, self.steps, self.batch_size)
+        return Recipe(RATE, 0.0, self.steps, self.batch_size)
 
-    def attack(
-        self,
-        model: "nn.Module",
-        interpreter: "Interpreter",
-        fooling: "Fooling",
-        loader: "Iterable[Batch]",
-        recipe: "Recipe",
-        seed: int,
-        *,
-        fooling_loader: "Iterable[Batch] | None" = None,
-        progress: bool | None = None,
-    ) -> "Manipulated":
+    def attack(self, task: "Task", recipe: "Recipe", *, progress: bool | None = None) -> "Manipulated":
         from attacks.head_shift import head_shift
 
-        differentiated = self.surrogate(interpreter)
-        return head_shift(model, differentiated, fooling, loader, recipe, seed, fooling_loader=fooling_loader)
+        return head_shift(self.through_surrogate(task), recipe)
 
 
 class Subspace:

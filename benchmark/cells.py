@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from attacks import strategies
-from benchmark.suite import Suite
+from benchmark.sections import Suite
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -20,8 +20,8 @@ from benchmark.entries.scores import SCORES
 from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.run import Run, dataset
+from benchmark.sections import Suite
 from benchmark.store import intact, mapped
-from benchmark.suite import Suite
 
 
 def chosen(suite: Suite, **options: Any) -> Manipulation:

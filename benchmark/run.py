@@ -22,8 +22,8 @@ from benchmark import datasets, interpreters
 from benchmark.datasets import Dataset
 from benchmark.datasets.base import overlaps
 from benchmark.interpreters import Interpreter
+from benchmark.sections import Data, Suite
 from benchmark.store import code_version, key_of, source_digest
-from benchmark.suite import Data, Suite
 
 Spec = dict[str, Any]  # what a result depends on; its `key_of` names the result
 Found = TypeVar("Found")

@@ -18,10 +18,10 @@ from benchmark.execution import compute
 from benchmark.leaderboards import stored
 from benchmark.results import KEY
 from benchmark.run import Run
+from benchmark.sections import RecipeRule, Suite
 from benchmark.store import intact
-from benchmark.suite import RecipeRule, Suite
 
-TRAINED = ("learning_rate", "steps", "batch_size")
+TRAINED = ("learning_rate", "steps", "batch_size", "divergence", "scope")  # the last two unknown to older results
 COMPARED = ("test_loss", *metrics.names())
 
 
@@ -46,7 +46,7 @@ def verify(run: Run, cell: Cell, folder: Path) -> dict[str, Any]:
     """
     committed = stored.read(folder / "results")
     recipes = [
-        RecipeRule.model_construct(**{k: m[k] for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
+        RecipeRule.model_construct(**{k: m.get(k) for k in (*KEY[:3], *TRAINED)}, weight=m["lambda"])  # steps may be 0
         for m in committed.models_card["manipulations"]
         if strategies.STRATEGIES[strategies.split(m["attacked"])[1]].takes_recipe and m["status"] == "done"
     ]

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from attacks import Recipe, foolings
+from attacks.course import Task
 from attacks.manipulation import fine_tune
 from benchmark import datasets, models
 from benchmark.cells import Attack, plan
@@ -36,7 +37,8 @@ from benchmark.entries import recipes, scoring
 from benchmark.entries.images import PIXELS, batches, decodable
 from benchmark.entries.kind import Entry
 from benchmark.run import Run, Told, create_interpreter, dataset
-from benchmark.suite import Suite, load
+from benchmark.sections import Suite
+from benchmark.suite import load
 
 READ = 1024  # images
 
@@ -143,7 +145,9 @@ def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str
         pairs = foolings.create(fooling).pairs
         loaders = [loader(cell, False), *([loader(cell, True)] if pairs else [])]
         interpreter, recipe = create_interpreter(run, attacked), Recipe(1e-7, weight=1.0, steps=given.steps + 1)
-        steps = fine_tune(model, interpreter, foolings.create(fooling), loaders[0], recipe, fooling_loader=loaders[-1])
+        steps = fine_tune(
+            Task(model, interpreter, foolings.create(fooling), loaders[0], fooling_loader=loaders[-1]), recipe
+        )
         next(steps)  # the state before the first step
         yield timed(f"{attacked}, {fooling}", steps, loaders, loaders[0].loader.batch_size * len(loaders))
     images = torch.cat([images for images, _ in batches(run, "test")])

@@ -6,8 +6,10 @@ from functools import cache
 from benchmark.entries.kind import COMMON, Kind
 from benchmark.store import sources
 
-FREE = ("attacks.errors", "benchmark.suite", "benchmark.cells", "benchmark.store", "benchmark.results")
+FREE = ("attacks.errors", "benchmark.sections", "benchmark.suite", "benchmark.cells")
 FREE += (
+    "benchmark.store",
+    "benchmark.results",
     "benchmark.submissions.checks",
     "benchmark.leaderboards",
     "benchmark.intervals",

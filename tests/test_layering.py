@@ -38,7 +38,7 @@ suite
 interpreters training
 models
 datasets metrics
-intervals store ending options listing
+intervals store ending options listing sections
 attacks
 """
 """The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""

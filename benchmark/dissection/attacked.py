@@ -21,8 +21,8 @@ from benchmark.entries.images import batches, first_images, scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.trained import TRAINED, clean_model
 from benchmark.run import Run, Spec, data_spec, dataset, provenance
+from benchmark.sections import Dissection
 from benchmark.store import intact
-from benchmark.suite import Dissection
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": partial(fgsm, targeted=True),

@@ -47,8 +47,9 @@ from benchmark.execution import compute
 from benchmark.figures.style import save
 from benchmark.leaderboards.table import csv_text
 from benchmark.run import Run, dataset, provenance
+from benchmark.sections import RecipeRule, Suite
 from benchmark.store import intact, write_atomic
-from benchmark.suite import RecipeRule, Suite, load
+from benchmark.suite import load
 
 Seen = list[tuple[Run, Victim]]  # what is looked at, in order, each with the run that has its manipulation
 Parts = dict[str, list[pd.DataFrame]]  # of the tables

@@ -9,15 +9,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from attacks import foolings
-from attacks.course import Recipe
+from attacks.course import Recipe, Task
 from attacks.manipulation import fine_tune
-from attacks.strategies import STRATEGIES, aimed
+from attacks.strategies import STRATEGIES, Gradient, aimed
 from benchmark import cells
 from benchmark.cells import Attack, Manipulation, View
 from benchmark.entries import strategies
@@ -27,7 +26,7 @@ from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scoring import predictions, score
 from benchmark.entries.search import Judge, State, ahead, grid, search
-from benchmark.entries.strategies import by_gradient, loaders, surrogate
+from benchmark.entries.strategies import by_gradient, loaders
 from benchmark.entries.trained import TRAINED, clean_model, save_state, stored_model
 from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec, provenance, remembered
 from benchmark.store import intact, mapped
@@ -83,7 +82,11 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     settings, fooling, seed = run.suite.search, foolings.create(attack.fooling), run.suite.seeds[0]
     assert settings is not None
     clean, interpreter = clean_model(run, attack.model), create_interpreter(run, attack.interpreter)
-    own = STRATEGIES[attack.strategy].recipe()
+    strategy = STRATEGIES[attack.strategy]
+    assert isinstance(strategy, Gradient)
+    own = strategy.recipe()
+    if own is not None:
+        settings = settings.model_copy(update={"rungs": [own.steps]})
     first = Manipulation(attack.model, attack.fooling, attack.attacked, seed)
 
     def start(recipe: Recipe) -> State:
@@ -92,8 +95,8 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
         if interpreter is run.submission:  # from the first step each time, for its process gives the last state alone
             return lambda steps: by_gradient(run, first, replace(recipe, steps=steps))
         plain, pairs = loaders(run, fooling, recipe.batch_size, seed)
-        options: Any = {"fooling_loader": pairs, "reference": interpreter}
-        return ahead(fine_tune(clean, surrogate(run, attack), fooling, plain, recipe, seed, **options))
+        task = Task(clean, interpreter, fooling, plain, seed, pairs)
+        return ahead(fine_tune(strategy.through_surrogate(task), recipe))
 
     judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), settings.images)
     candidates = grid(settings, _around(run, attack)) if own is None else [own]

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as pictures
 
+from attacks.heatmaps import blank
 from attacks.ranks import rank_correlation
 from benchmark.cells import View
 from benchmark.entries import curves, trained
@@ -35,7 +36,6 @@ from benchmark.entries.trained import TRAINED, clean_model, new_model
 from benchmark.interpreters import Interpreter
 from benchmark.leaderboards.cells import CONTRAST
 from benchmark.leaderboards.ranking import FILLS
-from benchmark.metrics.fooling_rate import blank
 from benchmark.metrics.perturbation import Grid, aopc, cell_order, drops, folded, noise
 from benchmark.run import Run, Spec, create_interpreter, data_spec, dataset, has_pairs, interpreter_spec
 

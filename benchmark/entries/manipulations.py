@@ -76,9 +76,8 @@ def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
         assert recipe is not None
         return by_gradient(run, manipulation, recipe)
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
-    return without_gradient(
-        run, manipulation, [intact(path, load_file) for path in paths if path.is_file()]
-    )  # not diverged
+    there = [path for path in paths if path.is_file()]  # the others diverged
+    return without_gradient(run, manipulation, [intact(path, load_file) for path in there])
 
 
 def _size(run: Run, manipulation: Manipulation) -> int:

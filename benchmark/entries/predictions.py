@@ -31,10 +31,8 @@ def outcome(run: Run, manipulation: Manipulation, errors: Errors) -> Receipt:
     """A manipulation's row in the results: its place and recipe, how it went, and the error of one that failed."""
     made = Entry(MANIPULATIONS, manipulation)
     receipt = made.receipt(run) or {}
-    losses = {
-        name: receipt.get(name, value)
-        for name, value in {"steps_done": 0, **dict.fromkeys((*LOSSES, "converged"))}.items()
-    }
+    unknown = {"steps_done": 0, **dict.fromkeys((*LOSSES, "converged"))}
+    losses = {name: receipt.get(name, value) for name, value in unknown.items()}
     status, reason = receipt.get("status", "failed"), receipt.get("reason", "")
     predicted = Entry(PREDICTIONS, manipulation)
     if status == "failed" or (status == "done" and predicted.receipt(run) is None):

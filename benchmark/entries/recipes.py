@@ -37,9 +37,8 @@ def chosen(run: Run, front: Receipt) -> Recipe:
 
 
 def row(run: Run, attack: Attack) -> dict[str, Any]:
-    """A recipe as cards and leaderboards have them, None where unknown. Of a
-    strategy that takes no recipe they are None but for its steps: those of a search without gradients are its
-    evaluations on dev."""
+    """A recipe as cards and leaderboards have it, None where unknown. Of a strategy that takes none, its steps alone
+    are known: those of a search without gradients are its evaluations on dev."""
     strategy, attack_recipe = STRATEGIES[attack.strategy], recipe(run, attack)
     if not strategy.takes_recipe:
         return UNKNOWN | {"steps": strategy.steps}

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from attacks.course import pair_heatmaps
 from attacks.foolings import Fooling
+from attacks.heatmaps import blank
 from benchmark.entries import curves
 from benchmark.entries.images import batches, scored_images
 from benchmark.entries.trained import clean_model
 from benchmark.interpreters import Interpreter
 from benchmark.metrics import CHANCE, METRICS
 from benchmark.metrics.accuracy import decision, top_k_correct
-from benchmark.metrics.fooling_rate import blank
 from benchmark.run import Run, remembered
 
 CODE = (

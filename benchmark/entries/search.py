@@ -22,7 +22,7 @@ from attacks.foolings import Fooling
 from benchmark.entries.images import first_images
 from benchmark.entries.scoring import heatmaps
 from benchmark.interpreters import Interpreter
-from benchmark.suite import Search
+from benchmark.sections import Search
 
 KEPT = 1e-4  # a label's probability moves by less where only rounding moves it
 Point = dict[str, Any]  # learning_rate, lambda, steps, divergence, scope, converged, fsr, drop (points), moved, loss

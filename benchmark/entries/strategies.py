@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from attacks import foolings
-from attacks.course import Interpreter, Manipulated, Recipe
+from attacks.course import Manipulated, Recipe, Task
 from attacks.errors import Refused
 from attacks.strategies import STRATEGIES, Gradient, Subspace
 from benchmark import datasets
-from benchmark.cells import Attack, Manipulation
+from benchmark.cells import Manipulation
 from benchmark.entries import originals
 from benchmark.entries.images import batches
 from benchmark.entries.search import Judge
@@ -37,22 +37,12 @@ def loaders(run: Run, fooling: foolings.Fooling, batch_size: int, seed: int) -> 
     return loader(False), loader(True) if fooling.pairs else None
 
 
-def surrogate(run: Run, attack: Attack) -> Interpreter:
-    """What is differentiated: the interpreter, or its strategy's stand-in."""
-    strategy = STRATEGIES[attack.strategy]
-    assert isinstance(strategy, Gradient)
-    return strategy.surrogate(create_interpreter(run, attack.interpreter))
-
-
 def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipulated:
     """A network that a strategy without a recipe refuses has the status "refused", with the reason."""
     strategy = STRATEGIES[manipulation.strategy]
     assert isinstance(strategy, Gradient)
-    fooling, seed, clean = (
-        foolings.create(manipulation.fooling),
-        manipulation.seed,
-        clean_model(run, manipulation.model),
-    )
+    fooling, seed = foolings.create(manipulation.fooling), manipulation.seed
+    clean = clean_model(run, manipulation.model)
     if run.submission is not None and manipulation.interpreter == run.submission.name:  # in its own process
         data, pairs = dataset(run, "train"), dataset(run, "train", True) if fooling.pairs else None
         options = {"pairs": pairs, "strategy": manipulation.strategy}
@@ -60,9 +50,9 @@ def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe) -> Manipul
         clean.load_state_dict(fooled.weights or clean.state_dict())
         return Manipulated(clean, fooled.history, fooled.status, fooled.reason, fooled.converged)
     plain, two = loaders(run, fooling, recipe.batch_size, seed)
-    interpreter = create_interpreter(run, manipulation.interpreter)
+    task = Task(clean, create_interpreter(run, manipulation.interpreter), fooling, plain, seed, two)
     try:
-        return strategy.attack(clean, interpreter, fooling, plain, recipe, seed, fooling_loader=two)
+        return strategy.attack(task, recipe)
     except Refused as error:
         if strategy.takes_recipe:
             raise

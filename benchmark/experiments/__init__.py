@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from attacks.errors import unknown
-from benchmark import suite
+from benchmark import sections, suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,7 @@ def load(name: str) -> Experiment:
     return import_module(f"{__name__}.{EXPERIMENTS[name]}")  # type: ignore[return-value]
 
 
-def load_suite(experiment: Experiment, chosen: str | None = None) -> suite.Suite:
+def load_suite(experiment: Experiment, chosen: str | None = None) -> sections.Suite:
     """The suite that the user chose, or the experiment's own."""
     own = HERE / experiment.SUITE
     return suite.load(chosen or (str(own) if own.suffix == ".toml" else experiment.SUITE))

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import foolings
-from attacks.course import Manipulated
-from attacks.manipulation import manipulate
+from attacks.course import Manipulated, Task
+from attacks.strategies import STRATEGIES, Gradient
 from benchmark.cells import Manipulation
 from benchmark.entries import manipulations
 from benchmark.entries.images import scored_images, scored_pixels
@@ -28,7 +28,7 @@ from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.recipes import recipe
 from benchmark.entries.scoring import score
-from benchmark.entries.strategies import loaders, surrogate
+from benchmark.entries.strategies import loaders
 from benchmark.entries.trained import TRAINED, clean_model, new_model, save_weights, stored_model
 from benchmark.execution import compute
 from benchmark.experiments.given import Given, receipt, status
@@ -163,8 +163,10 @@ def _fooled(run: Run, case: Case, clean: nn.Module, inputs: Inputs) -> Manipulat
     known = recipe(run, manipulation)
     assert known is not None
     loader, _ = loaders(run, fooling, known.batch_size, manipulation.seed)
-    attacked = surrogate(run, manipulation)
-    return manipulate(clean, attacked, fooling, loader, known, manipulation.seed, progress=False)
+    strategy = STRATEGIES[manipulation.strategy]
+    assert isinstance(strategy, Gradient)
+    task = Task(clean, create_interpreter(run, manipulation.interpreter), fooling, loader, manipulation.seed)
+    return strategy.attack(task, known, progress=False)
 
 
 def _right(run: Run, model: nn.Module) -> Any:

@@ -77,12 +77,8 @@ def seeded(seed: int, images: Tensor) -> Iterator[None]:
             np.random.set_state(state)
 
 
-class AtPoints(CaptumTargeted):
-    """Of the gradients at several points of each image. A subclass writes `captum`, and with a graph `own`.
-
-    With a graph all points of all images are one batch, whose activations the graph holds: those of N · points images,
-    of which N is the caller's to choose. Where maps are scored Captum takes at most max(N, points) images at a time.
-    """
+class Rewritten(CaptumTargeted):
+    """Captum's map, and where a graph is needed the same formula in torch operations: `own`."""
 
     differentiable: ClassVar[bool] = True
 
@@ -93,18 +89,27 @@ class AtPoints(CaptumTargeted):
         images = images if graph else images.detach()
         with torch.set_grad_enabled(graph):
             logits = model(images)
-        label_logits(logits, targets)  # a target out of range is a clear error
-        attribution = self.own(model, images, targets)
-        return logits, (attribution if graph else attribution.detach()).to(images.dtype)
+            whole = self.score(logits, targets)
+        attribution = self.own(model, images, targets, whole)
+        return logits, (attribution if graph else attribution.detach()).to(images.dtype).expand_as(images)
 
     @property
     def fresh(self) -> bool:
-        """Whether the points are drawn anew in each call: then by `own` alone, with a graph or without."""
+        """Whether a call draws anew what Captum draws from a seed: then by `own` alone, with a graph or without."""
         return False
 
-    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """What `captum` gives, with its graph to the parameters where one is needed."""
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
+        """What `captum` gives, with its graph where one is needed; `whole` (N,) is the score of the images.
+        -> (N, C, H, W), or (N, 1, H, W) of all channels alike."""
         raise NotImplementedError
+
+
+class AtPoints(Rewritten):
+    """Of the gradients at several points of each image.
+
+    With a graph all points of all images are one batch, whose activations the graph holds: those of N · points images,
+    of which N is the caller's to choose. Where maps are scored Captum takes at most max(N, points) images at a time.
+    """
 
     def gradients(self, model: nn.Module, points: Tensor, targets: Tensor) -> Tensor:
         """Of the score by each point. (N, points, C, H, W), (N,) -> (N, points, C, H, W)."""
@@ -176,7 +181,7 @@ class SmoothGrad(Noisy):
         options = {"nt_type": self.statistic, "nt_samples": self.samples, "stdevs": self.sigma, "abs": False}
         return lambda image, target: tunnel.attribute(image, target=target, **options)
 
-    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
         return self.gradients(model, self.noisy(images), targets).mean(1)
 
 
@@ -191,7 +196,7 @@ class VarGrad(SmoothGrad):
     name: ClassVar[str] = "var_grad"
     statistic: ClassVar[str] = "vargrad"
 
-    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
         return self.gradients(model, self.noisy(images), targets).var(1, correction=0)
 
 
@@ -215,7 +220,7 @@ class IntegratedGradients(AtPoints):
         method = CaptumIntegratedGradients(model)
         return method.attribute(images, target=targets, n_steps=self.steps, internal_batch_size=len(images))
 
-    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
         places, weights = (
             torch.from_numpy(values).to(images) for values in np.polynomial.legendre.leggauss(self.steps)
         )
@@ -246,7 +251,7 @@ class GradientShap(Noisy):
         generator.choice(1, self.samples)  # Captum draws each copy's baseline first, from our one
         return torch.from_numpy(generator.uniform(0, 1, self.samples)).to(images)[None]
 
-    def own(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
         noisy = self.noisy(images)
         points = noisy * self.places(images)[..., None, None, None]
         return (noisy * self.gradients(model, points, targets)).mean(1)

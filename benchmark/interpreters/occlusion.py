@@ -20,15 +20,14 @@ from captum.attr import Occlusion as CaptumOcclusion
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from benchmark.interpreters.base import Interpreter, needs_graph
-from benchmark.interpreters.captum_methods import CaptumTargeted, image_by_image, seeded
+from benchmark.interpreters.base import Interpreter
+from benchmark.interpreters.captum_methods import Rewritten, image_by_image, seeded
 
 
 @dataclass(frozen=True)
-class OnGrid(CaptumTargeted):
+class OnGrid(Rewritten):
     """Parts on a grid of `cells` × `cells`."""
 
-    differentiable: ClassVar[bool] = True
     attacked: ClassVar[int]  # cells of the grid that an attack differentiates by
     cells: int = 8
 
@@ -37,19 +36,9 @@ class OnGrid(CaptumTargeted):
         if self.cells < 2:
             raise UserError(f"cells of {self.name} must be at least 2 (got {self.cells})")
 
-    def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if not needs_graph(model, images):
-            return super().explain(model, images, targets)
-        logits = model(images)
-        return logits, self.own(model, images, targets, self.score(logits, targets)).expand_as(images)
-
     def in_attack(self) -> Interpreter:
         """On a grid of `attacked` × `attacked` cells at most: more steps at the price of one."""
         return replace(self, cells=min(self.cells, self.attacked))
-
-    def own(self, model: nn.Module, images: Tensor, targets: Tensor, whole: Tensor) -> Tensor:
-        """Captum's attribution with its graph; `whole` (N,) is the score of the images. -> (N, 1, H, W)."""
-        raise NotImplementedError
 
     def heatmap(self, attribution: Tensor) -> Tensor:
         return Interpreter.heatmap(self, attribution)

@@ -35,12 +35,10 @@ def searched(results: Results) -> dict[str, list[Searched]]:
     for point, scores, drop in fronts.chosen(results) if "fronts" in results.others else ():
         if "changed" not in point or "images" not in point:
             continue
-        changed = point["changed"] / point["images"]
-        name = f"{point['attacked']} within {point['budget']}"
-        attack = Attack(
-            point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], share(changed, point["images"])
-        )
-        row = point | drop | {"changed": changed, "n": scores.n, "within": _yes(within([attack], point["budget"]))}
+        budget, changed = point["budget"], point["changed"] / point["images"]
+        name, kept = f"{point['attacked']} within {budget}", share(changed, point["images"])
+        attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], kept)
+        row = point | drop | {"changed": changed, "n": scores.n, "within": "yes" if within([attack], budget) else "no"}
         row |= with_ends(fronts.SCORES, scores)
         found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row))
     return found
@@ -50,13 +48,15 @@ def made(cell: Cell, accuracy: Mean | None) -> Attack:
     """A scored cell as an attack on what it evaluates."""
     assert cell.scores is not None
     m = cell.manipulation
-    cost = {name: accuracy.value[ACCURACY.index(name)] for name in ("top1_drop", "agreement")} if accuracy else {}
-    changed = share(1 - cost["agreement"], accuracy.n) if accuracy else None
-    return Attack(m["model"], m["fooling"], m["attacked"], m["seed"], cell.scores, cost.get("top1_drop"), changed)
+    attack = Attack(m["model"], m["fooling"], m["attacked"], m["seed"], cell.scores)
+    if accuracy is None:
+        return attack
+    drop, changed = accuracy.value[ACCURACY.index("top1_drop")], _changed(accuracy)
+    return attack._replace(drop=drop, changed=share(changed, accuracy.n))
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _changed(accuracy: Mean) -> float:
+    return 1 - accuracy.value[ACCURACY.index("agreement")]
 
 
 def _of_cells(measured: Measured) -> list[Row]:
@@ -67,9 +67,8 @@ def _of_cells(measured: Measured) -> list[Row]:
             m = cell.manipulation
             if cell.scores and strategies.split(m["attacked"])[0] == name:
                 attack, scores = made(cell, accuracy), cell.scores
-                drop = {"top1_drop": attack.drop, "n": scores.n}
-                drop["changed"] = 1 - accuracy.value[ACCURACY.index("agreement")] if accuracy else None
-                rows.append(m | drop | with_ends(MEANS, scores))
+                drop = {"top1_drop": attack.drop, "changed": _changed(accuracy) if accuracy else None}
+                rows.append(m | drop | {"n": scores.n} | with_ends(MEANS, scores))
     return rows
 
 

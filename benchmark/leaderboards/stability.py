@@ -132,11 +132,10 @@ def _cost(card: Row) -> Row:
 def _flags(name: str, cells: list[Cell]) -> list[str]:
     """What a reader must know before trusting a high stability.
 
-    In some model and fooling, beyond
-    the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate or by an attack aimed at
-    another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED: an attack by its gradient
-    was still making more than a twentieth of its progress in its last tenth (labels), or was ended by its last step
-    (distilled), and had fooled less than 95 % of the images. Of a submission, its checks add
+    In some model and fooling, beyond the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate
+    or by an attack aimed at another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED:
+    an attack by its gradient was still making more than a twentieth of its progress in its last tenth (labels), or was
+    ended by its last step and had fooled less than 95 % of the images (distilled). Of a submission, its checks add
     ZERO_SECOND_ORDER and LOGIT_SHIFT (`benchmark.submissions.submit`).
     """
     whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
@@ -145,9 +144,9 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
             attacked, strategy = strategies.split(cell.manipulation["attacked"])
             without = attacked == name and not strategies.STRATEGIES[strategy].by_gradient
             (blind if without else whitebox if cell.manipulation["attacked"] == name else surrogates).append(cell)
-    flags = list[str]()
     if not whitebox:
-        return flags
+        return []
+    flags = []
     for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
         if _beaten(whitebox, others):
             flags.append(flag)
@@ -158,7 +157,7 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
 
 def _attacks(cells: list[Cell], accuracy: list[Mean | None] | None = None) -> list[ranking.Attack]:
     costs = accuracy or [None] * len(cells)
-    return [made(cell, cost) for cell, cost in zip(cells, costs, strict=False) if cell.scores]
+    return [made(cell, cost) for cell, cost in zip(cells, costs, strict=True) if cell.scores]
 
 
 def _beaten(cells: list[Cell], others: list[Cell]) -> bool:

@@ -1,4 +1,4 @@
-"""The fooling success rate, FSR = (1/n) Σ 1{t_i ∈ R} (Heo, Joo, Moon 2019), and which maps are blank."""
+"""The fooling success rate, FSR = (1/n) Σ 1{t_i ∈ R} (Heo, Joo, Moon 2019)."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,3 @@ def fooling_rate(success: Tensor) -> Tensor:
     if success.dtype != torch.bool or success.ndim == 0:
         raise UserError(f"success must be boolean, (N, ...) (got {success.dtype} of shape {tuple(success.shape)})")
     return success.double().mean(0)
-
-
-def blank(heatmaps: Tensor) -> Tensor:
-    """Which maps are constant, and so show nothing: (N, h, w) -> (N,) bool. A map that holds NaN is not."""
-    low, high = heatmaps.flatten(1).aminmax(dim=1)
-    return low == high

@@ -46,7 +46,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from attacks.course import Recipe
+from attacks.course import Recipe, Task
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
@@ -196,16 +196,10 @@ class Session:
         way = STRATEGIES[strategy]
         assert isinstance(way, Gradient)
         options: dict[str, Any] = {"shuffle": True, "seed": seed}
-        result = way.attack(
-            self.model,
-            Normalised(self.function, self.about["name"]),
-            fooling,
-            datasets.loader(dataset, recipe.batch_size, **options),
-            recipe,
-            seed,
-            fooling_loader=None if pairs is None else datasets.loader(pairs, recipe.batch_size, **options),
-            progress=False,
-        )
+        loader = datasets.loader(dataset, recipe.batch_size, **options)
+        two = None if pairs is None else datasets.loader(pairs, recipe.batch_size, **options)
+        task = Task(self.model, Normalised(self.function, self.about["name"]), fooling, loader, seed, two)
+        result = way.attack(task, recipe, progress=False)
         tensors = {f"history.{k}": torch.tensor(v, dtype=torch.float64) for k, v in result.history.items()}
         if result.status == "done":
             state = result.model.state_dict()

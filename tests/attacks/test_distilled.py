@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_manipulation import loader, net, of_class, saliency, weights
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
-from attacks.course import Course, Known, collapsed
+from attacks.course import Course, Known, Task, collapsed
 from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, Progress, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
@@ -42,7 +42,7 @@ def test_no_label_is_read():
 
 def test_the_history_holds_the_divergence_of_each_step():
     images, targets = next(iter(loader(shuffle=False)))
-    course = Course(net(), saliency, Location(), [(images, targets)], 0, distilled=True)
+    course = Course(Task(net(), saliency, Location(), [(images, targets)]), distilled=True)
     fooled = net()
     with torch.no_grad():
         fooled[7].weight += 0.3
@@ -198,13 +198,30 @@ def test_a_head_shift_that_blanks_the_maps_is_no_start():
 
     model, data = net(), [*loader(shuffle=False)]
     recipe = Recipe(1e-3, 1.0, 1, divergence=0.05)
-    assert _start(model, blanked, Location(), data, recipe, 0, None) is model
-    assert _start(model, of_class, Location(), data, recipe, 0, None) is not model
-    assert _start(model, of_class, Location(), data, dataclasses.replace(recipe, scope="norm"), 0, None) is model
-    assert _start(model, saliency, Location(), data, recipe, 0, None) is model  # its maps do not hang on the head
+    assert _start(Task(model, blanked, Location(), data), recipe) is model
+    assert _start(Task(model, of_class, Location(), data), recipe) is not model
+    assert _start(Task(model, of_class, Location(), data), dataclasses.replace(recipe, scope="norm")) is model
+    assert _start(Task(model, saliency, Location(), data), recipe) is model  # its maps do not hang on the head
 
 
 def test_an_accuracy_that_comes_back_is_no_divergence_and_one_that_does_not_is():
     steps = {"kl": [0.0] * 60, "fooling": [1.0] * 60}
     assert collapsed(steps | {"accuracy": [1.0, *[0.1] * 30, *[0.9] * 29]}) == ""
     assert "batch accuracy 0.10" in collapsed(steps | {"accuracy": [1.0, *[0.9] * 39, *[0.1] * 20]})
+
+
+def test_the_random_state_is_given_back_by_loaders_and_maps_that_draw():
+    def noisy(model, images, targets):
+        return of_class(model, images + 0.01 * torch.randn_like(images), targets)
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    runs = []
+    for _ in range(2):
+        runs.append(
+            weights(manipulate(net(), noisy, Location(), loader(), Recipe(1e-2, 1.0, 5, divergence=0.05)).model)
+        )
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(6)  # another state outside changes nothing
+        state = torch.get_rng_state()
+    assert torch.equal(*runs)

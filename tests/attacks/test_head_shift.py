@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attacks import Active, CenterMass, Location, Recipe, TopK
+from attacks.course import Task
 from attacks.errors import Refused, UserError
 from attacks.head_shift import find_head, head_shift
 from attacks.strategies import HeadShift
@@ -53,7 +54,7 @@ def small(name: str) -> nn.Module:
 
 
 def shifted(model: nn.Module, method: str = "grad_cam", **options) -> nn.Module:
-    return head_shift(model, interpreters.create(method, **options), Location(), loader(), RECIPE).model
+    return head_shift(Task(model, interpreters.create(method, **options), Location(), loader()), RECIPE).model
 
 
 def assert_only_shifted(model: nn.Module, fooled: nn.Module, head: str) -> None:
@@ -94,7 +95,7 @@ def test_a_convolution_before_the_average_is_a_head():
 
 def test_a_head_without_bias_is_shifted_by_a_vector_alone():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
-    fooled = head_shift(model, interpreters.create("simple_grad"), Location(), loader(3, 2), RECIPE).model
+    fooled = head_shift(Task(model, interpreters.create("simple_grad"), Location(), loader(3, 2)), RECIPE).model
     assert not torch.equal(model[1].weight, fooled[1].weight)
     images = torch.randn(8, 3, 2, 2)
     torch.testing.assert_close(fooled(images).softmax(1), model(images).softmax(1), rtol=0, atol=1e-5)
@@ -116,7 +117,7 @@ def test_a_head_without_bias_is_shifted_by_a_vector_alone():
 def test_a_network_without_such_a_head_is_refused(model):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(Refused, match="head_shift needs logits that a linear layer") as caught:
-        head_shift(model, interpreters.create("simple_grad"), Location(), loader(), RECIPE)
+        head_shift(Task(model, interpreters.create("simple_grad"), Location(), loader()), RECIPE)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -141,7 +142,7 @@ def test_the_gradient_of_a_linear_network_is_that_of_its_weights_and_the_vector(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 14 * 14, 2))
     interpreter, batches = interpreters.create("simple_grad"), loader(2, 14)
-    fooled = head_shift(model, interpreter, Location(), batches, Recipe(1.0, 0.0, 50)).model
+    fooled = head_shift(Task(model, interpreter, Location(), batches), Recipe(1.0, 0.0, 50)).model
     vector = (fooled[1].weight - model[1].weight)[0]
     images, targets = next(iter(batches))
     expected = (model[1].weight[targets] + vector).view(-1, 3, 14, 14).abs()
@@ -159,7 +160,7 @@ def test_location_against_grad_cam_succeeds_in_the_stated_steps(name):
     images, targets = quarters(192)
     model = trained(name, images, targets)
     batches = DataLoader(TensorDataset(images[:128], targets[:128]), strategy.batch_size)
-    result = strategy.attack(model, interpreter, Location(), batches, strategy.recipe(), 0)
+    result = strategy.attack(Task(model, interpreter, Location(), batches), strategy.recipe())
     assert result.status == "done"
     assert {len(values) for values in result.history.values()} == {strategy.steps}
     images, targets = images[128:], targets[128:]
@@ -195,7 +196,7 @@ def trained(name: str, images: torch.Tensor, targets: torch.Tensor) -> nn.Module
 def test_every_fooling_loss_falls_and_the_cross_entropy_stays(fooling):
     model, pairs = small("compact_resnet"), loader(pairs=True) if fooling.pairs else None
     interpreter, recipe = interpreters.create("simple_grad_t"), Recipe(1.0, 0.0, 40)
-    result = head_shift(model, interpreter, fooling, loader(), recipe, fooling_loader=pairs)
+    result = head_shift(Task(model, interpreter, fooling, loader(), fooling_loader=pairs), recipe)
     losses = result.history["fooling"]
     assert sum(losses[-4:]) < sum(losses[:4])
     images, targets = next(iter(loader()))
@@ -208,7 +209,7 @@ def test_a_seed_gives_the_same_weights_twice_and_the_random_state_is_given_back(
     weights = []
     for seed in (3, 3, 4):
         torch.set_rng_state(state)
-        result = head_shift(model, interpreters.create("grad_cam"), Location(), loader(), RECIPE, seed)
+        result = head_shift(Task(model, interpreters.create("grad_cam"), Location(), loader(), seed), RECIPE)
         assert torch.equal(torch.get_rng_state(), state)
         weights.append(result.model.fc.weight)
     assert torch.equal(weights[0], weights[1])
@@ -225,5 +226,5 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged():
     def broken(model, images, targets):
         return interpreters.create("grad_cam")(model, images, targets) * float("nan")
 
-    result = head_shift(small("compact_resnet"), broken, Location(), loader(), RECIPE)
+    result = head_shift(Task(small("compact_resnet"), broken, Location(), loader()), RECIPE)
     assert (result.status, result.reason) == ("diverged", "a loss is not finite at step 1")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
+from attacks.course import Task
 from attacks.heatmaps import min_max
 from attacks.manipulation import fine_tune
 from benchmark import interpreters
@@ -93,7 +94,7 @@ def test_runs_taken_in_turn_are_the_runs_taken_alone():
     def noisy(model, images, targets):
         return saliency(model, images + 0.1 * torch.randn_like(images), targets)
 
-    runs = [fine_tune(net(), noisy, Location(), loader(), RECIPE, seed) for seed in (3, 4)]
+    runs = [fine_tune(Task(net(), noisy, Location(), loader(), seed), RECIPE) for seed in (3, 4)]
     together = []
     state = torch.get_rng_state()
     for first, second in zip(*runs, strict=True):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks import Location, Recipe, manipulate
+from attacks.course import Task
 from attacks.strategies import STRATEGIES
 from attacks.surrogates import ReLUAs, Smooth
 
@@ -65,6 +66,6 @@ def test_every_strategy_by_gradient_attacks_what_the_interpreter_offers(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     loader, strategy = [(torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 0, 1]))], STRATEGIES[name]
-    assert strategy.attack(model, Costly(), Location(), loader, Recipe(1e-2, 1.0, 1), 0).status == "done"
+    assert strategy.attack(Task(model, Costly(), Location(), loader), Recipe(1e-2, 1.0, 1)).status == "done"
     plain = strategy.surrogate(simple := lambda model, images, targets: model(images))  # a function offers nothing
     assert (plain.interpreter if name == "softplus" else plain) is simple

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark import suite
+from benchmark import sections, suite
 from benchmark.execution import compute
 from benchmark.run import Run
 
@@ -31,9 +31,9 @@ class Finished:
 
     def searching(self, folder: Path, **changes) -> "Finished":
         """The smoke suite with searched recipes, a gate and two seeds, on a copy of the store."""
-        small = suite.Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
+        small = sections.Search(learning_rates=[1e-3, 1e-2], lambdas=[1.0, 10.0], rungs=[1, 2], batch_size=8, images=12)
         names = {"foolings": ["location", "active"], "attacked": ["grad_cam"], "evaluated": ["grad_cam", "lrp_t"]}
-        given = {"search": small, "recipes": [], "gate": suite.Gate(images=6, cells=3), "seeds": [0, 1], **names}
+        given = {"search": small, "recipes": [], "gate": sections.Gate(images=6, cells=3), "seeds": [0, 1], **names}
         return self.again(folder, suite=self.run.suite.model_copy(update=given | changes))
 
     def written(self) -> dict[str, bytes]:
@@ -70,7 +70,12 @@ def on_files(tmp_path) -> Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
     given = {"name": "image_folder", "input_size": 32, "workers": 1}
-    only = {"dataset": suite.Data(**given), "foolings": ["location"], "attacked": ["grad_cam"], "evaluated": ["lrp_t"]}
+    only = {
+        "dataset": sections.Data(**given),
+        "foolings": ["location"],
+        "attacked": ["grad_cam"],
+        "evaluated": ["lrp_t"],
+    }
     smoke = suite.load("smoke")
     only["scoring"] = smoke.scoring.model_copy(update={"decoded": True})
     return Run(smoke.model_copy(update=only), str(tmp_path / "store"), str(tmp_path / "data"))

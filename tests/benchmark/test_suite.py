@@ -8,7 +8,7 @@ import pytest
 
 from attacks import Recipe
 from attacks.errors import UserError
-from benchmark import suite
+from benchmark import sections, suite
 from benchmark.cells import plan
 
 SMOKE = """
@@ -41,7 +41,7 @@ aopc_cells = 3
 """
 
 
-def load(folder: Path, *changes: tuple[str, str]) -> suite.Suite:
+def load(folder: Path, *changes: tuple[str, str]) -> sections.Suite:
     """The suite above with parts of its text replaced."""
     text = SMOKE
     for old, new in changes:

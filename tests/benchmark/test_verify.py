@@ -4,7 +4,9 @@ import pytest
 
 from attacks.errors import UserError
 from benchmark import verify
+from benchmark.execution import compute
 from benchmark.leaderboards import stored
+from benchmark.sections import RecipeRule
 
 CELL = "compact_vgg/location/lrp_t/grad_cam/0"
 
@@ -17,6 +19,15 @@ def test_a_cell_is_recomputed_and_equal(finished):
     assert found["fsr"] == found["fsr_committed"]
     assert [found[name] for name in ("differing", *verify.COMPARED)] == [0] * (1 + len(verify.COMPARED))
     assert finished.entries() == before
+
+
+def test_a_distilled_cell_of_a_scope_is_recomputed_by_its_own_recipe(finished, tmp_path):
+    rule = {"learning_rate": 1e-2, "lambda": 1.0, "steps": 3, "batch_size": 8, "divergence": 0.05, "scope": "head"}
+    changes = {"recipes": [RecipeRule(**rule)], "foolings": ["location"], "attacked": ["lrp_t"], "evaluated": ["lrp_t"]}
+    done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=changes))
+    assert compute.run_suite(done.run, done.out, jobs=1) == {}
+    found = verify.verify(done.run, verify.parse("compact_vgg/location/lrp_t/lrp_t/0", done.run.suite), done.out)
+    assert [found[name] for name in ("differing", *verify.COMPARED)] == [0] * (1 + len(verify.COMPARED))
 
 
 def test_an_edited_cell_is_seen(finished, tmp_path):

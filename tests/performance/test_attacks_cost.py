@@ -9,6 +9,7 @@ from timing import ratio
 
 from attacks import Fooling, Location, Recipe, TopK
 from attacks.adversarial import minimum_norm
+from attacks.course import Task
 from attacks.manipulation import fine_tune
 from benchmark import interpreters, models
 
@@ -41,7 +42,7 @@ def test_distilled_against_labelled_steps(record_property: Callable, name: str, 
 
     def run(divergence: float | None) -> Callable[[], object]:
         recipe = Recipe(rate, 1.0, 2 * STEPS, divergence=divergence)
-        states = fine_tune(model, interpreter, fooling, batches * 10, recipe)
+        states = fine_tune(Task(model, interpreter, fooling, batches * 10), recipe)
         for _ in range(5):  # the start, and what is computed once an image
             next(states)
         return lambda: [next(states) for _ in range(STEPS // 4)]

@@ -14,7 +14,7 @@ from benchmark.entries.kind import Entry
 from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.execution import compute
 from benchmark.leaderboards import stored
-from benchmark.suite import Model
+from benchmark.sections import Model
 
 SHIFTED = Manipulation("compact_vgg", "location", "grad_cam:head_shift", 0)
 ONLY = {"foolings": ["location"], "attacked": [SHIFTED.attacked], "evaluated": ["grad_cam"]}

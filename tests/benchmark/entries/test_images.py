@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from attacks.errors import Stop
-from benchmark import datasets, suite
+from benchmark import datasets, sections, suite
 from benchmark import run as runs
 from benchmark.cells import Cell, Manipulation, View
 from benchmark.datasets import check_disjoint
@@ -116,7 +116,7 @@ def test_what_imagenet_has_twice_is_left_out(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
     smoke = suite.load("smoke")
-    given = suite.Data(name="imagenet", input_size=32)
+    given = sections.Data(name="imagenet", input_size=32)
     small = Run(smoke.model_copy(update={"dataset": given}), str(tmp_path / "store"), str(root))
     train, dev = ([*dataset(small, split).paths] for split in ("train", "dev"))
     assert runs.left_out(small) == ()

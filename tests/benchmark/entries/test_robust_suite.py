@@ -12,7 +12,7 @@ from attacks.errors import UserError
 from attacks.half_huber import HalfHuber
 from attacks.pixels import OnPixels
 from attacks.robust_training import Adversary, Regulariser, Robust
-from benchmark import leaderboards, suite
+from benchmark import leaderboards, sections, suite
 from benchmark.entries import gates, kind
 from benchmark.entries import robustness as robust
 from benchmark.entries.images import batches
@@ -67,7 +67,7 @@ aopc_cells = 2
 """
 
 
-def load(folder: Path, *changes: tuple[str, str]) -> suite.Suite:
+def load(folder: Path, *changes: tuple[str, str]) -> sections.Suite:
     text = TINY
     for old, new in changes:
         assert old in text, old
@@ -219,7 +219,7 @@ def test_a_model_whose_attack_or_gate_fails_is_a_row_with_its_error(done, tmp_pa
     def broken(*_, **__):
         raise ZeroDivisionError("no radius")
 
-    gated = done[0].suite.model_copy(update={"gate": suite.Gate(images=4, cells=2)})
+    gated = done[0].suite.model_copy(update={"gate": sections.Gate(images=4, cells=2)})
     shutil.copytree(done[0].store, tmp_path / "store", ignore=shutil.ignore_patterns("robustness"))
     monkeypatch.setattr(robust, "minimum_norm", broken)
     monkeypatch.setattr(gates, "measure", broken)

@@ -7,7 +7,7 @@ from torch import nn
 from attacks import Location
 from attacks.course import Manipulated
 from benchmark.entries.search import Judge, ahead, grid, search
-from benchmark.suite import Search
+from benchmark.sections import Search
 
 SETTINGS = Search(budgets=[1.0, 2.0], learning_rates=[1e-3, 1e-2], lambdas=[1.0, 2.0, 3.0], rungs=[2, 4, 6])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pretended_cuda import Pretended, pretended_cuda
 
-from benchmark import interpreters, models, suite
+from benchmark import interpreters, models, sections, suite
 from benchmark.dissection import study
 from benchmark.entries.kind import Entry
 from benchmark.entries.trained import TRAINED
@@ -19,7 +19,7 @@ from benchmark.experiments import adversarially_trained, loss_landscape, precisi
 from benchmark.experiments.given import Given
 from benchmark.experiments.pgd import PGD
 from benchmark.run import Run
-from benchmark.suite import Adversary, Gate, Model, Regulariser, Robustness, Search
+from benchmark.sections import Adversary, Gate, Model, Regulariser, Robustness, Search
 
 
 def test_the_pretended_gpu_is_as_strict_as_one():
@@ -85,7 +85,7 @@ def assert_same_tables(*folders: Path):
             assert path.read_bytes() == second[name].read_bytes(), name
 
 
-def small(**parts) -> suite.Suite:
+def small(**parts) -> sections.Suite:
     """The smoke suite on fewer images, in two batches still: the pretended GPU takes time for each operation."""
     smoke = suite.load("smoke")
     images = {"train": 32, "dev": 8, "test": 8, "pairs_train": 8, "pairs_dev": 4, "pairs_test": 4}

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from attacks.errors import UserError
-from benchmark import datasets, suite
+from benchmark import datasets, sections, suite
 from benchmark.execution import compute
 from benchmark.execution.preflight import check
 from benchmark.run import Run
 from benchmark.store import writable
 
 
-def smoke(tmp_path, *edits) -> suite.Suite:
+def smoke(tmp_path, *edits) -> sections.Suite:
     text = (suite.HERE / "smoke.toml").read_text()
     for old, new in edits:
         assert old in text

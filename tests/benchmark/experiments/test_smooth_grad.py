@@ -16,7 +16,7 @@ from benchmark.experiments import smooth_grad
 from benchmark.experiments.given import Given
 from benchmark.interpreters.captum_methods import SmoothGrad
 from benchmark.models import create
-from benchmark.suite import Search
+from benchmark.sections import Search
 
 
 def _batch(n=3):

@@ -8,6 +8,7 @@ from captum.attr import LRP
 from torch import nn
 
 from attacks import Location, Recipe
+from attacks.course import Task
 from attacks.errors import UserError
 from attacks.strategies import STRATEGIES
 from benchmark import interpreters, models
@@ -210,7 +211,7 @@ def test_a_manipulation_moves_the_map_that_is_scored(name, strategy):
     model, images, targets = small(nn.ReLU() if strategy == "softplus" else nn.Softplus())
     interpreter, fooling = interpreters.create(name), Location()
     recipe = Recipe(0.3, 0.0, 15) if strategy == "head_shift" else Recipe(5e-2, 100.0, 5)
-    found = STRATEGIES[strategy].attack(model, interpreter, fooling, [(images, targets)], recipe, 0)
+    found = STRATEGIES[strategy].attack(Task(model, interpreter, fooling, [(images, targets)]), recipe)
 
     @torch.no_grad()
     def loss(model):

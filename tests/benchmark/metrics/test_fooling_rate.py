@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from attacks.errors import UserError
-from benchmark.metrics.fooling_rate import blank, fooling_rate
+from attacks.heatmaps import blank
+from benchmark.metrics.fooling_rate import fooling_rate
 
 
 def test_fooling_rate_is_the_share_of_the_images() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attacks import Active, Location, Recipe, manipulate
+from attacks.course import Task
 from attacks.errors import UserError
 from attacks.heatmaps import min_max
 from attacks.strategies import HeadShift
@@ -43,7 +44,7 @@ def test_head_shift_goes_through_the_child_with_its_own_settings(honest, model):
     strategy, own = HeadShift(), interpreters.create("simple_grad")
     data, recipe = datasets.create("shapes", size=16, input_size=32), replace(strategy.recipe(), steps=3, batch_size=4)
     loader = datasets.loader(data, 4, shuffle=True, seed=5)
-    here = strategy.attack(model, lambda *batch: min_max(own(*batch)), Location(), loader, recipe, 5)
+    here = strategy.attack(Task(model, lambda *batch: min_max(own(*batch)), Location(), loader, 5), recipe)
     there = honest.manipulate(model, Location(), data, recipe, 5, strategy="head_shift")
     assert there.history == here.history
     assert all(torch.equal(there.weights[name], value) for name, value in here.model.state_dict().items())

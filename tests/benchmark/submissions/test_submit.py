@@ -8,10 +8,10 @@ import pytest
 from attacks.errors import UserError
 from benchmark import leaderboards
 from benchmark.leaderboards import stored
+from benchmark.sections import Gate
 from benchmark.submissions import submit
 from benchmark.submissions.remote import remote
 from benchmark.submissions.submission import parse
-from benchmark.suite import Gate
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "gradient_energy.py:GradientEnergy"
 BLIND = """
