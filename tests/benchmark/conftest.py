@@ -1,4 +1,4 @@
-"""One finished run of the smoke suite, shared by the tests that start from it."""
+"""One finished run of the smoke suite, and leaderboards of random results, shared by the tests that start from them."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic import make_results
 
-from benchmark import sections, suite
+from benchmark import leaderboards, sections, suite
 from benchmark.execution import compute
 from benchmark.run import Run
 
@@ -79,3 +80,11 @@ def on_files(tmp_path) -> Run:
     smoke = suite.load("smoke")
     only["scoring"] = smoke.scoring.model_copy(update={"decoded": True})
     return Run(smoke.model_copy(update=only), str(tmp_path / "store"), str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="session", name="suite")
+def random_leaderboards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    make_results(folder / "results")
+    leaderboards.write(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Leaderboards of random results, and of some small enough to do by hand."""
+"""Leaderboards of results that are small enough to do by hand."""
 
 from pathlib import Path
 
@@ -6,19 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from csvs import OTHER, SELF
-from synthetic import make_results, manipulation, rows
+from synthetic import manipulation, rows
 
 from benchmark import leaderboards, metrics
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.cells import CONTRAST, CURVES
-
-
-@pytest.fixture(scope="session")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suite")
-    make_results(folder / "results")
-    leaderboards.write(folder)
-    return folder
 
 
 @pytest.fixture
