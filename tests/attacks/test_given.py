@@ -19,6 +19,7 @@ from attacks import (
     pgd,
     structured_attack,
 )
+from attacks.course import Task
 from attacks.errors import UserError
 from attacks.head_shift import head_shift
 
@@ -103,12 +104,20 @@ def gradient(model, images, targets):
     return maps.abs().sum(1)
 
 
-@pytest.mark.parametrize("attack", [manipulate, head_shift])
+def shifted(*task, recipe):
+    """`head_shift`, with the arguments of `manipulate`."""
+    return head_shift(Task(*task), recipe)
+
+
+each_manipulation = pytest.mark.parametrize("attack", [manipulate, shifted])
+
+
+@each_manipulation
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_nor_does_a_manipulation(attack, training, setting):
     model, (_, images, targets) = Counting().train(training), setting
     before = buffers(model)
-    attack(model, gradient, CenterMass(), [(images, targets)], Recipe(1e-3, 1.0, 2))
+    attack(model, gradient, CenterMass(), [(images, targets)], recipe=Recipe(1e-3, 1.0, 2))
     assert_kept(model, before)
     assert model.training == training
 
@@ -183,13 +192,13 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("attack", [manipulate, head_shift])
+@each_manipulation
 @pytest.mark.parametrize("form", BATCHES)
 def test_a_loader_of_other_things_is_one_clear_line(attack, form, setting):
     model, images, targets = setting
     function, message = BATCHES[form]
     with pytest.raises(UserError, match=message):
-        attack(model, gradient, CenterMass(), [function(images, targets)], Recipe(1e-3, 1.0, 1))
+        attack(model, gradient, CenterMass(), [function(images, targets)], recipe=Recipe(1e-3, 1.0, 1))
 
 
 def test_a_loader_may_give_lists_of_ints_and_a_model_tuples(setting):
@@ -206,4 +215,4 @@ def test_a_loader_may_give_lists_of_ints_and_a_model_tuples(setting):
     def by_name(model, images, targets):
         return gradient(lambda x: model(x)["logits"], images, targets)
 
-    assert manipulate(Pair(), by_name, CenterMass(), [(images, targets)], Recipe(1e-3, 1.0, 2)).status == "done"
+    assert manipulate(Pair(), by_name, CenterMass(), [(images, targets)], recipe=Recipe(1e-3, 1.0, 2)).status == "done"

@@ -31,14 +31,14 @@ def temporary(store: Path) -> list[str]:
 
 
 def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), manipulation.manipulate
+    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), manipulation.carry_out
 
-    def sometimes(model, interpreter, fooling, *args, **options):
-        if (fooling.name, interpreter.name) == ("active", "lrp_t"):
+    def sometimes(task, recipe, **options):
+        if (task.fooling.name, task.interpreter.name) == ("active", "lrp_t"):
             raise ZeroDivisionError("three\nlines, of\nwhich one is kept")
-        return original(model, interpreter, fooling, *args, **options)
+        return original(task, recipe, **options)
 
-    monkeypatch.setattr(manipulation, "manipulate", sometimes)
+    monkeypatch.setattr(manipulation, "carry_out", sometimes)
     name, message = "compact_vgg/active/lrp_t/0", "ZeroDivisionError: three lines, of which one is kept"
     assert compute.run_suite(other.run, other.out, jobs=1) == {name: message}
 
@@ -54,7 +54,7 @@ def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again
     assert (rows.status == "done").sum() == 3
     assert temporary(other.store) == []
 
-    monkeypatch.setattr(manipulation, "manipulate", original)
+    monkeypatch.setattr(manipulation, "carry_out", original)
     kept = other.entries()
     assert compute.run_suite(other.run, other.out, jobs=1) == {}
     assert other.written() == finished.written()
@@ -101,7 +101,7 @@ def test_a_diverged_manipulation_is_a_row_with_its_reason_and_is_not_tried_again
             (manipulations, "save_weights"),
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         ),
-        ((manipulation, "manipulate"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
+        ((manipulation, "carry_out"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
         ((scores, "score"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     ],
 )
