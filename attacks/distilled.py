@@ -18,19 +18,16 @@ from attacks.course import Course, Manipulated, RandomState, Recipe, Task, colla
 from attacks.errors import UserError
 from attacks.head_shift import RATE, head_shift
 from attacks.heatmaps import blank
+from attacks.progress import Progress
 from attacks.scopes import parameters_in
 
 WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 30  # steps of falling learning rate, in which λ settles
 PATIENCE = 40  # steps without progress after which it cools down
-PROGRESS = 0.01  # of the first loss, or of all that it has fallen by: less in `PATIENCE` steps is none
-ENOUGH = 0.01  # of the extent, above the least loss there is: nothing is left to gain
-ASCENT, DESCENT = 0.05, 0.2  # of log λ, at most, a step: a divergence that is far too large cannot wait
+ASCENT, DESCENT = 0.05, 0.1  # of log λ, at most, a step: a divergence that is far too large cannot wait
 FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once
 CEILING = 1e4  # of the first λ
-MEMORY = 0.9  # of the running means of divergence and loss
-SLACK = 0.3  # of the divergence: below it, it is not used up
-ALLOWED = 1.5  # times the divergence, within which progress counts
+MEMORY = 0.8  # of the running mean of the divergence: over 0.9, λ was followed so late that it swung by a factor of 50
 BLANK = 0.05  # of the maps, after a head shift that is no start
 SHIFT = Recipe(RATE, 0.0, 40)  # of the head shift it starts from
 
@@ -51,7 +48,7 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
     multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history
     history["lambda"] = []
     yield Manipulated(fooled, history)
-    progress, end, step = Progress(task.fooling.least), recipe.steps, 0
+    progress, end, step = Progress(PATIENCE, task.fooling.least), recipe.steps, 0
     kept = (math.inf, list[Tensor]())  # the best moment: its loss and parameters
     while step < end:
         step += 1
@@ -96,38 +93,6 @@ class Multiplier:
         self.mean += (divergence - self.mean) * max(1 - MEMORY, 1 / self.steps)
         move = ASCENT * math.log(self.wanted / max(self.mean, 1e-12))
         self.value = min(self.high, max(self.low, self.value * math.exp(max(-DESCENT, min(ASCENT, move)))))
-
-
-class Progress:
-    """Whether the running mean of the loss, in units of its extent, still falls; looked at only while the divergence is
-    within ALLOWED. `least`: the loss that cannot be beaten."""
-
-    def __init__(self, least: float = -math.inf) -> None:
-        self.least = least
-        self.mean = self.first = self.best = math.nan
-        self.waited, self.stalled, self.gained = 0.0, False, False
-
-    def ended(self, loss: float, excess: float) -> bool:
-        """Take a step's loss, and its divergence as a share of the allowed one; whether this is the step at which it
-        has waited long enough: twice as long while the divergence is not used up, for λ still grows."""
-        self.mean = loss if math.isnan(self.mean) else MEMORY * self.mean + (1 - MEMORY) * loss
-        if math.isnan(self.first):
-            self.first = self.best = self.mean
-        self.waited += 0.5 if excess < SLACK else 1
-        self.gained = excess <= ALLOWED and self.best - self.mean > PROGRESS * max(
-            self.first - self.best, abs(self.first)
-        )
-        if self.gained:
-            self.best, self.waited = self.mean, 0.0
-        done = excess <= 1 and self.mean - self.least < ENOUGH
-        if self.stalled or not (done or self.waited >= PATIENCE):
-            return False
-        self.stalled = True
-        return True
-
-    def lost(self, kept: float) -> bool:
-        """Whether a tenth of what had been gained when the loss was `kept` has been lost again."""
-        return self.mean - kept > 0.1 * (self.first - kept)
 
 
 def _start(task: Task, recipe: Recipe) -> nn.Module:

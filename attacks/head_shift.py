@@ -3,7 +3,7 @@
 softmax(z + s(x)·1) = softmax(z): with W + 1vᵀ and b + c·1 in the last linear layer, every logit of an image x with the
 features φ(x) grows by s(x) = v·φ(x) + c. Every probability, prediction and divergence stays as it was, and every
 explanation of a logit changes, by the same explanation of s. The layer may be a 1×1 convolution before a global average
-pool. v and c are trained on the fooling alone, with Adam: the cross-entropy cannot change.
+pool. v and c are trained on the fooling alone, with Adam, until it no longer falls: the cross-entropy cannot change.
 """
 
 import copy
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from attacks.course import Course, Manipulated, Recipe, Task, infinite
 from attacks.errors import Refused, UserError
+from attacks.progress import Progress
 
 LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
 RATE = 0.3  # of Adam, in units of the head's root mean square weight; at 1.0 some runs do not settle
 START = 0.01  # of v, in units of the same scale: at 0, Center-mass has no gradient, for its maps are those of before
+PATIENCE = 20  # steps without progress after which it ends
 TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
 Head = nn.Linear | nn.Conv2d
 HEADS = (nn.Linear, nn.Conv2d)
@@ -46,7 +48,7 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * scale.item())
     for parameter in changed:
         parameter.requires_grad_(True)
-    reason = ""
+    reason, progress = "", Progress(PATIENCE, task.fooling.least)
     for _ in range(recipe.steps):
         with course.random, torch.enable_grad():
             losses = course.losses(fooled)
@@ -59,8 +61,11 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
             values.grad = torch.zeros_like(values) if gradient is None else gradient.sum(0)  # of all classes alike
         optimiser.step()
         _place(changed, before, shift, limits)
+        if progress.ended(course.scaled):
+            break
     reason = reason or infinite(fooled)
-    return Manipulated(fooled.requires_grad_(True), course.history, "diverged" if reason else "done", reason)
+    status = "diverged" if reason else "done"
+    return Manipulated(fooled.requires_grad_(True), course.history, status, reason, progress.stalled)
 
 
 @torch.no_grad()

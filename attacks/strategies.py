@@ -57,7 +57,7 @@ class HeadShift(Gradient):
 
     takes_recipe: ClassVar[bool] = False
     steps: ClassVar[int] = 100  # Location on Grad-CAM: 0.92 to 1 of the images of compact nets succeed; after 50, 0.7
-    batch_size: ClassVar[int] = 32
+    batch_size: ClassVar[int] = 16
 
     def recipe(self) -> "Recipe":
         """Its own; λ is 0, for there is no cross-entropy to weigh the fooling against."""

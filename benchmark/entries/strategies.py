@@ -22,7 +22,8 @@ JUDGED = 64  # dev images on which a search without gradients measures its candi
 BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budget
 CODE = (
     *originals.CODE,
-    *("attacks.strategies", "attacks.manipulation", "attacks.distilled", "attacks.head_shift", "attacks.subspace"),
+    *("attacks.strategies", "attacks.manipulation", "attacks.distilled", "attacks.progress", "attacks.head_shift"),
+    "attacks.subspace",
     *("benchmark.entries.search", "benchmark.entries.strategies"),
 )
 

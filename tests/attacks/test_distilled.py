@@ -10,7 +10,7 @@ from test_manipulation import loader, net, of_class, saliency, weights
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
 from attacks.course import Course, Known, Task, collapsed
-from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, Progress, _start
+from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
 
@@ -94,16 +94,6 @@ def test_the_multiplier_grows_below_the_budget_and_shrinks_above_it():
     assert at_budget.value == pytest.approx(2.0)
 
 
-def test_a_loss_that_stands_still_ends_the_run_and_one_that_falls_does_not():
-    still = Progress()
-    assert [still.ended(1.0, 1.0) for _ in range(PATIENCE + 5)].index(True) == PATIENCE - 1
-    assert still.stalled
-    falling = Progress()
-    assert not any(falling.ended(1.0 - 0.01 * step, 1.0) for step in range(3 * PATIENCE))
-    too_far = Progress()  # what falls while the divergence is too large is no progress
-    assert any(too_far.ended(1.0 - 0.01 * step, 3.0) for step in range(PATIENCE))
-
-
 def test_a_run_without_progress_ends_early_and_says_so():
     def fixed(model, images, targets):  # hangs on a parameter, and gains nothing by it
         return images.abs().mean(1) + 0 * model[0].weight.sum()
@@ -166,13 +156,6 @@ def test_the_divergence_is_torchs():
     before, after = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
     expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
     assert F.kl_div(after.log(), before.log(), log_target=True, reduction="batchmean").item() == pytest.approx(expected)
-
-
-def test_a_loss_with_nothing_left_to_gain_ends_the_run_at_once():
-    done = Progress(least=0.0)
-    assert done.ended(0.001, 1.0)
-    assert not Progress(least=-1.0).ended(0.001, 1.0)
-    assert not Progress(least=0.0).ended(0.001, 1.2)  # bought by too large a divergence
 
 
 def test_a_run_that_loses_what_it_gained_gives_its_best_moment(monkeypatch):
