@@ -18,14 +18,14 @@ from attacks.course import Course, Manipulated, RandomState, Recipe, Task, colla
 from attacks.errors import UserError
 from attacks.head_shift import RATE, head_shift
 from attacks.heatmaps import blank
-from attacks.progress import Progress
+from attacks.progress import ALLOWED, Progress
 from attacks.scopes import parameters_in
 
 WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 30  # steps of falling learning rate, in which λ settles
 PATIENCE = 40  # steps without progress after which it cools down
 ASCENT, DESCENT = 0.05, 0.1  # of log λ, at most, a step: a divergence that is far too large cannot wait
-FLOOR = 0.1  # of the first λ: below it a long way back is wasted after a divergence that was too large once
+FLOOR = 0.01  # of the first λ: below it a long way back is wasted after a divergence that was too large once
 CEILING = 1e4  # of the first λ
 MEMORY = 0.8  # of the running mean of the divergence: over 0.9, λ was followed so late that it swung by a factor of 50
 BLANK = 0.05  # of the maps, after a head shift that is no start
@@ -72,7 +72,8 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
         if step < end:
             yield Manipulated(fooled, history, converged=progress.stalled)
     if step:
-        if progress.lost(kept[0]):  # as where maps have gone blank, which no gradient brings back
+        exceeded = multiplier.mean > ALLOWED * recipe.divergence
+        if kept[1] and (exceeded or progress.lost(kept[0])):  # or maps have gone blank: no gradient brings these back
             with torch.no_grad():
                 for parameter, value in zip(moved, kept[1], strict=True):
                     parameter.copy_(value)
@@ -81,18 +82,24 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
 
 
 class Multiplier:
-    """λ: log λ moves by ASCENT · log(B / divergence) a step, within ASCENT up and DESCENT down; the divergence is a
-    running mean."""
+    """λ = μ · min(1, B / divergence), the divergence a running mean. log μ moves by ASCENT · log(B / divergence) a
+    step, within ASCENT up and DESCENT down, and not up during the warm-up, when no divergence has had the time to show.
+    """
 
     def __init__(self, first: float, divergence: float) -> None:
-        self.value, self.wanted, self.mean = first, divergence, 0.0
+        self.dual, self.wanted, self.mean = first, divergence, 0.0
         self.low, self.high, self.steps = FLOOR * first, CEILING * first, 0
+
+    @property
+    def value(self) -> float:
+        return self.dual * min(1.0, self.wanted / max(self.mean, 1e-12))
 
     def follow(self, divergence: float) -> None:
         self.steps += 1
         self.mean += (divergence - self.mean) * max(1 - MEMORY, 1 / self.steps)
         move = ASCENT * math.log(self.wanted / max(self.mean, 1e-12))
-        self.value = min(self.high, max(self.low, self.value * math.exp(max(-DESCENT, min(ASCENT, move)))))
+        most = ASCENT if self.steps > WARM_UP else 0.0
+        self.dual = min(self.high, max(self.low, self.dual * math.exp(max(-DESCENT, min(most, move)))))
 
 
 def _start(task: Task, recipe: Recipe) -> nn.Module:

@@ -10,7 +10,7 @@ from test_manipulation import loader, net, of_class, saliency, weights
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
 from attacks.course import Course, Known, Task, collapsed
-from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, Multiplier, _start
+from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, WARM_UP, Multiplier, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
 
@@ -83,12 +83,16 @@ def test_maps_of_two_classes_swap():
 
 def test_the_multiplier_grows_below_the_budget_and_shrinks_above_it():
     multiplier = Multiplier(2.0, 0.1)
+    for _ in range(WARM_UP):
+        multiplier.follow(0.01)
+    assert multiplier.value == 2.0
     for _ in range(10):
         multiplier.follow(0.01)
     assert multiplier.value == pytest.approx(2 * math.exp(0.05 * 10))
     for _ in range(500):
         multiplier.follow(10.0)
-    assert multiplier.value == pytest.approx(2 * FLOOR)
+    assert multiplier.dual == pytest.approx(2 * FLOOR)
+    assert multiplier.value == pytest.approx(2 * FLOOR * 0.1 / 10)  # and at once, by how far it is above
     at_budget = Multiplier(2.0, 0.1)
     at_budget.follow(0.1)
     assert at_budget.value == pytest.approx(2.0)
@@ -172,6 +176,14 @@ def test_a_run_that_loses_what_it_gained_gives_its_best_moment(monkeypatch):
     maps = fragile(result.model, images, targets)
     assert maps.amax() > 0
     assert CenterMass().loss(maps, fragile(net(), images, targets)) < 0
+
+
+def test_a_run_that_ends_above_the_divergence_gives_its_best_moment_within(monkeypatch):
+    monkeypatch.setattr(Multiplier, "value", 1e4)  # λ does not follow
+    result = manipulate(net(), of_class, Location(), loader(), Recipe(0.1, 1.0, 60, divergence=0.01))
+    images, _ = next(iter(loader(shuffle=False)))
+    assert min(result.history["kl"][-5:]) > 0.2
+    assert 0 < divergence(result.model, images) < 0.02
 
 
 def test_a_head_shift_that_blanks_the_maps_is_no_start():
