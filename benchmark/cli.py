@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import ending, figures
+from benchmark import ending, figures, keeping
 from benchmark.options import (
     CONCEPTS_HELP,
     EXPERIMENTS,
@@ -35,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
+app.add_typer(keeping.app, name="store")
 
 
 @app.callback()
@@ -76,9 +77,7 @@ def status(store: StoreOption = STORE) -> None:
     """What the runs on a store are doing, node by node: units done, running, failed, and the time left."""
     from benchmark.execution import record
 
-    if not store.is_dir():
-        raise UserError(f"no store {store}: foolbench run makes it (or name it with --store)")
-    typer.echo(record.table(store), nl=False)
+    typer.echo(record.table(keeping.there(store)), nl=False)
 
 
 @app.command()
