@@ -107,17 +107,21 @@ def sealed(receipt: Receipt, folder: Path) -> str:
 def receipt_of(folder: Path) -> Receipt:
     """The receipt of an entry, which must be the folder's own and as it was written. Raises `UserError` where it is
     not, or where a file that it lists is gone; FileNotFoundError where there is none."""
+    receipt = _as_written(folder)
+    if gone := sorted(receipt["files"].keys() - set(os.listdir(folder))):
+        raise refusal(folder, f"{gone[0]} is missing")
+    return receipt
+
+
+def _as_written(folder: Path) -> Receipt:
     try:
-        receipt = _receipt(folder, _stamp(folder / RECEIPT))
+        return _receipt(folder, _stamp(folder / RECEIPT))
     except (FileNotFoundError, UserError):
         raise
     except PermissionError as error:
         raise UserError(f"store entry {folder} must be readable ({error.strerror})") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"store entry {folder} is unreadable ({error}): delete it and run again") from error
-    if gone := sorted(receipt["files"].keys() - set(os.listdir(folder))):
-        raise refusal(folder, f"{gone[0]} is missing")
-    return receipt
 
 
 @lru_cache(maxsize=4096)
@@ -142,7 +146,7 @@ def verified(path: Path) -> None:
     """That an entry's file is the one that its receipt lists, byte by byte, once a process. Raises `UserError`."""
     folder, name = path.parent, path.name
     try:
-        listed, stamp = receipt_of(folder)["files"].get(name), _stamp(path)
+        listed, stamp = _as_written(folder)["files"].get(name), _stamp(path)
         if listed is None:
             why = "its receipt does not list it"
         elif stamp[0] != listed["bytes"]:
