@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import ending, figures
+from benchmark import ending, figures, keeping
 from benchmark.options import (
     CONCEPTS_HELP,
     EXPERIMENTS,
     FIRST,
     LISTED,
+    READING,
     STORE,
     TIMEOUT_HELP,
     DataOption,
@@ -25,6 +26,7 @@ from benchmark.options import (
     SuiteOption,
     VersionOption,
 )
+from benchmark.store import writable
 
 HELP = "Can a model's owner make your explanation lie without touching the accuracy?"
 app = typer.Typer(
@@ -35,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
+app.add_typer(keeping.app, name="store")
 
 
 @app.callback()
@@ -76,9 +79,7 @@ def status(store: StoreOption = STORE) -> None:
     """What the runs on a store are doing, node by node: units done, running, failed, and the time left."""
     from benchmark.execution import record
 
-    if not store.is_dir():
-        raise UserError(f"no store {store}: foolbench run makes it (or name it with --store)")
-    typer.echo(record.table(store), nl=False)
+    typer.echo(record.table(keeping.there(store)), nl=False)
 
 
 @app.command()
@@ -238,7 +239,7 @@ def experiment(
     _folder(out, "figures")
     chosen = experiments.load_suite(experiments.load(name), suite)
     board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
-    given = Given(_run(chosen, store, data, device), board, jobs)
+    given = Given(_run(chosen, store, data, device, reads=name in READING), board, jobs)
     for path in experiments.run(name, given, out):
         typer.echo(str(path))
 
@@ -286,18 +287,20 @@ def new_interpreter(
         typer.echo(str(path))
 
 
-def _run(suite: Any, store: Path | str, data: str | None, device: Device, elsewhere: bool = False) -> Any:
-    """`elsewhere`: the device need not be here, for other nodes may have it."""
+def _run(
+    suite: Any, store: Path | str, data: str | None, device: Device, elsewhere: bool = False, reads: bool = False
+) -> Any:
+    """`elsewhere`: the device need not be here, for other nodes may have it. `reads`: data, beside the suite's own."""
     from benchmark.execution.executor import device_of
     from benchmark.run import Run
+    from benchmark.suite import check_data
 
+    check_data(suite, None if reads else data)
     return Run(suite, str(store), data, device_of(device.value, elsewhere))
 
 
 def _folder(folder: Path, *below: str) -> Path:
     """A folder that is to be written, checked before there is anything to write."""
-    from benchmark.store import writable
-
     writable(folder, *below)
     return folder
 

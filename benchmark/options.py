@@ -31,6 +31,7 @@ STORE = Path(".foolbench")
 FIRST = "[the suite's first]"
 EXPERIMENTS = "accuracy-robustness, adversarially-trained, decision-boundary, hidden-bias, loss-landscape, paper, "
 EXPERIMENTS += "precision, smooth-grad, transfer, weight-noise"  # by heart: to import them takes a second
+READING = ("accuracy-robustness", "hidden-bias")  # experiments that read --data of their own
 VersionOption = Annotated[
     bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
 ]

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 MOST = 2**31 - 1  # what torch takes for a size or a seed
 Positive = Annotated[int, Field(ge=1, le=MOST)]
+Batch = Annotated[int, Field(ge=1, le=2**16)]  # of images; more, here and below, could only be a mistake
+Count = Annotated[int, Field(ge=1, le=10**8)]  # of steps
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Factor = Annotated[float, Field(gt=0, le=1e9)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]  # it is a file's, and in the figures
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Data(Part):
@@ -31,7 +35,7 @@ class Data(Part):
     pairs_train: Positive | None = None
     pairs_dev: Positive | None = None
     pairs_test: Positive | None = None
-    class_pair: tuple[int, int] | None = None
+    class_pair: Annotated[tuple[int, int], Field(strict=False)] | None = None  # a list in TOML
     augment: bool = False
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
@@ -39,8 +43,8 @@ class Data(Part):
 class Adversary(Part):
     """Adversarial training (`attacks.robust_training.Adversary`, which has the values that are left out)."""
 
-    epsilon: Annotated[float, Field(gt=0)] | None = None
-    steps: Positive | None = None
+    epsilon: Annotated[float, Field(gt=0, le=1)] | None = None  # pixels are 0..1
+    steps: Count | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
@@ -48,9 +52,9 @@ class Regulariser(Part):
     """The Lipschitz-inspired regulariser (`attacks.robust_training.Regulariser`)."""
 
     tandem: Annotated[float, Field(ge=0, le=1)] | None = None
-    psi: Annotated[float, Field(ge=0)] | None = None
-    growth: Annotated[float, Field(ge=0)] | None = None
-    target_loss: Annotated[float, Field(gt=0)] | None = None
+    psi: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    growth: Annotated[float, Field(ge=0, le=1e3)] | None = None
+    target_loss: Factor | None = None
 
 
 class Model(Part):
@@ -59,11 +63,11 @@ class Model(Part):
     activation that takes the place of every ReLU."""
 
     architecture: str | None = None
-    half_huber: Annotated[float, Field(gt=0)] | None = None
+    half_huber: Factor | None = None
     weights: str | None = None
-    epochs: Annotated[int, Field(ge=0, le=MOST)] = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    batch_size: Positive = 64
+    epochs: Annotated[int, Field(ge=0, le=10**5)] = 8
+    learning_rate: Rate = 2e-3
+    batch_size: Batch = 64
     adversary: Adversary | None = None
     regulariser: Regulariser | None = None
 
@@ -86,10 +90,10 @@ class RecipeRule(Part):
     fooling: str | None = None
     attacked: str | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    weight: float | None = Field(default=None, alias="lambda", ge=0)
-    steps: Positive | None = None
-    batch_size: Positive | None = None
-    divergence: Annotated[float, Field(gt=0)] | None = None
+    weight: float | None = Field(default=None, alias="lambda", ge=0, le=1e9)
+    steps: Count | None = None
+    batch_size: Batch | None = None
+    divergence: Factor | None = None
     scope: str | None = None
 
 
@@ -102,13 +106,13 @@ class Search(Part):
     two-object ones as many as there are) that the FSR is measured on.
     """
 
-    budgets: list[Annotated[float, Field(ge=0)]] = [0.5, 1.0, 2.0]
-    learning_rates: list[Annotated[float, Field(gt=0)]] = [3e-4, 1e-3, 3e-3]
-    lambdas: list[Annotated[float, Field(gt=0)]] = [0.1, 0.5, 2.0, 10.0, 50.0]
-    divergences: list[Annotated[float, Field(gt=0)]] = []
+    budgets: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 1.0, 2.0]
+    learning_rates: list[Rate] = [3e-4, 1e-3, 3e-3]
+    lambdas: list[Factor] = [0.1, 0.5, 2.0, 10.0, 50.0]
+    divergences: list[Factor] = []
     scopes: Annotated[list[str], Field(min_length=1)] = ["all"]
-    rungs: list[Positive] = [40, 80, 160]
-    batch_size: Positive = 32
+    rungs: list[Count] = [40, 80, 160]
+    batch_size: Batch = 32
     images: Positive = 128
 
     @field_validator("budgets", "learning_rates", "lambdas", "rungs")
@@ -126,7 +130,7 @@ class Scoring(Part):
 
     split: Literal["test", "dev"] = "test"
     images: Positive | None = None
-    batch_size: Positive = 32
+    batch_size: Batch = 32
     aopc_images: Annotated[int, Field(ge=0, le=MOST)] = 0
     aopc_cells: Annotated[int, Field(ge=1, le=100)] = 100
     decoded: bool = False
@@ -136,8 +140,8 @@ class Robustness(Part):
     """The minimum-norm attack (`attacks.adversarial.minimum_norm`) on so many scored images of every clean model."""
 
     images: Positive = 128
-    steps: Positive = 450
-    path: Annotated[float, Field(gt=0)] = 20.0
+    steps: Count = 450
+    path: Factor = 20.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     clip: bool = False
 
@@ -149,7 +153,7 @@ class Dissection(Part):
 
     images: Positive = 64
     attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    cell: Positive = 8
+    cell: Annotated[int, Field(ge=1, le=4096)] = 8
     percentiles: list[Annotated[float, Field(gt=0, lt=100)]] = [50.0, 70.0, 90.0]
     concept_images: Positive = 256
     shares: list[Annotated[float, Field(ge=0, le=1)]] = [0.0, 0.1, 0.25, 0.5]

@@ -3,6 +3,10 @@
 An entry is a folder `KIND/KEY` with a `receipt.json` and its files. It is written under a temporary name and appears
 by one atomic rename, so an entry that is there is whole, and two writers of one key cannot spoil each other. The key
 is the sha256 of the canonical JSON of everything the content depends on; a finished key is never computed again.
+
+What happens to an entry later is found when it is read: the receipt lists its files with their sizes and sha256, and
+says its own. An entry that does not fit is refused by its path, never read past and never removed by itself: a person,
+or `foolbench store sweep`, deletes it, and the next run makes it again.
 """
 
 import errno
@@ -15,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +28,10 @@ from attacks.errors import UserError, may_pass, one_line
 
 Found = TypeVar("Found")
 LEFTOVER = 7 * 24 * 3600  # seconds after which a half-made entry is nobody's: it is made within one unit of work
+RECEIPT = "receipt.json"
+UNCHECKED = ("pixels",)  # kinds whose files are read past `intact`, by code in every key: verified with their receipt
+Receipt = dict[str, Any]
+Stamp = tuple[int, ...]
 
 
 def key_of(spec: dict[str, Any]) -> str:
@@ -80,10 +88,96 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def intact(path: Path, read: Callable[[Path], Found]) -> Found:
-    """`read` of an entry's file. Foreign bytes fail in many ways: `UserError` names the file, and what helps."""
+class Unsealed(UserError):
+    """An entry of an older version, whose receipt does not list its files."""
+
+
+def refusal(folder: Path, why: str) -> UserError:
+    return UserError(f"store entry {folder} is damaged ({why}): delete the folder {folder} and run again")
+
+
+def sealed(receipt: Receipt, folder: Path) -> str:
+    """The text of a receipt with what lies in the folder as "files" (name: bytes, sha256) and its own "sha256"."""
+    paths = sorted(path for path in folder.iterdir() if path.name != RECEIPT)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path, _stamp(path))} for path in paths}
+    content = json.loads(json.dumps({**receipt, "files": files}))
+    return json.dumps({**content, "sha256": key_of(content)}, indent=1, sort_keys=True) + "\n"
+
+
+def receipt_of(folder: Path) -> Receipt:
+    """The receipt of an entry, which must be the folder's own and as it was written. Raises `UserError` where it is
+    not, or where a file that it lists is gone; FileNotFoundError where there is none."""
+    receipt = _as_written(folder)
+    if gone := sorted(receipt["files"].keys() - set(os.listdir(folder))):
+        raise refusal(folder, f"{gone[0]} is missing")
+    return receipt
+
+
+def _as_written(folder: Path) -> Receipt:
     try:
-        return read(path)
+        return _receipt(folder, _stamp(folder / RECEIPT))
+    except (FileNotFoundError, UserError):
+        raise
+    except PermissionError as error:
+        raise UserError(f"store entry {folder} must be readable ({error.strerror})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"store entry {folder} is unreadable ({error}): delete it and run again") from error
+
+
+@lru_cache(maxsize=4096)
+def _receipt(folder: Path, stamp: Stamp) -> Receipt:
+    """Read once a process; the stamp is the file's."""
+    receipt = json.loads((folder / RECEIPT).read_bytes())
+    if not isinstance(receipt, dict):
+        raise ValueError("it is no table")
+    if not receipt.keys() & {"files", "sha256"}:
+        older = refusal(folder, "its receipt lists no files, for an older version wrote it")
+        raise Unsealed(f"{older}, or vouch for it with foolbench store seal")
+    if receipt.get("sha256") != key_of({key: value for key, value in receipt.items() if key != "sha256"}):
+        raise refusal(folder, "its receipt was changed")
+    if (receipt["kind"], receipt["key"]) != (folder.parent.name, folder.name):
+        raise refusal(folder, f"it is the entry {receipt['kind']}/{receipt['key']}")
+    if key_of(receipt["spec"]) != folder.name:
+        raise refusal(folder, "its key is not that of its specification")
+    return receipt
+
+
+def verified(path: Path) -> None:
+    """That an entry's file is the one that its receipt lists, byte by byte, once a process. Raises `UserError`."""
+    folder, name = path.parent, path.name
+    try:
+        listed, stamp = _as_written(folder)["files"].get(name), _stamp(path)
+        if listed is None:
+            why = "its receipt does not list it"
+        elif stamp[0] != listed["bytes"]:
+            why = f"it has {stamp[0]} bytes, {listed['bytes']} were written"
+        elif _digest(path, stamp) != listed["sha256"]:
+            why = "its bytes are not those that were written"
+        else:
+            return
+    except FileNotFoundError as error:
+        raise refusal(folder, f"{Path(error.filename).name} is missing") from error
+    raise UserError(f"store file {path} is damaged ({why}): delete the folder {folder} and run again")
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(path: Path, stamp: Stamp) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(path: Path) -> Stamp:
+    """Size, and what else changes with a file: whatever writes to it sets the last of these, and nobody can set it
+    back."""
+    found = os.stat(path)
+    return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def intact(path: Path, read: Callable[[Path], Found]) -> Found:
+    """`read` of an entry's file, which must be `verified`. Foreign bytes fail in many ways: `UserError` names the file,
+    and what helps."""
+    try:
+        found = read(path)
     except Exception as error:
         if may_pass(error) or isinstance(error, PermissionError):
             raise
@@ -91,6 +185,8 @@ def intact(path: Path, read: Callable[[Path], Found]) -> Found:
             f"store file {path} is damaged ({type(error).__name__}: {one_line(error)}): "
             f"delete the folder {path.parent} and run again"
         ) from error
+    verified(path)
+    return found
 
 
 def mapped(path: Path) -> Any:
@@ -148,37 +244,43 @@ class Store:
         except OSError as error:
             raise UserError(f"the store {self.root} cannot be made: {error.strerror}") from error
 
-    def sweep(self) -> None:
+    def sweep(self) -> list[Path]:
         """Remove what processes that were killed left half done: those of this machine that are gone, and what is old.
-        Younger folders of others may still be written."""
+        Younger folders of others may still be written. Returns what it removed."""
+        swept = []
         for leftover in self.root.glob("tmp-*"):
             with suppress(FileNotFoundError):  # published or removed by another process in between
                 if _orphaned(leftover.name) or time.time() - leftover.stat().st_mtime > LEFTOVER:
                     shutil.rmtree(leftover, ignore_errors=True)
+                    swept.append(leftover)
+        return swept
 
     def path(self, kind: str, key: str) -> Path:
+        """The folder of an entry, whether it is there or not. Raises `UserError` where it is damaged."""
+        self.receipt(kind, key)
         return self.root / kind / key
 
     def keys(self, kind: str) -> set[str]:
         """Of all entries of a kind, without a look into them."""
         try:
             with os.scandir(self.root / kind) as folders:
-                return {folder.name for folder in folders if os.path.exists(f"{folder.path}/receipt.json")}
+                return {folder.name for folder in folders}
         except FileNotFoundError:
             return set()
 
-    def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The entry's receipt, or None where the entry is not there."""
+    def receipt(self, kind: str, key: str) -> Receipt | None:
+        """The entry's receipt, or None where the entry is not there. Raises `UserError` where it is damaged."""
+        folder = self.root / kind / key
+        there = folder.is_dir()  # before the look for its receipt, with which it appears
         try:
-            return json.loads((self.path(kind, key) / "receipt.json").read_text())
-        except FileNotFoundError:
+            receipt = receipt_of(folder)
+        except FileNotFoundError as error:
+            if there and folder.is_dir():
+                raise UserError(f"store entry {folder} has no receipt: delete it and run again") from error
             return None
-        except PermissionError as error:
-            raise UserError(f"store entry {self.path(kind, key)} must be readable ({error.strerror})") from error
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"store entry {self.path(kind, key)} is unreadable ({error}): delete it and run again"
-            ) from error
+        for name in receipt["files"] if kind in UNCHECKED else ():
+            verified(folder / name)
+        return dict(receipt)
 
     def get(self, kind: str, spec: dict[str, Any], make: Callable[[Path], dict[str, Any] | None]) -> Path:
         """The folder of the entry for `spec`; where it is missing, `make(folder)` writes its files into an empty
@@ -188,8 +290,8 @@ class Store:
             with self._temporary() as folder:
                 extra = make(folder) or {}
                 receipt = {"kind": kind, "key": key, "spec": spec, **extra}
-                (folder / "receipt.json").write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
-                self._publish(folder, self.path(kind, key))
+                (folder / RECEIPT).write_text(sealed(receipt, folder))
+                self._publish(folder, self.root / kind / key)
         return self.path(kind, key)
 
     @contextmanager
@@ -217,5 +319,5 @@ class Store:
         except OSError as error:
             if not target.is_dir():
                 raise
-            if not (target / "receipt.json").is_file():  # else another process was first with the same content
+            if not (target / RECEIPT).is_file():  # else another process was first with the same content
                 raise UserError(f"store entry {target} has no receipt: delete it and run again") from error

@@ -1,5 +1,6 @@
 """Suites: TOML files that say what is run, read and held against what there is."""
 
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from attacks.errors import UserError, unknown
 from benchmark.sections import PARTS, Search, Suite
 
 HERE = Path(__file__).parent / "suites"
+MOST_STEPS = 10**6  # samples, steps or cells of an interpreter: more could only be a mistake
 
 
 def names() -> list[str]:
@@ -41,6 +43,18 @@ def load(name: str | Path, split: str | None = None) -> Suite:
     if split in (None, suite.scoring.split):
         return suite
     return suite.model_copy(update={"scoring": suite.scoring.model_copy(update={"split": split, "images": None})})
+
+
+def check_data(suite: Suite, data: str | None) -> None:
+    """That a folder is given to a dataset that reads one. Raises `UserError`."""
+    from benchmark.datasets import DATASETS
+
+    reading = sorted(name for name, made in DATASETS.items() if made.startswith("folders:"))
+    if data is not None and suite.dataset.name not in reading:
+        raise UserError(
+            f"--data {data}: dataset {suite.dataset.name!r} of suite {suite.name!r} reads nothing from disk; "
+            f"those that do: {', '.join(reading)}"
+        )
 
 
 def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) -> UserError:
@@ -79,14 +93,10 @@ def _check_names(suite: Suite) -> None:
             if name not in allowed:
                 raise unknown(what, name, allowed)
     for name in checks["interpreter"][0]:
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # as a package may have registered it; it is a file's
+            raise UserError(f"an interpreter's name must be letters, digits, '_', '-' or '.' (got {name!r})")
         options = suite.interpreters.get(name, {})
-        for option in fields(interpreters.kind(name)):  # type: ignore[arg-type]
-            if option.name in options:  # the type of its value; unknown options are left to `create`
-                its: Any = option.type
-                try:
-                    TypeAdapter(its).validate_python(options[option.name], strict=True)
-                except ValidationError as error:
-                    raise _invalid(suite.name, error, ("interpreters", name, option.name)) from error
+        _check_options(suite.name, name, options)
         by_gradient = {attacked for attacked, strategy in attacks if strategies.STRATEGIES[strategy].by_gradient}
         if not interpreters.create(name, **options).differentiable and name in by_gradient:
             others = [f"'{name}:{s}'" for s in strategies.names() if not strategies.STRATEGIES[s].by_gradient]
@@ -104,6 +114,25 @@ def _check_names(suite: Suite) -> None:
             for attacked in suite.attacked:
                 if strategies.STRATEGIES[strategies.split(attacked)[1]].takes_recipe:
                     suite.recipe(model, fooling, attacked)
+
+
+def _check_options(suite: str, name: str, options: dict[str, Any]) -> None:
+    """Of an interpreter: that each is one of its fields, of the field's type, and no mistake. Its range is its own."""
+    from benchmark import interpreters
+
+    types: dict[str, Any] = {field.name: field.type for field in fields(interpreters.kind(name))}  # type: ignore[arg-type]
+    for option, given in options.items():
+        if option not in types:
+            raise unknown(f"option of {name}", option, types)
+        value = tuple(given) if isinstance(given, list) else given  # TOML has no tuples
+        try:
+            TypeAdapter(types[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise _invalid(suite, error, ("interpreters", name, option)) from error
+        most = MOST_STEPS if isinstance(value, int) and option != "seed" else None
+        if value == "" or (most is not None and value > most):
+            allowed = "not be empty" if value == "" else f"be at most {most}"
+            raise UserError(f"suite {suite}: interpreters.{name}.{option}: must {allowed} (got {value!r})")
 
 
 def _check_sizes(suite: Suite) -> None:

@@ -26,7 +26,7 @@ LIGHT += ["benchmark.figures.transfer"]
 FLOORS = """
 main
 cli
-experiments dissection submissions
+experiments dissection submissions keeping
 explain verify
 execution
 entries

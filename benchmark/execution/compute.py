@@ -28,7 +28,7 @@ from benchmark.execution.engines import Names, Unit
 from benchmark.execution.executor import Start, executor, processes, progress
 from benchmark.leaderboards import stored
 from benchmark.run import Run, dataset, left_out, pair_forms, tell
-from benchmark.store import Store, intact, writable
+from benchmark.store import Store, intact, verified, writable
 
 KINDS: tuple[Kind, ...] = (
     PIXELS,  # in the order in which units are started
@@ -100,13 +100,18 @@ def none_failed(failed: dict[str, str]) -> None:
 
 
 def collect(run: Run, out: Path, errors: Errors) -> None:
-    """Write the results of all that the store holds, failed entries as rows with their error; then the leaderboards."""
+    """Write the results of all that the store holds, failed entries as rows with their error; then the leaderboards.
+    Raises `UserError` where an entry is damaged, or is neither there nor failed: a row less is another board."""
+    if gone := next((entry for entry in lacking(run, wanted(run)) if entry not in errors), None):
+        raise UserError(f"the store {run.store} does not hold {gone}, {gone.kind}/{gone.key(run)}: run again")
     about, found = origin(run), dict[str, tuple[list[Rows], Receipt]]()
     for kind in KINDS:
         for name, rows, card in kind.collect(run, errors):
             known = found.setdefault(name, ([], {}))
             known[0].extend(rows)
             known[1].update(card)
+    for path in (path for rows, _ in found.values() for path, _ in rows):
+        verified(path)  # all of them before the first result is written
     for name, (rows, card) in found.items():
         frames = [intact(path, pd.read_parquet).assign(**columns) for path, columns in rows]
         columns = stored.table(name).schema.names

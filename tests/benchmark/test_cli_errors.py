@@ -126,6 +126,15 @@ def test_a_data_folder_that_is_missing_is_named(tmp_path, monkeypatch, capfd, da
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["run"], ["plot", "heatmaps"], ["dissect"], ["verify", "a/b/c/d/0"]])
+def test_a_data_folder_that_nothing_reads_is_an_error(tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = in_process(monkeypatch, capfd, *command, *SMOKE, "--data", "images")
+    line = "--data images: dataset 'shapes' of suite 'smoke' reads nothing from disk; those that do: "
+    assert (code, out, err) == (2, "", f"foolbench: {line}cifar10, image_folder, imagenet\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_that_is_not_there_is_named(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

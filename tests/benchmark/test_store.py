@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from attacks.errors import UserError
 from benchmark import store as store_module
-from benchmark.store import Store, key_of, source_digest
+from benchmark.store import Store, intact, key_of, source_digest
 
+CONTENT = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"  # printf content | sha256sum
 SPEC = {"model": "m", "seed": 0, "recipe": {"lambda": 1.0, "steps": 3}}
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -60,7 +61,10 @@ def test_an_entry_is_its_files_and_a_receipt(tmp_path):
     assert path == tmp_path / "deep" / "store" / "kind" / key_of(SPEC)
     assert files(path) == ["data.txt", "receipt.json"]
     receipt = json.loads((path / "receipt.json").read_text())
-    assert receipt == {"kind": "kind", "key": path.name, "spec": SPEC, "note": "content"}
+    digests = {"files": {"data.txt": {"bytes": 7, "sha256": CONTENT}}, "sha256": receipt["sha256"]}
+    assert receipt == {"kind": "kind", "key": path.name, "spec": SPEC, "note": "content", **digests}
+    assert receipt.pop("sha256") == key_of(receipt)
+    receipt["sha256"] = digests["sha256"]
     assert Store(tmp_path / "deep" / "store").receipt("kind", path.name) == receipt
 
 
@@ -150,6 +154,79 @@ def test_an_unreadable_receipt_is_named(tmp_path, content):
     path = Store(tmp_path).get("kind", SPEC, write("content"))
     (path / "receipt.json").write_bytes(content)
     with pytest.raises(UserError, match=f"store entry {path} is unreadable .*: delete it and run again"):
+        Store(tmp_path).get("kind", SPEC, never)
+
+
+def test_a_byte_changed_in_place_is_found_by_a_process_that_has_read_the_file(tmp_path):
+    path = Store(tmp_path).get("kind", SPEC, write("content")) / "data.txt"
+    before = path.stat()
+    assert intact(path, Path.read_text) == "content"
+    known = store_module._digest.cache_info()
+    assert intact(path, Path.read_text) == "content"
+    assert store_module._digest.cache_info()[:2] == (known.hits + 1, known.misses)  # not read again
+    time.sleep(0.02)
+    with open(path, "r+b") as file:
+        file.write(b"C")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(
+        UserError, match=f"store file {path} is damaged .its bytes are not .*: delete the folder {path.parent} "
+    ):
+        intact(path, Path.read_text)
+    path.write_text("conten")
+    with pytest.raises(UserError, match=r"is damaged \(it has 6 bytes, 7 were written\)"):
+        intact(path, Path.read_text)
+    (path.parent / "more.txt").write_text("more")
+    with pytest.raises(UserError, match=r"more.txt is damaged \(its receipt does not list it\)"):
+        intact(path.parent / "more.txt", Path.read_text)
+
+
+def test_a_missing_file_is_found_by_whoever_asks_for_the_entry(tmp_path):
+    path = Store(tmp_path).get("kind", SPEC, write("content"))
+    (path / "data.txt").unlink()
+    message = f"store entry {path} is damaged .data.txt is missing.: delete the folder {path} and run again"
+    for ask in (Store(tmp_path).receipt, Store(tmp_path).path):
+        with pytest.raises(UserError, match=message):
+            ask("kind", path.name)
+    with pytest.raises(UserError, match=message):
+        Store(tmp_path).get("kind", SPEC, never)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"note": "other"}, "its receipt was changed"),
+        ({"note": None}, "its receipt was changed"),
+        ({"sha256": "0" * 64}, "its receipt was changed"),
+        ({"kind": "other"}, r"it is the entry other/\w+"),
+        ({"key": "f" * 64}, f"it is the entry kind/{'f' * 64}"),
+        ({"spec": {"model": "other"}}, "its key is not that of its specification"),
+    ],
+)
+def test_a_receipt_that_is_not_the_entrys_own_is_refused(tmp_path, change, message):
+    """The last three are of another entry, with a digest that is right."""
+    path = Store(tmp_path).get("kind", SPEC, write("content"))
+    receipt = json.loads((path / "receipt.json").read_text()) | change
+    if not change.keys() & {"note", "sha256"}:
+        receipt["sha256"] = key_of({name: value for name, value in receipt.items() if name != "sha256"})
+    (path / "receipt.json").write_text(json.dumps(receipt))
+    with pytest.raises(
+        UserError, match=rf"store entry {path} is damaged \({message}\): delete the folder .* and run again$"
+    ):
+        Store(tmp_path).receipt("kind", path.name)
+
+
+def older(path: Path) -> None:
+    """Make an entry's receipt as older versions wrote it."""
+    receipt = json.loads((path / "receipt.json").read_text())
+    (path / "receipt.json").write_text(json.dumps({k: v for k, v in receipt.items() if k not in ("files", "sha256")}))
+
+
+def test_a_receipt_that_lists_no_files_is_refused(tmp_path):
+    path = Store(tmp_path).get("kind", SPEC, write("content"))
+    older(path)
+    with pytest.raises(
+        UserError, match=r"lists no files, for an older version wrote it.*: delete .*foolbench store seal"
+    ):
         Store(tmp_path).get("kind", SPEC, never)
 
 

@@ -9,7 +9,7 @@ from attacks.errors import UserError
 from benchmark import datasets, sections, suite
 from benchmark.execution import compute
 from benchmark.execution.preflight import check
-from benchmark.run import Run
+from benchmark.run import Run, create_interpreter
 from benchmark.store import writable
 
 
@@ -61,6 +61,36 @@ OPTION = "interpreters.smooth_grad = { samples = 2 }"
         (OPTION, "interpreters.integrated_gradients = { steps = 0 }", r"steps of integrated_gradients must be 1\.\."),
         (OPTION, "interpreters.random = { seed = -1 }", r"seed of random must be 0\.\."),
         ('name = "smoke"', 'nam = "smoke"', r"unknown key of suite .*'nam': did you mean 'name'\?"),
+        (
+            OPTION,
+            "interpreters.smooth_grad = { samples = 2_000_000 }",
+            r"samples: must be at most 1000000 \(got 2000000\)",
+        ),
+        (OPTION, "interpreters.lrp = { name = 'x' }", r"unknown option of lrp 'name': allowed: "),
+        (OPTION, "interpreters.grad_cam = { layer = '' }", r"interpreters\.grad_cam\.layer: must not be empty"),
+        (OPTION, "interpreters.aggregate = { members = ['lrpp'] }", r"unknown interpreter 'lrpp': did you mean 'lrp'"),
+        (OPTION, "interpreters.aggregate = { members = [3] }", r"aggregate\.members\.0: .*string \(got 3\)"),
+        (OPTION, "interpreters.adversarial_explanation = { rho = 1e308 }", r"rho of .* must be finite"),
+        (OPTION, "interpreters.lrp = { composite = 'none' }", r"unknown composite 'none'"),
+        ("steps = 3", "steps = '3'", r"recipes\.0\.steps: .*integer \(got '3'\)"),
+        ("steps = 3", "steps = 3.0", r"recipes\.0\.steps: .*integer \(got 3\.0\)"),
+        ("steps = 3", "steps = true", r"recipes\.0\.steps: .*integer \(got True\)"),
+        ("steps = 3", "steps = 1_000_000_000", r"recipes\.0\.steps: .*less than or equal to 100000000"),
+        ("lambda = 1.0", "lambda = '1'", r"recipes\.0\.lambda: .*number \(got '1'\)"),
+        ("lambda = 1.0", "lambda = 1e10", r"recipes\.0\.lambda: .*less than or equal to 1000000000"),
+        ("batch_size = 8", "batch_size = 100_000", r"recipes\.0\.batch_size: .*less than or equal to 65536"),
+        ("epochs = 1", "epochs = 1_000_000", r"models\.compact_vgg\.epochs: .*less than or equal to 100000"),
+        ("epochs = 1", "learning_rate = 2e3", r"models\.compact_vgg\.learning_rate: .*less than or equal to 1000"),
+        ("epochs = 1", "adversary = { epsilon = 8 }", r"adversary\.epsilon: .*less than or equal to 1 \(got 8"),
+        (SIZE, "train = 64\naugment = 1", r"dataset\.augment: .*boolean \(got 1\)"),
+        (SIZE, "train = 64\nclass_pair = [1, '2']", r"dataset\.class_pair\.1: .*integer \(got '2'\)"),
+        ('name = "smoke"', 'name = "/../../../escaped"', r"suite .*name: .*pattern.*\(got '/\.\./\.\./\.\./escaped'\)"),
+        ('name = "smoke"', 'name = ".hidden"', r"name: .*pattern.*\(got '\.hidden'\)"),
+        ('name = "smoke"', "name = 'a\\b'", r"name: .*pattern"),
+        ('name = "smoke"', 'name = "a\\n"', r"name: .*pattern"),
+        ('name = "shapes"', 'name = "../shapes"', r"unknown dataset '\.\./shapes'"),
+        ('evaluated = ["grad_cam"', 'evaluated = ["../lrp"', r"unknown interpreter '\.\./lrp'"),
+        ("models.compact_vgg = {", 'models."../m" = { architecture = "compact_vgg",', r"models\.\.\./m.*pattern"),
         ('name = "smoke"', 'name = "../up"', r"name: .*pattern.*\(got '\.\./up'\)"),
         ("models.compact_vgg = {", 'models."_a$b" = { architecture = "compact_vgg",', r"models\._a\$b"),
     ],
@@ -69,6 +99,24 @@ def test_what_a_suite_says_is_checked_when_it_is_loaded(tmp_path, old, new, mess
     with pytest.raises(UserError, match=message) as caught:
         smoke(tmp_path, (old, new))
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_are_numbers_and_lists_are_pairs_and_members(tmp_path):
+    option = "interpreters.aggregate = { members = ['lrp', 'grad_cam'] }"
+    edits = [("lambda = 1.0", "lambda = 1"), (SIZE, "train = 64\nclass_pair = [1, 2]"), (OPTION, option)]
+    loaded = smoke(tmp_path, *edits)
+    assert loaded.recipes == suite.load("smoke").recipes
+    assert loaded.dataset.class_pair == (1, 2)
+    made = create_interpreter(Run(loaded, ""), "aggregate")
+    assert [part.name for part in made.parts] == ["lrp", "grad_cam"]
+
+
+def test_a_packages_name_that_is_no_files_is_refused_when_the_suite_is_read(tmp_path, monkeypatch):
+    from benchmark import interpreters
+
+    monkeypatch.setitem(interpreters.INTERPRETERS, "../lrp", interpreters.INTERPRETERS["lrp"])
+    with pytest.raises(UserError, match=r"an interpreter's name must be letters, .* \(got '\.\./lrp'\)"):
+        smoke(tmp_path, ('evaluated = ["grad_cam"', 'evaluated = ["../lrp"'))
 
 
 @pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b"# \xc3\xa9\r\n"], ids=["mark", "accent"])
