@@ -87,7 +87,7 @@ def leaderboard(
     suite: SuiteOption = "default",
     out: OutOption = None,
     check: Annotated[bool, typer.Option("--check", help="Fail if the CSVs are not what the results give.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the board.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the board; CSVs are made if older than results.")] = False,
 ) -> None:
     """Regenerate the CSVs of a suite from its committed results; no training, no torch."""
     from benchmark import leaderboards
@@ -98,7 +98,7 @@ def leaderboard(
         if differing := leaderboards.check(folder):
             raise UserError(f"{folder}: {', '.join(differing)} differ from the results: run foolbench leaderboard")
         typer.echo(f"{folder}: every CSV is what the results give")
-    else:
+    elif not (show and leaderboards.are_current(folder)):
         leaderboards.write(folder)
     if show:
         typer.echo(board(folder), nl=False)

@@ -1,16 +1,17 @@
 """Suites: TOML files that say what is run, read and held against what there is."""
 
+import inspect
 import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from attacks import strategies
 from attacks.errors import UserError, unknown
-from benchmark.sections import PARTS, Search, Suite
+from benchmark.sections import MOST, PARTS, Search, Suite
 
 HERE = Path(__file__).parent / "suites"
 MOST_STEPS = 10**6  # samples, steps or cells of an interpreter: more could only be a mistake
@@ -40,6 +41,8 @@ def load(name: str | Path, split: str | None = None) -> Suite:
         raise UserError(f"suite {path} is not TOML: {error}") from error
     _check_names(suite)
     _check_sizes(suite)
+    if suite.dissection is not None:
+        _check_attacks(suite, suite.dissection.attacks)
     if split in (None, suite.scoring.split):
         return suite
     return suite.model_copy(update={"scoring": suite.scoring.model_copy(update={"split": split, "images": None})})
@@ -146,3 +149,35 @@ def _check_sizes(suite: Suite) -> None:
                 f"suite {suite.name!r}: dataset.input_size must be a multiple of 16, at least 32, for the model "
                 f"{architecture!r} (got {side}; nearest: {max(32, round(side / 16) * 16)})"
             )
+
+
+def _check_attacks(suite: Suite, listed: dict[str, dict[str, Any]]) -> None:
+    """Of dissection: names, options, their types, and, by an attack on no image in one step, their values."""
+    import torch
+
+    from attacks.toward import ATTACKS
+
+    finite, side = ConfigDict(allow_inf_nan=False), suite.dataset.input_size or 4096  # the largest there is
+    for name, options in listed.items():
+        where = f"dissection.attacks.{name}"
+        if name not in ATTACKS:
+            raise unknown(f"attack in dissection of suite {suite.name!r}", name, ATTACKS)
+        taken = inspect.signature(ATTACKS[name]).parameters
+        known = {key: of for key, of in taken.items() if key not in ("model", "images", "targets", "targeted")}
+        for key, value in options.items():
+            if key not in known:
+                raise unknown(f"option in {where} of suite {suite.name!r}", key, known)
+            its: Any = known[key].annotation
+            try:
+                TypeAdapter(its, config=finite).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise _invalid(suite.name, error, ("dissection", "attacks", name, key)) from error
+            if isinstance(value, int) and abs(value) > MOST:
+                raise UserError(f"suite {suite.name!r}: {where}.{key} must be {MOST} at most (got {value})")
+        if missing := [key for key, of in known.items() if of.default is of.empty and key not in options]:
+            raise UserError(f"suite {suite.name!r}: {where} must say {', '.join(missing)}")
+        few = options | ({"steps": min(options["steps"], 1)} if "steps" in options else {})
+        try:
+            ATTACKS[name](lambda x: x.flatten(1)[:, :2], torch.empty(0, 3, side, side), torch.empty(0).long(), **few)
+        except UserError as error:
+            raise UserError(f"suite {suite.name!r}: {where}: {error}") from error

@@ -2,19 +2,16 @@
 images that it has right. `images.safetensors`: x and x' (N, 3, H, W) in [0, 1] as `images` and `attacked`; labels,
 targets and places in the split (N,); `reached` (N,), whether the model puts x' in its target class."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd
 from attacks.errors import UserError
 from attacks.pixels import OnPixels
-from attacks.structured import structured_attack
+from attacks.toward import ATTACKS
 from benchmark.dissection.promotion import reaches
 from benchmark.entries import trained
 from benchmark.entries.images import batches, first_images, scored_pixels
@@ -24,18 +21,9 @@ from benchmark.run import Run, Spec, data_spec, dataset, provenance
 from benchmark.sections import Dissection
 from benchmark.store import intact
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {
-    "fgsm": partial(fgsm, targeted=True),
-    "pgd": partial(pgd, targeted=True),
-    "carlini_wagner": partial(carlini_wagner, targeted=True),
-    "elastic_net": partial(elastic_net, targeted=True),
-    "structured": structured_attack,
-}
-"""(model of pixels, images, targets, **options) -> adversarial images in [0, 1]."""
-
 CODE = (
     *trained.CODE,
-    *("attacks.borrowed", "attacks.given", "attacks.structured", "attacks.ranks"),
+    *("attacks.borrowed", "attacks.given", "attacks.structured", "attacks.ranks", "attacks.toward"),
     *("benchmark.dissection.promotion", "benchmark.dissection.attacked"),
 )
 

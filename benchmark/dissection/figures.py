@@ -3,6 +3,7 @@ PuOr, distinct without colour vision, and a sign or a hatch of its own for each 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -46,31 +47,38 @@ class Maps:
     title: str = ""
 
 
-def draw(tables: Mapping[str, pd.DataFrame], model: str, maps: Callable[[str], Maps]) -> dict[str, Figure]:
-    """Figures by name: shares of the types, the first images under each attack on the clean `model` (`maps` of an
-    attack), and, where there are concepts, detectors and what masking does, of the clean models."""
+def draw(
+    tables: Mapping[str, pd.DataFrame], model: str, maps: Callable[[str], Maps]
+) -> dict[str, Callable[[], Figure]]:
+    """How to draw each figure, by name, for each takes a second: shares of the types, the first images under each
+    attack on the clean `model` (`maps` of an attack), and, where there are concepts, detectors and what masking does,
+    of the clean models."""
     psr = tables["psr"]
-    clean, drawings = psr[psr.fooling.isna() & (psr.n > 0)].copy(), {}  # in one piece: over a hundred columns
-    model_rows = clean[clean.model == model]
+    clean = psr[psr.fooling.isna() & (psr.n > 0)].copy()  # in one piece: over a hundred columns
+    model_rows, drawings = clean[clean.model == model], dict[str, Callable[[], Figure]]()
     if len(clean):
         shares = [
             clean.assign(type=kind, share=clean[kind], low=clean[f"{kind}_low"], high=clean[f"{kind}_high"])
             for kind in list(TYPES)[:4]
         ]
-        drawings["shares"] = shares_figure(pd.concat(shares, ignore_index=True))
-    drawings |= {f"maps-{attack}": four_maps(maps(attack)) for attack in model_rows.attack}
+        drawings["shares"] = partial(shares_figure, pd.concat(shares, ignore_index=True))
+    drawings |= {f"maps-{attack}": partial(_maps_figure, maps, attack) for attack in model_rows.attack}
     if "dissection" in tables:
         units = tables["dissection"]
         for name, rows in units[units.fooling.isna()].groupby("model"):
-            drawings[f"detectors-{name}"] = detectors_figure(rows)
+            drawings[f"detectors-{name}"] = partial(detectors_figure, rows)
     if "masking" in tables and len(clean):
         masking = tables["masking"]
         most = (model_rows if len(model_rows) else clean).sort_values("n", kind="stable").iloc[-1]  # the most images
         rows = masking[(masking.model == most.model) & (masking.attack == most.attack)]
-        drawings["masking"] = masking_figure(rows, f"{most.model}, {most.attack}")
+        drawings["masking"] = partial(masking_figure, rows, f"{most.model}, {most.attack}")
     if "changed" in tables:
-        drawings["changed"] = changed_figure(tables["changed"])
+        drawings["changed"] = partial(changed_figure, tables["changed"])
     return drawings
+
+
+def _maps_figure(maps: Callable[[str], Maps], attack: str) -> Figure:
+    return four_maps(maps(attack))
 
 
 def four_maps(maps: Maps) -> Figure:

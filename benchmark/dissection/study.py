@@ -31,11 +31,13 @@ import torch
 
 from attacks import strategies
 from attacks.errors import UserError, unknown
+from attacks.structured import check_cell
+from attacks.toward import ATTACKS
 from benchmark import datasets
 from benchmark.cells import Manipulation, plan
 from benchmark.datasets.shapes import Shapes
 from benchmark.dissection import effects, figures, tables
-from benchmark.dissection.attacked import ATTACKED, ATTACKS, Adversarial, on_pixels, read, settings, those
+from benchmark.dissection.attacked import ATTACKED, Adversarial, on_pixels, read, settings, those
 from benchmark.dissection.effects import EFFECTS, Look
 from benchmark.dissection.units import UNITS, Dissected, concepts_of
 from benchmark.dissection.victims import Victim
@@ -44,6 +46,7 @@ from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.recipes import recipe
 from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
+from benchmark.execution.executor import progress
 from benchmark.figures.style import save
 from benchmark.leaderboards.table import csv_text
 from benchmark.run import Run, dataset, provenance
@@ -79,6 +82,12 @@ def _checked(run: Run, concepts: str | None) -> bool:
     for attack in settings(run).attacks:
         if attack not in ATTACKS:
             raise unknown("attack", attack, ATTACKS)
+    own = {f"attacks.{name}.": options["cell"] for name, options in settings(run).attacks.items() if "cell" in options}
+    for where, cell in ({"": settings(run).cell} | own).items():
+        try:
+            check_cell(cell, data.input_size, data.input_size)
+        except UserError as error:
+            raise UserError(f"suite {run.suite.name!r}: dissection.{where}{error}") from error
     if data.num_classes < 2:
         raise UserError(f"dataset {data.name!r} must have two classes at least to attack toward another (got one)")
     dissected = concepts is not None or isinstance(data, Shapes)
@@ -194,11 +203,13 @@ def run(run: Run, out: Path, jobs: int | None = None, concepts: str | None = Non
         torch.set_num_threads(suite.threads)
     try:
         drawings = figures.draw(written, model, partial(drawn, run, model))
+        with progress(len(drawings)) as report:
+            for name, drawing in drawings.items():
+                paths.append(out / "figures" / f"{name}.png")
+                save(drawing(), paths[-1])
+                report(f"figure {name}", "")
     finally:
         torch.set_num_threads(threads)
-    for name, figure in drawings.items():
-        paths.append(out / "figures" / f"{name}.png")
-        save(figure, paths[-1])
     return paths
 
 

@@ -2,7 +2,8 @@
 
 `Activations` is a `TorchFunctionMode`: it sees functional calls, in-place variants and reused modules alike, where
 hooks on modules see neither the first nor tell the last apart. Operations that are linear in what depends on the image
-run as they are; one that is neither linear nor has a step of its own is an error that names it.
+run as they are; one that is neither linear nor has a step of its own is an error that names it, where the logits hang
+on it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -17,8 +18,9 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
+from benchmark.interpreters.leaving import LEAVING, Numbers
 from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
-from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_leaving, refuse_unseen
+from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {
@@ -53,6 +55,8 @@ class Activations(TorchFunctionMode):
         self.method, self.steps, self.plain = method, steps, plain
         self.traced: Any = WeakIdKeyDictionary()
         self.lost: Any = WeakIdKeyDictionary()  # depends on the image, without a gradient
+        self.unruled: list[tuple[str, Ancestry]] = []  # operations that are neither linear nor have a step
+        self.numbers = Numbers()
         self.ancestry = Ancestry()
 
     def trace(self, *followed: Tensor) -> None:
@@ -65,9 +69,17 @@ class Activations(TorchFunctionMode):
         """The logits of `start`, held to hang on it by operations that were seen; `parameters` replace the model's."""
         refuse_compiled(self.method, model)
         self.trace(start)
-        with self, no_checkpoint(self.method):
-            logits = functional_call(model, parameters, (start,)) if parameters else model(start)
+        given = start.detach().clone()  # the model may write into its input
+        try:
+            with self, no_checkpoint(self.method):
+                logits = functional_call(model, parameters, (start,)) if parameters else model(start)
+        except RuntimeError as error:
+            if self.unruled:  # images side by side may be more than what has no rule can bear
+                raise self._no_rule(self.unruled[0][0]) from error
+            raise
+        self._refuse_unruled(logits)
         if logits in self.traced:
+            self.numbers.refuse_used(self.method, model, given)
             return logits
         self._check_origins("the output", [logits], is_read=True)
         raise Refused(
@@ -88,13 +100,14 @@ class Activations(TorchFunctionMode):
             return func(*args, **kwargs)
         read = [t for t in operands if t in self.traced]
         self._check_origins(repr(name), operands, bool(read))
+        if func.__name__ in LEAVING:
+            self.numbers.note(self.method, func, [t for t in operands if t in self.traced or t in self.lost])
         if not read:
             output = func(*args, **kwargs)
             if self.lost and any(t in self.lost for t in operands):
                 for tensor in tensors(output):
                     self.lost[tensor] = True
             return output
-        refuse_leaving(self.method, func, read)
         refuse_out(self.method, func, kwargs)
         target = written(func, args, kwargs)
         if name in self.steps:
@@ -103,9 +116,28 @@ class Activations(TorchFunctionMode):
             output = func(*args, **kwargs)
             results = tensors(output if target is None else (output, target))
             if not self._has_rule(Call(name, func, args, kwargs, read)) and any(t.is_floating_point() for t in results):
-                raise Refused(f"{self.method} has no rule for the operation {name!r}")
+                self._note_unruled(name, results if target is None else [*results, target._base])
         self._follow(tensors(output) if target is None else [*tensors(output), target, target._base])
         return output
+
+    def _note_unruled(self, name: str, results: Iterable[Tensor | None]) -> None:
+        """Remember the operation by its nodes in autograd's graph, as they are now: they may be written to later."""
+        made = Ancestry()
+        for tensor in results:
+            if tensor is not None and tensor.requires_grad:
+                if tensor.grad_fn is None:  # within a custom autograd.Function, whose graph is its own
+                    raise self._no_rule(name)
+                made.root(tensor)
+        self.unruled.append((name, made))
+
+    def _refuse_unruled(self, logits: Tensor) -> None:
+        """Raise `Refused` for the first operation without a rule that the logits hang on."""
+        for name, made in self.unruled:
+            if made.depends(logits):
+                raise self._no_rule(name)
+
+    def _no_rule(self, name: str) -> Refused:
+        return Refused(f"{self.method} has no rule for the operation {name!r}")
 
     def _has_rule(self, call: Call) -> bool:
         if call.name in WRITES or call.name == "getitem":

@@ -112,7 +112,7 @@ def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
     if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
         return
     other = images[:1] if len(images) > 1 else torch.cat([images, 0.5 - 1.5 * images.flip(-1)])
-    trial = _double(model)
+    trial = double(model)
     with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
         alone, beside = trial(images.detach().clone())[0], trial(other.detach().clone())[0]
         if _apart(beside, alone) and not _apart(trial(images.detach().clone())[0], alone):
@@ -120,7 +120,7 @@ def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
     _unmixed.add(model)
 
 
-def _double(model: nn.Module) -> nn.Module:
+def double(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters; the model itself where it cannot be copied."""
     try:
         return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})

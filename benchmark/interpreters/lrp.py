@@ -44,6 +44,7 @@ class LRP(Targeted):
             explained = self._by_name(model, images, targets, tape)
         else:
             explained = self._named_where_missing(model, images, targets, tape)
+        tape.numbers.refuse_used("LRP", model, images)
         if tape.strangers:
             self._make_sure(model, images, tape)
         return explained

@@ -1,8 +1,8 @@
 """Where the tensors of a forward pass come from: what a trace must refuse because it cannot see how they were made.
 
 A `TorchFunctionMode` sees calls of Python. What runs below them (a scripted or traced module, an operation in C++, a
-custom `autograd.Function`), and what becomes of values once they are numbers or arrays, it does not. Such a tensor
-enters the trace as one that nobody made; whether it hangs on the images, autograd's graph says.
+custom `autograd.Function`), and what becomes of values once they are numbers or arrays (`leaving`), it does not. Such
+a tensor enters the trace as one that nobody made; whether it hangs on the images, autograd's graph says.
 """
 
 from typing import Any
@@ -16,7 +16,6 @@ from attacks.errors import Refused
 # outputs owe their shape to an operand, not their values
 CONSTANTS = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
              "new_empty", "new_full"}  # fmt: skip
-LEAVING = {"numpy", "__array__", "tolist", "item", "__float__", "__complex__", "__dlpack__"}
 WHOLE = (torch.float32, torch.float64)
 
 
@@ -26,13 +25,6 @@ def refuse_compiled(method: str, model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             where = f"module {name!r}" if name else "the model"
             raise Refused(f"{method} cannot follow {where}, which is scripted or traced; allowed: its source")
-
-
-def refuse_leaving(method: str, function: Any, read: list[Tensor]) -> None:
-    """Raise `Refused` where values become numbers or arrays, of which no trace can say what is made of them."""
-    if function.__name__ in LEAVING and any(t.is_floating_point() for t in read):
-        name = function.__name__.strip("_")
-        raise Refused(f"{method} cannot follow {name!r}: values that depend on the image must stay tensors")
 
 
 def refuse_unseen(method: str, where: str) -> None:

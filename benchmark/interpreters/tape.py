@@ -18,8 +18,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
 from benchmark.interpreters.head import Head
+from benchmark.interpreters.leaving import LEAVING, Numbers
 from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, Step, Way, folded, is_nonnegative, run
-from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_leaving, refuse_unseen
+from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
 from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors
 
@@ -42,6 +43,7 @@ class Tape(TorchFunctionMode):
         self.count = 0
         self.nodes: Any = WeakIdKeyDictionary()  # tensor -> node number
         self.memory = Memory()
+        self.numbers = Numbers()
         self.nonnegative: set[int] = set()
         self.weighted: dict[int, Weighted] = {}  # node of its output -> the operation
         self.readers: dict[int, int] = defaultdict(int)
@@ -74,14 +76,17 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.recording:
+            if func.__name__ in LEAVING:
+                self.numbers.note("LRP", func, [])
             return self._aside(func, args, kwargs, [])
         args, kwargs = mapped(self.current, args), mapped(self.current, kwargs)
         operands = tensors((args, kwargs))
         self.memory.refuse_stale(name_of(func), operands)
         read = [t for t in operands if t in self.nodes]
+        if func.__name__ in LEAVING:
+            self.numbers.note("LRP", func, read)
         if not read or func.__name__ in CONSTANTS:
             return self._aside(func, args, kwargs, () if read else operands)
-        refuse_leaving("LRP", func, read)
         refuse_out("LRP", func, kwargs)
         self._check_origins(name_of(func), operands)
         call = pure(func, args, kwargs, read)

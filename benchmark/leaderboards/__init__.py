@@ -52,6 +52,16 @@ def write(folder: Path | str) -> None:
         write_atomic(Path(folder) / f"{name}.csv", text)
 
 
+def are_current(folder: Path | str) -> bool:
+    """Whether the CSVs of `folder` are there, and no result is younger, by the files' times: in seconds less than
+    `check` takes. What is written last, and checked out last, is the stability."""
+    board, results = Path(folder) / "stability.csv", Path(folder) / "results"
+    if not board.is_file():
+        return False
+    written = board.stat().st_mtime_ns
+    return all(path.stat().st_mtime_ns <= written for path in (results, *results.glob("*")) if path.exists())
+
+
 def check(folder: Path | str) -> list[str]:
     """The CSV files of `folder` that are missing, or not what its results give, byte for byte but for line ends."""
     files = {Path(folder) / f"{name}.csv": text for name, text in _render(Path(folder)).items()}

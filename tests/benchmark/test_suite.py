@@ -199,6 +199,38 @@ def test_an_impossible_suite_is_one_line_that_names_the_key(tmp_path, old, new, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("pgb = {}", "unknown attack in dissection of suite 'smoke' 'pgb': did you mean 'pgd'"),
+        ("fgsm = { epsilo = 1 }", "in dissection.attacks.fgsm of suite 'smoke' 'epsilo': did you mean 'epsilon'"),
+        ("fgsm = { epsilon = 1, targeted = false }", "'targeted': allowed: epsilon$"),
+        ("pgd = { epsilon = 1 }", "suite 'smoke': dissection.attacks.pgd must say step, steps$"),
+        ("fgsm = { epsilon = 'a' }", r"dissection\.attacks\.fgsm\.epsilon: .*number \(got 'a'\)"),
+        ("fgsm = { epsilon = inf }", r"dissection\.attacks\.fgsm\.epsilon: .*finite number \(got inf\)"),
+        ("fgsm = { epsilon = 0 }", r"dissection\.attacks\.fgsm: epsilon must be greater than 0 \(got 0\)"),
+        ("elastic_net = { steps = 1e3 }", r"dissection\.attacks\.elastic_net\.steps: .*integer \(got 1000\.0\)"),
+        ("carlini_wagner = { steps = 0 }", r"dissection\.attacks\.carlini_wagner: steps must be at least 1 \(got 0\)"),
+        ("pgd = { epsilon = 1, step = 1, steps = 9, norm = 'L1' }", "pgd: unknown norm 'L1': allowed: L2, Linf"),
+        ("pgd = { epsilon = 1, step = 1, steps = 9, seed = 4000000000 }", "pgd.seed must be 2147483647 at most"),
+        (
+            "structured = { cell = 33, steps = 9, gamma = 1, tau = 1, c = 1, rho = 1, epsilon = 1 }",
+            "cell must be 1 to 32",
+        ),
+    ],
+)
+def test_what_an_attack_of_the_dissection_cannot_be_is_told_as_the_suite_is_read(tmp_path, attack, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path, (RULE, f"dissection.attacks.{attack}\n{RULE}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_many_steps_are_as_soon_read_as_few(tmp_path):
+    attacks = ("carlini_wagner = { steps = 2147483647 }", "elastic_net = { steps = 2147483647, beta = 0 }")
+    for attack in attacks:
+        assert load(tmp_path, (RULE, f"dissection.attacks.{attack}\n{RULE}")).dissection.cell == 8
+
+
 @pytest.mark.parametrize("name", ["smooth_grad", "var_grad", "integrated_gradients", "gradient_shap"])
 def test_gradients_at_several_points_may_be_attacked(tmp_path, name):
     assert load(tmp_path, ('attacked = ["grad_cam"', f'attacked = ["{name}"')).attacked == [name, "lrp_t"]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from attacks.errors import UserError
+from attacks.toward import ATTACKS
 from benchmark import suite
 from benchmark.dissection import attacked, figures, network, study
 from benchmark.entries.kind import Entry
@@ -67,10 +68,14 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(done, tmp_path, 
         assert (tmp_path / f"{name}.csv").read_bytes() == (out / f"{name}.csv").read_bytes()
 
 
-def test_nothing_reached_is_tables_without_it_and_no_figure_of_it(done, tmp_path):
+def test_nothing_reached_is_tables_without_it_and_no_figure_of_it(done, tmp_path, capsys):
     run = replace(done.run, suite=study.narrowed(done.run.suite, None, None, "fgsm"))
-    found = {path.stem for path in study.run(run, tmp_path, jobs=1)}
-    assert found - {"changed"} == {"psr", "dissection", "dissect", "detectors-compact_resnet"}
+    paths = study.run(run, tmp_path, jobs=1)
+    assert {path.stem for path in paths} - {"changed"} == {"psr", "dissection", "dissect", "detectors-compact_resnet"}
+    drawn = [path.stem for path in paths if path.suffix == ".png"]
+    told = [f"[{i}/{len(drawn)}] figure {name}" for i, name in enumerate(drawn, 1)]  # each takes a second
+    lines = capsys.readouterr().err.splitlines()[-len(told) - 1 :]
+    assert [line.partition(",")[0] for line in lines] == [f"[0/{len(drawn)}] begun", *told]
 
 
 def test_the_control_takes_recipes_that_a_search_found(done):
@@ -85,7 +90,7 @@ def test_the_control_takes_recipes_that_a_search_found(done):
 def test_a_suite_is_narrowed_to_what_is_asked_for():
     given = suite.load("promotion-suppression")
     assert given.dissection is not None
-    assert set(given.dissection.attacks) <= set(attacked.ATTACKS)
+    assert set(given.dissection.attacks) <= set(ATTACKS)
     chosen = study.narrowed(given, "compact_vgg", "digits", "pgd")
     assert [*chosen.models] == ["compact_vgg"]
     assert chosen.dataset.name == "digits"
@@ -112,4 +117,16 @@ def test_what_cannot_be_made_is_an_error_that_names_it(done):
     settings = done.run.suite.dissection.model_copy(update={"attacks": {"fgsm": {"epsilon": -1.0}}})
     run = replace(done.run, suite=done.run.suite.model_copy(update={"dissection": settings}))
     with pytest.raises(UserError, match=r"^attack compact_resnet by fgsm: .*epsilon"):
+        study.measure(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [({"cell": 33}, "cell"), ({"attacks": {"structured": {"cell": 40}}}, "attacks.structured.cell")],
+)
+def test_cells_larger_than_the_images_are_an_error_before_anything_is_made(done, monkeypatch, changes, where):
+    monkeypatch.setattr(study.compute, "compute", None)
+    settings = done.run.suite.dissection.model_copy(update=changes)
+    run = replace(done.run, suite=done.run.suite.model_copy(update={"dissection": settings}))
+    with pytest.raises(UserError, match=rf"^suite 'tiny': dissection.{where} must be 1 to 32 pixels"):
         study.measure(run, 1)
