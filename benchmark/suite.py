@@ -132,9 +132,9 @@ def _check_options(suite: str, name: str, options: dict[str, Any]) -> None:
             TypeAdapter(types[option]).validate_python(value, strict=True)
         except ValidationError as error:
             raise _invalid(suite, error, ("interpreters", name, option)) from error
-        most = MOST_STEPS if isinstance(value, int) and option != "seed" else None
-        if value == "" or (most is not None and value > most):
-            allowed = "not be empty" if value == "" else f"be at most {most}"
+        too_many = isinstance(value, int) and option != "seed" and value > MOST_STEPS
+        if value == "" or too_many:
+            allowed = f"be at most {MOST_STEPS}" if too_many else "not be empty"
             raise UserError(f"suite {suite}: interpreters.{name}.{option}: must {allowed} (got {value!r})")
 
 
