@@ -1,5 +1,5 @@
-"""BatchNorm whose statistics say nothing of a model: γ (x − μ)/σ + β = (γ/σ) x + (β − γ μ/σ), with 0 and 1 in their place
-in every model."""
+"""BatchNorm whose statistics say nothing of a model: γ (x − μ)/σ + β = (γ/σ) x + (β − γ μ/σ), with 0 and 1 in the place
+of μ and σ in every model."""
 
 import torch
 from torch import Tensor, nn

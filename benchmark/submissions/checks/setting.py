@@ -30,7 +30,7 @@ Severity = Literal["error", "warning"]
 SIDE, IMAGES, CLASSES = 32, 4, 8
 MOST = 0.5  # the share of images that may be odd by chance: a blank map, a ReLU at its kink
 ALIKE = 1e-2  # ‖a − b‖/‖a‖ of the maps of two models that compute the same, or of two devices
-SPREAD = 4.0  # of the logits, their standard deviation: that of the compact models when they are trained
+SPREAD = 4.0  # standard deviation of the logits; that of trained compact models is 2.6 to 4.3 after three epochs
 APART = 1e-2  # largest difference of two min-max normalised maps that should have nothing in common
 
 
