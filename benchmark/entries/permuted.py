@@ -72,10 +72,10 @@ def classes_of(model: nn.Module, images: Tensor) -> int:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's of two batches of maps (N, h, w) -> (N,); 1 where both are constant, 0 where one is."""
+    """Pearson's of two batches of maps (N, h, w) -> (N,); 1 where both are constant, 0 where one is, or has NaN."""
     first, second = (maps.double().flatten(1) for maps in (a, b))
     first, second = (maps - maps.mean(1, keepdim=True) for maps in (first, second))
     size = first.norm(dim=1) * second.norm(dim=1)
     constant = blank(a).to(size) + blank(b).to(size)
     products = (first * second).sum(1) / torch.where(size > 0, size, 1)
-    return torch.where(constant > 0, (constant == 2).to(size), products)
+    return torch.where(constant > 0, (constant == 2).to(size), products).nan_to_num(0.0)

@@ -117,5 +117,7 @@ def test_correlation_by_hand():
     a, b = torch.rand(2, 3, 4, 5, generator=generator)
     expected = [np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a, b, strict=True)]
     torch.testing.assert_close(correlation(a, b), torch.tensor(expected))
-    flat = torch.zeros(1, 4, 5)
-    assert [correlation(x, y).item() for x, y in ((flat, flat + 1), (flat, a[:1]), (a[:1], flat))] == [1, 0, 0]
+    flat, spoiled = torch.zeros(1, 4, 5), a[:1].clone()
+    spoiled[0, 1, 1] = torch.nan
+    pairs = ((flat, flat + 1), (flat, a[:1]), (a[:1], flat), (a[:1], spoiled))
+    assert [correlation(x, y).item() for x, y in pairs] == [1, 0, 0, 0]
