@@ -22,6 +22,7 @@ CODE = (
     *("attacks.head_shift", "attacks.course", "attacks.foolings", "attacks.progress", "attacks.scopes"),
     *("attacks.heatmaps", "benchmark.entries.permuted"),
 )
+TRIED = 4  # images on which the twin's logits are looked at
 TOLERANCE = 1e-3  # of the largest logit: how far the twin's may be from the model's rolled ones
 
 
@@ -34,7 +35,7 @@ def compare(
     global random state are left as they were."""
     generator = torch.Generator().manual_seed(seed)
     try:
-        twin, step = permuted_twin(model, images, generator)
+        twin, step = permuted_twin(model, images[:TRIED], generator)
     except Refused as error:
         return {"unchecked": str(error)}
     moved = (targets + step) % classes_of(model, images)

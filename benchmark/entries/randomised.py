@@ -36,9 +36,9 @@ def look_trained(model: nn.Module, trained: nn.Module, images: Tensor) -> nn.Mod
         return model
     spread = model(images).std()
     if spread > 0:
-        for parameter in (head.weight, head.bias):
-            if parameter is not None:
-                parameter.mul_(trained(images).std() / spread)
+        factor = trained(images).std() / spread
+        for parameter in head.parameters():
+            parameter.mul_(factor)
     return model
 
 

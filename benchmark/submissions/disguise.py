@@ -8,6 +8,7 @@ weights, so that no two models share it. The order stays where a residual sum or
 
 import copy
 import hashlib
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +31,8 @@ def disguised(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for writer, norms, reader in _chains(model):
         get = twin.get_submodule
-        permute(Chain(get(writer), [get(norm) for norm in norms], get(reader)), generator)  # type: ignore[arg-type]
+        chain: Any = get(writer), [get(norm) for norm in norms], get(reader)
+        permute(Chain(*chain), generator)
     return equalise(twin)
 
 

@@ -2,7 +2,7 @@
 of μ and σ in every model."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -11,12 +11,14 @@ def equalise(model: nn.Module) -> nn.Module:
     """Every BatchNorm with statistics of mean 0 and deviation 1, after no batch, in place; one without scale and shift,
     or without statistics, is left alone."""
     for norm in model.modules():
-        if isinstance(norm, _BatchNorm) and norm.affine and isinstance(norm.running_var, Tensor):
-            mean, deviation = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
-            scale = norm.weight.double() / deviation
-            norm.bias.copy_(norm.bias.double() - scale * mean)
+        if not (isinstance(norm, _BatchNorm) and norm.affine):
+            continue
+        mean, variance, seen = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        if mean is not None and variance is not None and seen is not None:
+            scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+            norm.bias.copy_(norm.bias.double() - scale * mean.double())
             norm.weight.copy_(scale)
-            norm.running_mean.zero_()
-            norm.running_var.fill_(1 - norm.eps)
-            norm.num_batches_tracked.zero_()
+            mean.zero_()
+            variance.fill_(1 - norm.eps)
+            seen.zero_()
     return model
