@@ -24,7 +24,9 @@ def look_trained(model: nn.Module, trained: nn.Module, images: Tensor) -> nn.Mod
     left alone. Draws from the global random state."""
     likes = dict(trained.named_parameters())
     for name, parameter in model.named_parameters():
-        like = likes[name]
+        like = likes.get(name)
+        if like is None:  # of an auxiliary head, which published weights come without
+            continue
         if parameter.dim() < 2:
             parameter.copy_(like.flatten()[torch.randperm(like.numel()).to(like.device)].view_as(like))
         elif (size := parameter.norm()) > 0:
@@ -44,6 +46,7 @@ def look_trained(model: nn.Module, trained: nn.Module, images: Tensor) -> nn.Mod
 
 def _calibrate(model: nn.Module, trained: nn.Module, images: Tensor) -> None:
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    likes = dict(trained.named_modules())
     momenta = {name: norm.momentum for name, norm in norms.items()}
     for norm in norms.values():
         norm.reset_running_stats()
@@ -53,6 +56,6 @@ def _calibrate(model: nn.Module, trained: nn.Module, images: Tensor) -> None:
     for name, norm in norms.items():
         norm.eval()
         norm.momentum = momenta[name]
-        seen = trained.get_submodule(name).num_batches_tracked
+        seen = getattr(likes.get(name), "num_batches_tracked", None)
         if isinstance(norm.num_batches_tracked, Tensor) and isinstance(seen, Tensor):
             norm.num_batches_tracked.copy_(seen)
