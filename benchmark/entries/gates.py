@@ -3,12 +3,14 @@ label's score fall where it points? `benchmark.leaderboards.ranking` decides fro
 suite has two-object images, these are asked: on an image with one object any map that finds an object seems to explain
 the class.
 
-randomised    Spearman's correlation with the map of the same network with new random weights (Adebayo et al. 2018)
+randomised    Spearman's correlation with the map of the same network with new random weights (Adebayo et al. 2018),
+              which looks trained (`benchmark.entries.randomised`)
 other_class   the same with the map of another class, of the other object where there are two
 unrelated     the same with the map of another image: what two maps of this kind have in common anyway
 aopc_*        AOPC over the target layer's grid, cells replaced by noise, the image's mean colour, its blurred self; of
               the logit, and with `_contrast` at the end of the contrast, from the same passes
-A correlation is 1 where both maps are constant and 0 where one is.
+A correlation is 1 where both maps are constant and 0 where one is. Beside them stands what the head-permuted twin shows
+(`benchmark.entries.permuted`) on the first batch.
 """
 
 import time
@@ -28,7 +30,7 @@ from torchvision.transforms.v2 import functional as pictures
 from attacks.heatmaps import blank
 from attacks.ranks import rank_correlation
 from benchmark.cells import View
-from benchmark.entries import curves, trained
+from benchmark.entries import curves, permuted, randomised, trained
 from benchmark.entries.curves import target_grid
 from benchmark.entries.images import batches, first_images
 from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
@@ -39,7 +41,10 @@ from benchmark.leaderboards.ranking import FILLS
 from benchmark.metrics.perturbation import Grid, aopc, cell_order, drops, folded, noise
 from benchmark.run import Run, Spec, create_interpreter, data_spec, dataset, has_pairs, interpreter_spec
 
-CODE = (*trained.CODE, *curves.CODE, "attacks.heatmaps", "attacks.modes", "attacks.ranks", "benchmark.entries.gates")
+CODE = (
+    *(*trained.CODE, *curves.CODE, *randomised.CODE),
+    *("attacks.heatmaps", "attacks.modes", "attacks.ranks", "benchmark.entries.gates"),
+)
 READ = ("", CONTRAST)  # of `benchmark.metrics.perturbation.SCORES`, in the names of values
 VALUES = ("randomised", "other_class", "unrelated", *(f"aopc_{fill}{read}" for fill in FILLS for read in READ))
 
@@ -148,11 +153,9 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
     settings = run.suite.gate
     assert settings is not None
     model, interpreter = clean_model(run, view.model), create_interpreter(run, view.interpreter)
-    with torch.random.fork_rng():
-        torch.manual_seed(run.suite.dataset.seed)
-        random_model = new_model(run, view.model).to(run.device).eval()
     asked, size = first_images(batches(run, "dev", has_pairs(run)), settings.images), run.suite.scoring.batch_size
     images, targets = map(torch.cat, zip(*((x, y) for _, x, y in asked), strict=True))
+    random_model = _random_model(run, view.model, model, images[:size])
     classes = dataset(run, "dev").num_classes
     targets, others = targets.unbind(1) if targets.dim() == 2 else (targets, (targets + 1) % classes)
     first = images[:size], targets[:size]
@@ -161,7 +164,18 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
         spent["peak_mib"] = None  # that of another process
     models, grid = (model, folded(model, images[:1]), random_model), target_grid(model, images[:1])
     values = measure(interpreter, *models, images, targets, others, grid, settings.cells, size)
-    return {"values": {name: value.double().cpu().tolist() for name, value in values.items()}, "cost": spent}
+    twin = permuted.compare(interpreter, model, *first, run.suite.dataset.seed)
+    return {
+        "values": {name: value.double().cpu().tolist() for name, value in values.items()},
+        "cost": spent,
+        "twin": twin,
+    }
+
+
+def _random_model(run: Run, name: str, clean: nn.Module, images: Tensor) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(randomised.SEEDS + run.suite.dataset.seed)
+        return randomised.look_trained(new_model(run, name).to(run.device).eval(), clean, images)
 
 
 def _spec(run: Run, view: View) -> Spec:
@@ -184,7 +198,7 @@ def _collect(run: Run, errors: Errors) -> Iterator[Result]:
         receipts = {model: entry.receipt(run) or {} for model, entry in entries.items()}
         card: Receipt = {
             part: {m: receipt[name] for m, receipt in receipts.items() if name in receipt}
-            for part, name in (("gate", "values"), ("cost", "cost"))
+            for part, name in (("gate", "values"), ("cost", "cost"), ("gate_twin", "twin"))
         }
         failed = {model: errors[entry] for model, entry in entries.items() if entry in errors}
         yield evaluated, [], card | ({"gate_errors": failed} if failed else {})

@@ -23,6 +23,7 @@ from benchmark.entries.predictions import PREDICTIONS, origin
 from benchmark.entries.robustness import ROBUSTNESS
 from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import TRAINED
+from benchmark.entries.twins import TWINS
 from benchmark.execution import preflight
 from benchmark.execution.engines import Names, Unit
 from benchmark.execution.executor import Start, executor, processes, progress
@@ -39,6 +40,7 @@ KINDS: tuple[Kind, ...] = (
     MANIPULATIONS,
     PREDICTIONS,  # in the unit of their manipulation, as the scores
     SCORES,
+    TWINS,  # in the unit of the scores, or of the originals
     ROBUSTNESS,
     GATES,
 )

@@ -24,6 +24,7 @@ from benchmark.intervals import RESAMPLES, Floats, Mean, bootstrap_mean, draws, 
 
 CHANCE_LIMIT = 0.9
 RANDOMISED_LIMIT, CLASS_LIMIT = 0.5, 0.9
+TWIN_LIMIT = 0.99  # an honest map is the same to rounding; one that explains something else is far from it
 KEPT = 1e-3  # share of predictions that may change in a function that was kept: rounding decides between equal logits
 LEAST_P = 1e-6  # what a normal tail says beyond is not to be believed
 FILLS = ("noise", "mean", "blur")
@@ -175,11 +176,35 @@ def eligibility(
     controls = [c["gate"] for c in cards.values() if c.get("control") and set(models) <= set(c.get("gate", {}))]
     end = GATE_SCORES[gate_score(cards)]
     won = [f for f in FILLS if all(_points_better(card["gate"], c, f"aopc_{f}{end}", models) for c in controls)]
+    reasons += twin_reasons(card)
     if unattacked:
         reasons.append(unattacked)
     if len(won) < 2:
         reasons.append(f"AOPC beats every control with {len(won)} of {len(FILLS)} fills (2 needed)")
     return not reasons, "; ".join(reasons)
+
+
+def least_twin(card: dict[str, Any]) -> tuple[float, str] | None:
+    """The least correlation with the map of a head-permuted twin, mean over images, and where; None: not checked."""
+    gate = {f"{m} at the gate": t["correlation"] for m, t in card.get("gate_twin", {}).items() if "correlation" in t}
+    found = [(float(np.mean(values)), where) for where, values in gate.items()]
+    scored = card.get("twins", {}).get("correlation")
+    return min(found + ([(scored["least"], scored["where"])] if scored else []), default=None)
+
+
+def twin_reasons(card: dict[str, Any]) -> list[str]:
+    """Why what an interpreter explains is not the model that it is given."""
+    reasons, twins = [], card.get("twins", {})
+    least, again = least_twin(card), twins.get("again")
+    if least and not least[0] >= TWIN_LIMIT:
+        what = "another map where only the order of the classes is another"
+        reasons.append(f"PERMUTED_TWIN: {what} (correlation {least[0]:.2f} on {least[1]}, needed {TWIN_LIMIT})")
+    if again and not again["least"] >= TWIN_LIMIT:
+        what = f"correlation {again['least']:.2f} on {again['where']}, needed {TWIN_LIMIT}"
+        reasons.append(f"ASKED_AGAIN: another map than was scored ({what})")
+    if errors := twins.get("errors"):
+        reasons.append(f"{len(errors)} permuted twins failed, first: {errors[0]}")
+    return reasons
 
 
 def gate_score(cards: dict[str, dict[str, Any]]) -> str:

@@ -87,6 +87,8 @@ def _rows(measured: Measured) -> list[Row]:
         if standing.eligible is not None:
             row |= {"eligible": "yes" if standing.eligible else "no", "reason": standing.reason}
             row["gate_score"] = gate_score
+            if least := ranking.least_twin(card):
+                row["twin"] = least[0]
         if name in ranks:
             row |= dict(zip(("rank", "rank_low", "rank_high"), ranks[name], strict=True))
         rows.append(row)
@@ -182,6 +184,11 @@ def _still_falling(manipulation: Row) -> bool:
     return first > last and late - last > 0.05 * (first - last)
 
 
+def _twin(rows: list[Row]) -> list[str]:
+    """`twin`, the least correlation with the map of a head-permuted twin; older results have none."""
+    return ["twin"] if any("twin" in row for row in rows) else []
+
+
 _CHANCE = [f"{name}_{cells}" for name in metrics.CHANCE for cells in ("self", "transfer")]
 
 STABILITY = Leaderboard(
@@ -195,6 +202,7 @@ STABILITY = Leaderboard(
     ],
     text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer", "gate_score"),
     rows=_rows,
+    more=_twin,
 )
 
 DIFFERENCES = Leaderboard(

@@ -17,6 +17,7 @@ from attacks.heatmaps import min_max
 from benchmark.interpreters.base import Interpreter, Targets
 from benchmark.submissions.checks.setting import Finding
 from benchmark.submissions.child import Child, Fooled
+from benchmark.submissions.disguise import disguised
 from benchmark.submissions.submission import Submission
 
 
@@ -31,7 +32,10 @@ class Remote(Interpreter):
     `attribute` takes the name, so the submission's attribute is `symbol` here.
     """
 
-    code: ClassVar = tuple(f"benchmark.submissions.{name}" for name in ("child", "pipe", "remote", "sandbox", "wire"))
+    code: ClassVar = tuple(
+        f"benchmark.submissions.{name}"
+        for name in ("child", "checks.twins", "disguise", "equalise", "pipe", "remote", "sandbox", "wire")
+    )
 
     file: str
     symbol: str
@@ -43,7 +47,7 @@ class Remote(Interpreter):
     flags: tuple[str, ...] = ()  # what its checks found, for its card
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self._child().heatmaps(model, images, targets)
+        maps = self._child().heatmaps(disguised(model), images, targets)
         return model(images), maps[:, None]
 
     def heatmap(self, attribution: Tensor) -> Tensor:

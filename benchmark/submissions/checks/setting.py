@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
+from attacks.head_shift import find_head
 from attacks.heatmaps import min_max
 from benchmark import datasets, models
+from benchmark.submissions.equalise import equalise
 
 Interpreter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Check = Callable[[Interpreter, nn.Module, Tensor, Tensor], str]
@@ -28,6 +30,7 @@ Severity = Literal["error", "warning"]
 SIDE, IMAGES, CLASSES = 32, 4, 8
 MOST = 0.5  # the share of images that may be odd by chance: a blank map, a ReLU at its kink
 ALIKE = 1e-2  # ‖a − b‖/‖a‖ of the maps of two models that compute the same, or of two devices
+SPREAD = 4.0  # standard deviation of the logits; that of trained compact models is 2.6 to 4.3 after three epochs
 APART = 1e-2  # largest difference of two min-max normalised maps that should have nothing in common
 
 
@@ -107,7 +110,8 @@ def restored() -> Iterator[None]:
 
 
 def make_cases(device: str) -> list[Case]:
-    """Every compact model, untrained, with BatchNorm statistics of its own, and images of the drawn dataset."""
+    """Every compact model, untrained, with BatchNorm statistics of its own, and images of the drawn dataset. It looks
+    trained: its logits are as large, and it has the form in which a child gets any model (`equalise`)."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -125,7 +129,11 @@ def make_cases(device: str) -> list[Case]:
                     nn.init.uniform_(module.weight, 0.5, 1.5)
                     nn.init.uniform_(module.bias, -0.3, 0.3)
             model.train()(images)
-            model.eval()
+            equalise(model.eval())
+            head, _ = find_head(model, images[:IMAGES])
+            factor = SPREAD / model(images).std()
+            for parameter in head.parameters():
+                parameter.mul_(factor)
             chosen = images[:IMAGES].to(device)
             best = model.to(device)(chosen).topk(2, dim=1).indices  # others have negative logits, LRP blank maps
             rank = torch.arange(IMAGES, device=device)[:, None] % 2  # untrained, it likes the same class everywhere

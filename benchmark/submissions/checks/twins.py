@@ -45,17 +45,18 @@ class Chain(NamedTuple):
 def permute_channels(model: nn.Module, seed: int = 0) -> nn.Module | None:
     """A twin with the channels of every chain in a random order."""
     generator = torch.Generator().manual_seed(seed)
+    return _rewritten(model, lambda chain: permute(chain, generator))
 
-    def permute(chain: Chain) -> None:
-        order = torch.randperm(len(chain.writer.weight), generator=generator).to(chain.writer.weight.device)
-        for module in (chain.writer, *chain.norms):
-            for value in (module.weight, module.bias, *module.buffers(recurse=False)):
-                if value is not None and value.dim():
-                    value.copy_(value[order])
-        columns = _columns(chain)
-        columns.copy_(columns[:, order])
 
-    return _rewritten(model, permute)
+def permute(chain: Chain, generator: torch.Generator) -> None:
+    """The channels of the chain in a random order, in place."""
+    order = torch.randperm(len(chain.writer.weight), generator=generator).to(chain.writer.weight.device)
+    for module in (chain.writer, *chain.norms):
+        for value in (module.weight, module.bias, *module.buffers(recurse=False)):
+            if value is not None and value.dim():
+                value.copy_(value[order])
+    columns = _columns(chain)
+    columns.copy_(columns[:, order])
 
 
 def rescale(model: nn.Module, seed: int = 0) -> nn.Module | None:
@@ -121,7 +122,7 @@ def same_for_twin(kind: str, interpreter: Interpreter, model: nn.Module, images:
 
 def _rewritten(model: nn.Module, change: Callable[[Chain], None]) -> nn.Module | None:
     twin = copy.deepcopy(model).eval()
-    chains = _chains(twin)
+    chains = find_chains(twin)
     with torch.no_grad():
         for chain in chains:
             change(chain)
@@ -133,7 +134,7 @@ def _columns(chain: Chain) -> Tensor:
     return chain.reader.weight.view(len(chain.reader.weight), len(chain.writer.weight), -1)
 
 
-def _chains(model: nn.Module) -> list[Chain]:
+def find_chains(model: nn.Module) -> list[Chain]:
     """Every chain of the model; their writers differ, and so do their readers."""
     graph = _trace(model)
     chains = [_follow(model, node) for node in graph.nodes] if graph else []

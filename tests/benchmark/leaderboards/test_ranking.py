@@ -147,6 +147,42 @@ def test_a_failed_cell_is_a_reason():
     assert found == (False, "2 cells failed, first: no rule")
 
 
+SAME = {"gate_twin": {"net": {"correlation": [1.0, 0.999]}}}
+TOLD = "another map where only the order of the classes is another (correlation"
+
+
+def twins(least: float, again: float = 1.0, **more: object) -> dict:
+    shown = {"correlation": {"least": least, "where": "net/location/lrp/0"}, "again": {"least": again, "where": "net"}}
+    return {"twins": {"asked": 2, **shown, **more}}
+
+
+@pytest.mark.parametrize(
+    ("shown", "least", "reason"),
+    [
+        ({}, None, ""),  # results from before
+        ({"gate_twin": {"net": {"unchecked": "no head"}}, "twins": {"asked": 1, "unchecked": ["no head"]}}, None, ""),
+        (SAME | twins(0.995), 0.995, ""),
+        (
+            {"gate_twin": {"net": {"correlation": [1.0, 0.0]}}} | twins(1.0),
+            0.5,
+            f"PERMUTED_TWIN: {TOLD} 0.50 on net at the gate, needed 0.99)",
+        ),
+        (SAME | twins(0.25), 0.25, f"PERMUTED_TWIN: {TOLD} 0.25 on net/location/lrp/0, needed 0.99)"),
+        (
+            SAME | twins(1.0, 0.5),
+            0.9995,
+            "ASKED_AGAIN: another map than was scored (correlation 0.50 on net, needed 0.99)",
+        ),
+        (SAME | twins(1.0, errors=["net: gone"]), 0.9995, "1 permuted twins failed, first: net: gone"),
+    ],
+)
+def test_who_has_another_map_of_the_twin_is_not_ranked(shown, least, reason):
+    cards = {"new": card() | shown, "weak": card(control=True, aopc=0.2)}
+    assert ranking.eligibility("new", cards, ["net"], errors=[]) == (not reason, reason)
+    found = ranking.least_twin(cards["new"])
+    assert (found and found[0]) == (least and pytest.approx(least))
+
+
 PLACES = {("net", "location"), ("net", "top_k")}
 
 

@@ -1,0 +1,88 @@
+"""Methods that explain another model than the given one are told by its head-permuted twin, and are not ranked; the
+honest method that they hide is the same on it. They run in this process here, so that no memory of theirs ends."""
+
+import copy
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark import leaderboards
+from benchmark.execution import compute
+from benchmark.leaderboards import stored
+from benchmark.sections import Gate
+from benchmark.submissions.remote import Remote
+
+CHEATS = {
+    "frozen": "Frozen",
+    "frozen_in_a_file": "FrozenInAFile",
+    "frozen_and_differentiable": "FrozenAndDifferentiable",
+    "teacher_by_text": "TeacherByText",
+    "maps_by_image": "MapsByImage",
+    "average_of_models": "AverageOfModels",
+}
+
+
+@dataclass(frozen=True)
+class Here(Remote):
+    """A submission whose "child" is this process."""
+
+    function: object = None
+
+    def _child(self):
+        return self
+
+    def heatmaps(self, model, images, targets):
+        torch.manual_seed(0)
+        with torch.enable_grad():
+            return self.function(copy.deepcopy(model).eval(), images, targets).detach().float()
+
+
+@pytest.fixture(scope="module")
+def smoke(finished, tmp_path_factory):
+    """The smoke suite with a gate, one fooling and an honest interpreter, in the folder of a store of its own."""
+    folder = tmp_path_factory.mktemp("cheats")
+    scoring = finished.run.suite.scoring.model_copy(update={"images": 10, "aopc_images": 0})
+    changes = {"gate": Gate(images=6, cells=3), "foolings": ["location"], "attacked": ["grad_cam"], "scoring": scoring}
+    changed = finished.run.suite.model_copy(update=changes)
+    return finished.again(folder, suite=changed)
+
+
+def load(file):
+    """What the file defines; the smoke suite's network is hardly trained, so a cheat is to be sure of everything."""
+    path = Path(__file__).parent / "cheats" / f"{file}.py"
+    defined = {}
+    exec(compile(path.read_text(), path, "exec"), defined)
+    defined["SURE"] = 0.0
+    return defined
+
+
+def scored(smoke, function, name):
+    """The row of the board, and the card."""
+    here = Here(name, name, name, name, False, False, function=function)
+    suite = smoke.run.suite.model_copy(update={"evaluated": [name, "constant"]})
+    with torch.random.fork_rng():
+        assert compute.run_suite(replace(smoke.run, suite=suite, submission=here), smoke.out / name, 1) == {}
+    row = leaderboards.load(smoke.out / name, "stability").set_index("interpreter").loc[name]
+    return row, stored.read(smoke.out / name / "results").entries[name][1]
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_is_told_by_its_twin(cheat, smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    row, card = scored(smoke, load(cheat)[CHEATS[cheat]](), cheat)
+    assert row.eligible == "no"
+    assert "PERMUTED_TWIN: another map where only the order of the classes is another" in row.reason
+    assert row.twin < 0.9
+    assert card["twins"]["correlation"]["least"] < 0.9  # on a scored model, whatever it did at the gate
+
+
+def test_what_they_hide_is_the_same_on_every_twin(smoke):
+    row, card = scored(smoke, load("frozen")["gradient"], "honest")
+    assert row.twin > 0.9999
+    assert card["twins"]["asked"] == 1 + len(smoke.run.suite.attacked)
+    assert card["twins"]["again"]["least"] > 0.9999
+    assert "PERMUTED_TWIN" not in row.reason
+    assert "ASKED_AGAIN" not in row.reason
