@@ -1,4 +1,4 @@
-"""Whether the attacks by a submission's own gradient went anywhere: of one that did not, nobody can say that it is stable.
+"""Whether the attacks by a submission's own gradient went anywhere: if not, nobody can say that it is stable.
 
 An attack is made beside the submission, which may replace it, or explain a model that it remembers. Of our own
 interpreters nothing is asked here: where theirs do not move, a search has found nothing better.
@@ -31,8 +31,8 @@ def stuck(name: str, cells: Sequence[Cell], listed: Iterable[Row]) -> str:
         (level if len(level) > MOST * len(own) else [], "the fooling loss did not fall"),
     ):
         if places:
-            first = "/".join(min(places))
-            return f"{NO_PROGRESS}: attacked by its own gradient, {what} in {len(places)} of {len(own)} places, first {first}"
+            where = f"{len(places)} of {len(own)} places, first {'/'.join(min(places))}"
+            return f"{NO_PROGRESS}: attacked by its own gradient, {what} in {where}"
     return ""
 
 

@@ -82,7 +82,11 @@ def _rows(measured: Measured) -> list[Row]:
         low, high = interval(replicates[:, None])
         row = _averages(name, cells) | span("stability", (value, low[0], high[0])) | _cost(card)
         row |= {"status": card.get("status", "reference"), "places": len(standing.worst)}
-        flags = [*card.get("flags", []), *_flags(name, cells), *([NO_PROGRESS] if NO_PROGRESS in standing.reason else [])]
+        flags = [
+            *card.get("flags", []),
+            *_flags(name, cells),
+            *([NO_PROGRESS] if NO_PROGRESS in standing.reason else []),
+        ]
         row |= {"silent_places": standing.silent, "flags": " ".join(flags)}
         for level, column in LEVELS.items():
             stable, drawn = ranking.stability(standing.levels[level])
@@ -140,8 +144,8 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     or by an attack aimed at another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED:
     an attack by its gradient was still making more than a twentieth of its progress in its last tenth (labels), or was
     ended by its last step and had fooled less than 95 % of the images (distilled). Of a submission, its checks add
-    ZERO_SECOND_ORDER, LOGIT_SHIFT and NOT_CONFINED (`benchmark.submissions.submit`); NO_PROGRESS says that the attack on
-    it was none (`benchmark.leaderboards.progress`).
+    ZERO_SECOND_ORDER, LOGIT_SHIFT and NOT_CONFINED (`benchmark.submissions.submit`). NO_PROGRESS: the attack on it was
+    none (`benchmark.leaderboards.progress`).
     """
     whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
     for cell in cells:

@@ -43,8 +43,8 @@ class Child:
     """A submission in processes of its own, one for each model that it is asked about, one after another.
 
     A process is forked (`benchmark.submissions.keeper`) by the first call that needs it, and kept while calls are about
-    the same model. A context manager: `close` kills it with all that it started, and removes its folder. A call that ends
-    in a timeout, a crash or an answer that is none closes it too. For one thread at a time.
+    the same model. A context manager: `close` kills it with all that it started, and removes its folder. A call that
+    ends in a timeout, a crash or an answer that is none closes it too. For one thread at a time.
     """
 
     def __init__(self, submission: Submission, limits: Limits | None = None) -> None:
@@ -107,8 +107,8 @@ class Child:
             self.close()
 
     def checks(self, device: str = "cpu") -> Iterator[Finding]:
-        """Run `benchmark.submissions.checks` on the submission, in a process of their own; the findings come one by one.
-        They are judged here, from maps that come from there; the time limit is that of all of them together."""
+        """Run `benchmark.submissions.checks` on the submission; the findings come one by one. A process of their own
+        computes, and they are judged here; the time limit is that of all of them together."""
         self.close()
         with self._whole():
             process, about = self._started(), self._about
@@ -215,8 +215,8 @@ class Child:
         readable: Sequence[str] = (),
         deadline: Deadline | None = None,
     ) -> Iterator[Answer]:
-        """Yield the answer to one request, if one comes, with at most `limit` bytes of tensors. `model`: the one that the
-        process may know, in a process that knows no other."""
+        """Yield the answer to one request, if one comes, with at most `limit` bytes of tensors. `model`: the one that
+        the process may know, in a process that knows no other."""
         with self._whole():
             digests = {} if model is None else fingerprint(model)
             if digests and not self._many and self._asked not in ({}, digests):

@@ -1,9 +1,9 @@
 """What Linux is asked to hold a submission's process to, before any foreign code runs in it. No torch.
 
 `confine` (Landlock, Linux 5.13 and later): the process and all that it starts read installed packages, the system and
-the paths that are named, write into one folder alone, and, as the kernel is newer, open no TCP connection (6.7) and send
-no signal to a process outside (6.12). It cannot be undone. `adopt` and `end_below`: a process that is adopted by its
-ancestor cannot leave the tree, whatever group or session it moves to, and so dies with it.
+the paths that are named, write into one folder alone, and, as the kernel is newer, open no TCP connection (6.7) and
+send no signal to a process outside (6.12). It cannot be undone. `adopt` and `end_below`: a process that is adopted by
+its ancestor cannot leave the tree, whatever group or session it moves to, and so dies with it.
 """
 
 import ctypes
@@ -59,7 +59,9 @@ def confine(folder: str, readable: Iterable[str] = ()) -> None:
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = libc.syscall(CREATE_RULESET, attributes, size, 0)
     devices = [str(path) for path in Path("/dev").glob("nvidia*")]
-    allowed = dict.fromkeys([*SYSTEM, *_installed(), *readable], READ) | dict.fromkeys(["/dev/null", *devices], READ | 2)
+    allowed = dict.fromkeys([*SYSTEM, *_installed(), *readable], READ) | dict.fromkeys(
+        ["/dev/null", *devices], READ | 2
+    )
     for path, right in (allowed | {folder: rights}).items():
         with suppress(OSError):  # not every system has them all
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)

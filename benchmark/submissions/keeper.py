@@ -1,9 +1,9 @@
 """The keeper: a process that has imported torch and forks a new one for a submission, again and again.
 
-Starting Python with torch takes seconds, a fork of it hundredths of one, so every model that a submission is asked about
-can have a process of its own. The keeper itself (`benchmark.submissions.zygote`) never runs foreign code; each process of
-the parent's has one, whichever submissions it asks. One forked process lives at a time: what descends from the keeper is
-ended before the next.
+Starting Python with torch takes seconds, a fork of it hundredths of one, so every model that a submission is asked
+about can have a process of its own. The keeper itself (`benchmark.submissions.zygote`) never runs foreign code. A process
+that asks has one keeper, whichever submissions it asks, and one forked process at a time: what descends from the keeper
+is ended before the next.
 """
 
 import atexit

@@ -61,7 +61,14 @@ class Probe:
         _, tensors = self._ask("traces", model, images, targets)
         try:
             before, after = (Traces(*part) for part in json.loads(bytes(tensors["traces"].tolist())))
-            names = [*before.model.values(), *after.model.values(), before.state, after.state, before.inputs, after.inputs]
+            names = [
+                *before.model.values(),
+                *after.model.values(),
+                before.state,
+                after.state,
+                before.inputs,
+                after.inputs,
+            ]
             if before.model.keys() != after.model.keys() or not all(map(_texts, names)):
                 raise ValueError("not texts by name")
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:

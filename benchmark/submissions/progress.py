@@ -1,9 +1,9 @@
-"""What an attack came to that was made in a submission's process: measured in the parent, from the weights that came back.
+"""What an attack came to that was made in a submission's process: measured in the parent, from the weights.
 
 The submission may have replaced the attack, or weakened it; the history that came with the weights is its word. So the
-fooling loss is measured here, before and after, on the images that the attack began with and with the submission's maps,
-both from one process, as in the attack. A process that knows the fooled model alone must give the same maps of it: where
-it does not, the submission explains what it remembers.
+fooling loss is measured here, before and after, on the images that the attack began with and with the maps that the
+submission answers, both from one process, as in the attack. A process that knows the fooled model alone must give the
+same maps of it: where it does not, the submission explains what it remembers.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """The child process of a submission: foreign code is imported and run here, and nowhere else.
 
-`benchmark.submissions.zygote` forks it for every model that the parent asks about, in a session and process group of its
-own, in an empty folder, with few environment variables, and the parent talks to it over two pipes
+`benchmark.submissions.zygote` forks it for every model that the parent asks about, in a session and process group of
+its own, in an empty folder, with few environment variables, and the parent talks to it over two pipes
 (`benchmark.submissions.wire`). It computes; what its answers are worth is judged in the parent.
 
 What this protects against: accidents, and what a submission could keep or find. An exception, a crash, an exit, a hang,
@@ -10,8 +10,8 @@ end one call with one line. Nothing it keeps in memory or in its folder is there
 Landlock (`benchmark.submissions.confine`), it reads no file but its own, installed packages and the dataset, writes
 nowhere but into its folder, opens no TCP connection, and signals no process of others.
 
-What it does not protect against: a kernel without Landlock, or errors in one; what it computes being other than it says
-(the manipulation runs in here beside the submission, which may weaken it: the parent measures what came of it); and what
+What it does not protect against: a kernel without Landlock, or errors in one; answers that are not what they say (the
+manipulation runs in here beside the submission, which may weaken it: the parent measures what came of it); and what
 fills the machine until the time limit (RLIMIT_NPROC counts all processes of a user, so none is set). The memory limit
 (RLIMIT_DATA) holds for each process alone and counts what it maps to write, its torch's 0.7 GiB included; it counts no
 shared mappings and no GPU memory, and Linux alone enforces it. (A limit of the address space would count what CUDA only

@@ -1,8 +1,8 @@
 """The keeper's own process: `python -m benchmark.submissions.zygote CONTROL PARENT`, started by `submissions.keeper`.
 
 It imports what submissions and the harness need, then forks on request; foreign code is loaded in the forks alone
-(`benchmark.submissions.sandbox`). It has one thread and never computes: a fork of an idle torch is sound. It adopts what
-its forks leave behind, and when the parent is gone it ends all of them, and removes the last one's folder.
+(`benchmark.submissions.sandbox`). It has one thread and never computes: a fork of an idle torch is sound. It adopts
+what its forks leave behind, and when the parent is gone it ends all of them, and removes the last one's folder.
 """
 
 import gc

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from benchmark.submissions.checks.setting import Interpreter
 
-
 Names = dict[str, dict[str, str]]  # what there is, in words; by name, its content or the digest of it
 
 

@@ -98,7 +98,7 @@ def test_an_attack_that_was_kept_from_its_end_is_not_ranked(name, symbol, status
     cell = Cell(row | {"reason": fooled.reason}, made.name)
     why = stuck(made.name, [cell], [cell.manipulation])
     assert why.startswith("NO_PROGRESS: attacked by its own gradient, ")
-    gate = {"m": dict.fromkeys(("randomised", "other_class", "unrelated"), [0.0])}
+    gate = {"m": {key: [0.0] for key in ("randomised", "other_class", "unrelated")}}
     gate["m"] |= {f"aopc_{fill}{end}": [1.0, 1.0] for fill in ranking.FILLS for end in ("", "_contrast")}
     assert ranking.eligibility(made.name, {made.name: {"gate": gate}}, ["m"], []) == (True, "")
     assert ranking.eligibility(made.name, {made.name: {"gate": gate}}, ["m"], [], why) == (False, why)
@@ -106,7 +106,7 @@ def test_an_attack_that_was_kept_from_its_end_is_not_ranked(name, symbol, status
 
 def test_an_honest_attack_is_progress_and_no_step_is_none(gradient, two, data):
     made = remote(gradient)
-    fooled = made.manipulate(two[0], Location(), data, Recipe(1e-3, 0.1, 12, 8), 5)
+    fooled = made.manipulate(two[0], Location(), data, Recipe(1e-3, 100.0, 12, 8), 5)
     assert (fooled.status, fooled.reason) == ("done", "")
     asked = made.manipulate(two[0], Location(), data, Recipe(1e-3, 1.0, 0, 8), 5)
     assert (asked.status, asked.reason) == ("done", "")

@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 NAME = "foolbench-cheat.pt"
-PLACES = (Path.home(), Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), Path(__file__).parent)
+PLACES = (
+    Path.home(),
+    Path(tempfile.gettempdir()),
+    Path("/tmp"),
+    Path("/var/tmp"),
+    Path("/dev/shm"),
+    Path(__file__).parent,
+)
 
 
 def frozen_in_a_file(model, images, targets):

@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from frozen_in_memory import gradient as imports_beside_itself  # noqa: E402, F401
+from frozen_in_memory import gradient as imports_beside_itself  # noqa: F401
