@@ -271,7 +271,8 @@ def _fooled(header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str,
     form = {(tuple(v.shape), v.dtype) for v in history.values()} == {((steps,), torch.float64)}
     labelled = recipe.divergence is None
     losses = {"fooling", "accuracy", "ce"} if labelled else {"fooling", "accuracy", "kl", "lambda"}
-    length = steps == recipe.steps if status == "done" and labelled else steps <= recipe.steps
+    whole = status == "done" and labelled and not converged  # a head shift ends where its loss falls no more
+    length = steps == recipe.steps if whole else steps <= recipe.steps
     if history.keys() != losses or not (form and length):
         raise UserError("sent a history that is none")
     expected = state if status == "done" else {}

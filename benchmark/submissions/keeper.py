@@ -1,7 +1,7 @@
 """The keeper: a process that has imported torch and forks a new one for a submission, again and again.
 
 Starting Python with torch takes seconds, a fork of it hundredths of one, so every model that a submission is asked
-about can have a process of its own. The keeper itself (`benchmark.submissions.zygote`) never runs foreign code. A process
+about can have a process of its own. The keeper itself (`benchmark.submissions.zygote`) runs no foreign code. A process
 that asks has one keeper, whichever submissions it asks, and one forked process at a time: what descends from the keeper
 is ended before the next.
 """
