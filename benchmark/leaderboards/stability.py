@@ -14,6 +14,7 @@ from benchmark.intervals import Mean, average, interval
 from benchmark.leaderboards import ranking, stored
 from benchmark.leaderboards.attacks import Searched, made, searched
 from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, cells_of, row_key
+from benchmark.leaderboards.progress import NO_PROGRESS, stuck
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
 
 LEVELS = {0.0: "fooled_free", 0.5: "fooled_half", 1.0: "fooled_one", 2.0: "fooled_two"}
@@ -34,6 +35,8 @@ def standings(
         errors = [cell.error for cell in group if cell.scores is None and cell.manipulation["status"] == "done"]
         found = by_search.get(name, [])
         lacking = ranking.unattacked(_aimed(name, group, found), places, cards[name].get("flags", []))
+        if cards[name].get("status") == "submitted":
+            lacking = stuck(name, group, listed) or lacking
         gated = ranking.eligibility(name, cards, models, errors, lacking) if has_gate(results) else (None, "")
         attacks = [*_attacks(group, accuracy), *(each.attack for each in found)]
         levels = {level: ranking.worst_attacks(attacks, level)[0] for level in LEVELS}
@@ -79,7 +82,12 @@ def _rows(measured: Measured) -> list[Row]:
         low, high = interval(replicates[:, None])
         row = _averages(name, cells) | span("stability", (value, low[0], high[0])) | _cost(card)
         row |= {"status": card.get("status", "reference"), "places": len(standing.worst)}
-        row |= {"silent_places": standing.silent, "flags": " ".join([*card.get("flags", []), *_flags(name, cells)])}
+        flags = [
+            *card.get("flags", []),
+            *_flags(name, cells),
+            *([NO_PROGRESS] if NO_PROGRESS in standing.reason else []),
+        ]
+        row |= {"silent_places": standing.silent, "flags": " ".join(flags)}
         for level, column in LEVELS.items():
             stable, drawn = ranking.stability(standing.levels[level])
             ends = interval(1 - drawn[:, None])
@@ -138,7 +146,8 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
     or by an attack aimed at another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED:
     an attack by its gradient was still making more than a twentieth of its progress in its last tenth (labels), or was
     ended by its last step and had fooled less than 95 % of the images (distilled). Of a submission, its checks add
-    ZERO_SECOND_ORDER and LOGIT_SHIFT (`benchmark.submissions.submit`).
+    ZERO_SECOND_ORDER, LOGIT_SHIFT and NOT_CONFINED (`benchmark.submissions.submit`). NO_PROGRESS: the attack on it was
+    none (`benchmark.leaderboards.progress`).
     """
     whitebox, blind, surrogates = list[Cell](), list[Cell](), list[Cell]()
     for cell in cells:

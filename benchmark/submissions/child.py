@@ -4,9 +4,10 @@ An answer is a header and tensors, and is validated here; whatever else happens 
 runs there is `benchmark.submissions.sandbox`, which says what this protects against.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,16 @@ from attacks.course import Recipe
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark.datasets import Dataset
-from benchmark.submissions.checks.setting import Finding
-from benchmark.submissions.pipe import BrokenError, Deadline, Process
+from benchmark.submissions import checks
+from benchmark.submissions.checks.setting import Ended, Finding
+from benchmark.submissions.keeper import keeper
+from benchmark.submissions.pipe import Deadline, Process
+from benchmark.submissions.probe import Probe
 from benchmark.submissions.submission import Limits, Submission, check_name
-from benchmark.submissions.wire import HEADER, Answer, check_form, fingerprint, one_line, pack
+from benchmark.submissions.wire import HEADER, Answer, BrokenError, check_form, fingerprint, one_line, pack
 
-START = 120.0  # seconds a child may take to import torch
+START = 30.0  # seconds a process may take to be ready
 ABOUT = {"name": str, "kind": str, "differentiable": bool, "stochastic": bool}
-FINDINGS = 1000  # of one run of the checks, at most
 
 
 class Fooled(NamedTuple):
@@ -37,17 +40,21 @@ class Fooled(NamedTuple):
 
 
 class Child:
-    """The process of one submission, started by the first call that needs it and kept for the next ones.
+    """A submission in processes of its own, one for each model that it is asked about, one after another.
 
-    A context manager: `close` kills the whole process group and removes its folder. A call that ends in a timeout, a
-    crash or an answer that is none closes the child too, and the next call starts another. For one thread at a time.
+    A process is forked (`benchmark.submissions.keeper`) by the first call that needs it, and kept while calls are about
+    the same model. A context manager: `close` kills it with all that it started, and removes its folder. A call that
+    ends in a timeout, a crash or an answer that is none closes it too. For one thread at a time.
     """
 
     def __init__(self, submission: Submission, limits: Limits | None = None) -> None:
         self.submission, self.limits = submission, limits or Limits()
         self._process: Process | None = None
         self._about: dict[str, Any] = {}
-        self._sent: dict[str, str] = {}  # fingerprint of the model that the child keeps
+        self._asked: dict[str, str] = {}  # fingerprint of the one model that the process may be asked about
+        self._sent: dict[str, str] = {}  # fingerprint of the model that the process keeps
+        self._many = False  # whether it may be asked about many
+        self._sizes: dict[tuple[str, ...], tuple[int, ...]] = {}  # (h, w) by kind of model and shape of an image
 
     def __enter__(self) -> "Child":
         return self
@@ -62,6 +69,10 @@ class Child:
                 self._started()
         return dict(self._about)
 
+    def confined(self) -> bool:
+        """Whether the kernel holds the process to its folder (`benchmark.submissions.confine`)."""
+        return keeper().confines
+
     def heatmaps(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Heatmaps (N, h, w) of a copy of the model in eval mode: float32, finite, on the images' device.
 
@@ -69,27 +80,57 @@ class Child:
         """
         limit = images.shape[0] * images.shape[2] * images.shape[3] * 4 + HEADER
         request = {"images": images.detach(), "targets": targets.detach()}
-        answers = list(self._call("heatmaps", request, model, limit))
+        answers = list(self._call("heatmaps", request, model, limit=limit))
         maps: Any = answers[0][1].get("heatmaps") if answers else None
         try:
             check_form(maps, images)
             if maps.dtype != torch.float32:  # what the child makes of any other
                 raise UserError("sent heatmaps that are none")
             _check_finite(maps)
+            kind = str(model), *map(str, images.shape[1:])
+            if (size := self._sizes.setdefault(kind, tuple(maps.shape[1:]))) != tuple(maps.shape[1:]):
+                now, then = (" x ".join(map(str, side)) for side in (maps.shape[1:], size))
+                raise UserError(f"returned maps of {now}, and of {then} before for such a model: h x w must stay")
         except UserError as error:
             raise self._error(str(error)) from error
         return maps.to(images.device)
 
+    @contextmanager
+    def one_process(self) -> Iterator[None]:
+        """Inside, one process is asked about all models, and about none before or after: what it remembers shows."""
+        self.close()
+        self._many = True
+        try:
+            yield
+        finally:
+            self._many = False
+            self.close()
+
     def checks(self, device: str = "cpu") -> Iterator[Finding]:
-        """Run `benchmark.submissions.checks` on the submission; the findings come one by one, each within the time
-        limit."""
-        for header, _ in self._call("checks", {"device": device}, most=FINDINGS):
-            types = {k: type(v) for k, v in header.items()}
-            expected = {"check": str, "ok": bool, "message": str, "severity": str}
-            if types != expected or header["severity"] not in ("error", "warning"):
-                raise self._error("sent a finding that is none")
-            check, message = (one_line(header[k], 2000) for k in ("check", "message"))
-            yield Finding(check, header["ok"], message, header["severity"])
+        """Run `benchmark.submissions.checks` on the submission; the findings come one by one. A process of their own
+        computes, and they are judged here; the time limit is that of all of them together."""
+        self.close()
+        with self._whole():
+            process, about = self._started(), self._about
+        deadline = Deadline(self.limits.seconds, "its checks took more than {:g} s")
+
+        def ask(call: str, request: dict[str, Any], limit: int) -> Answer:
+            if self._process is not process:
+                raise Ended("its process was closed")
+            try:
+                answers = list(self._call(call, request, limit=limit, deadline=deadline))
+            except UserError as error:
+                raise Ended from error
+            return answers[0] if answers else ({}, {})
+
+        flags = {flag: about[flag] for flag in ("differentiable", "stochastic")}
+        try:
+            yield from checks.run(Probe(about["name"], ask), **flags, device=device)
+        except Ended as error:
+            raise error.__cause__ if isinstance(error.__cause__, UserError) else self._error(str(error)) from None
+        finally:
+            if self._process is process:
+                self.close()
 
     def manipulate(
         self,
@@ -113,15 +154,16 @@ class Child:
         limit = sum(v.numel() * v.element_size() + 512 for v in state.values()) + 3 * 8 * recipe.steps + HEADER
         request: dict[str, Any] = {"fooling": fooling, "dataset": dataset, "pairs": pairs}
         request |= {"recipe": recipe, "seed": seed, "strategy": strategy}
-        answers = list(self._call("manipulate", request, model, limit))
+        with self.one_process():
+            answers = list(self._call("manipulate", request, model, limit=limit, readable=roots(dataset, pairs)))
         try:
             return _fooled(*(answers[0] if answers else ({}, {})), state, recipe)
         except UserError as error:
             raise self._error(str(error)) from error
 
     def close(self) -> None:
-        """Kill the process group, whatever runs in it, and remove the folder. Does nothing where there is none."""
-        process, self._process, self._sent = self._process, None, {}
+        """Kill the process and whatever it started, and remove its folder. Does nothing where there is none."""
+        process, self._process, self._sent, self._asked = self._process, None, {}, {}
         if process is not None:
             process.close()
 
@@ -130,7 +172,7 @@ class Child:
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        """What is broken off in the middle leaves no child behind: it could not be talked to any more."""
+        """What is broken off in the middle leaves no process behind: it could not be talked to any more."""
         try:
             yield
         except BrokenError as error:
@@ -140,14 +182,15 @@ class Child:
             self.close()
             raise
 
-    def _started(self) -> Process:
+    def _started(self, readable: Sequence[str] = ()) -> Process:
         """The process, with the submission loaded in it; another one where there is none, or it has ended."""
         if self._process is not None and self._process.runs():
             return self._process
         self.close()
-        process = self._process = Process(self.limits.memory_gib)
+        file = str(self.submission.file)
+        process = self._process = Process(keeper(), self.limits.memory_gib, [file, *readable])
         process.receive(0, Deadline(START))
-        request: dict[str, Any] = {"file": str(self.submission.file), "attribute": self.submission.attribute}
+        request: dict[str, Any] = {"file": file, "attribute": self.submission.attribute}
         request |= {"digest": self.submission.digest, "threads": torch.get_num_threads(), **asdict(self.limits)}
         loaded = list(self._call("load", request))
         about = loaded[0][0] if loaded else {}
@@ -157,41 +200,56 @@ class Child:
             check_name(about["name"])
         except UserError as error:
             raise self._error(str(error)) from error
+        if self._about and about != self._about:
+            raise BrokenError("describes itself otherwise than before")
         self._about = about
         return process
 
-    def _news(self, model: nn.Module) -> nn.Module | None:
-        """The model where the child does not keep it already."""
-        digests = fingerprint(model)
-        if digests == self._sent:
-            return None
-        self._sent = digests
-        return model
-
     def _call(
-        self, call: str, request: dict[str, Any], model: nn.Module | None = None, limit: int = 0, most: int = 1
+        self,
+        call: str,
+        request: dict[str, Any],
+        model: nn.Module | None = None,
+        *,
+        limit: int = 0,
+        readable: Sequence[str] = (),
+        deadline: Deadline | None = None,
     ) -> Iterator[Answer]:
-        """Yield the answers to one request, at most `most`, each with at most `limit` bytes of tensors."""
+        """Yield the answer to one request, if one comes, with at most `limit` bytes of tensors. `model`: the one that
+        the process may know, in a process that knows no other."""
         with self._whole():
-            process = self._started()
-            if model is not None:
-                request = {"model": self._news(model), **request}
+            digests = {} if model is None else fingerprint(model)
+            if digests and not self._many and self._asked not in ({}, digests):
+                self.close()
+            process = self._started(readable)
+            if digests:
+                request = {"model": None if digests == self._sent else model, **request}
+                self._sent = self._asked = digests
             packed = pack({"call": call, **request})
-            deadline = Deadline(self.limits.seconds)
+            deadline = deadline or Deadline(self.limits.seconds)
             process.send(packed, deadline)
             del packed
-            for _ in range(most + 1):
+            for _ in range(2):
                 header, tensors = process.receive(limit, deadline)
                 if "end" in header:
                     return
                 if "error" in header:
                     break
                 yield header, tensors
-                deadline = Deadline(self.limits.seconds)
             else:
                 raise BrokenError("sent more answers than it was asked for")
-        self._sent = {}  # the child has forgotten its model
+        self._sent = {}  # the process has forgotten its model
         raise self._error(one_line(str(header["error"]), 500))
+
+
+def roots(*data: Any) -> list[str]:
+    """The folders that datasets read, those that others are made of among them."""
+    found = []
+    for each in data:
+        held = list(vars(each).values()) if isinstance(each, Dataset) else []
+        found += [str(value) for value in held if isinstance(value, Path)]
+        found += roots(*(value for value in held if isinstance(value, Dataset)))
+    return found
 
 
 def _check_finite(heatmaps: Tensor) -> None:
@@ -213,7 +271,7 @@ def _fooled(header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str,
     form = {(tuple(v.shape), v.dtype) for v in history.values()} == {((steps,), torch.float64)}
     labelled = recipe.divergence is None
     losses = {"fooling", "accuracy", "ce"} if labelled else {"fooling", "accuracy", "kl", "lambda"}
-    whole = status == "done" and labelled and not converged  # else it may have ended sooner
+    whole = status == "done" and labelled and not converged  # a head shift ends where its loss falls no more
     length = steps == recipe.steps if whole else steps <= recipe.steps
     if history.keys() != losses or not (form and length):
         raise UserError("sent a history that is none")

@@ -6,85 +6,71 @@ Whatever ends or spoils it is a `BrokenError` that says in one line what happene
 import json
 import os
 import selectors
-import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import IO
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-import benchmark
-from benchmark.submissions.wire import HEADER, LENGTH, LENGTHS, NO_MEMORY, Answer, one_line
+from benchmark.submissions.folder import remove
+from benchmark.submissions.keeper import Keeper
+from benchmark.submissions.wire import HEADER, LENGTH, LENGTHS, NO_MEMORY, Answer, BrokenError, one_line
 
-KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # of the environment
-
-
-class BrokenError(Exception):
-    """The process can no longer be talked to; the text says what happened to it."""
+__all__ = ["BrokenError", "Deadline", "Process"]
 
 
 class Deadline:
-    """So many seconds from now."""
+    """So many seconds from now. `passed` says what it means that they are over."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._end = seconds, time.monotonic() + seconds
+    def __init__(self, seconds: float, passed: str = "gave no answer in {:g} s") -> None:
+        self.passed, self._end = passed.format(seconds), time.monotonic() + seconds
 
     def left(self) -> float:
         return max(0.0, self._end - time.monotonic())
 
 
 class Process:
-    """One `benchmark.submissions.sandbox`, alone in a session, a process group and a folder, which `close` ends.
+    """One `benchmark.submissions.sandbox`, forked by the keeper: in a session, a process group and a folder of its own,
+    which `close` ends, with all that it started.
 
-    Its first answer, to no request, says that it is ready. `memory_gib` is the limit it is to be told of: here for the
-    message alone.
+    Its first answer, to no request, says that it is ready. It reads the `readable` paths beside what is installed.
+    `memory_gib` is the limit it is to be told of: here for the message alone.
     """
 
-    def __init__(self, memory_gib: float) -> None:
+    def __init__(self, keeper: Keeper, memory_gib: float, readable: Sequence[str] = ()) -> None:
+        self._keeper, self._memory_gib, self._number = keeper, memory_gib, 0
         self.folder = tempfile.mkdtemp(prefix="foolbench-")
-        self._memory_gib, self._number = memory_gib, 0
+        self._inode = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        requests, ours = os.pipe()
         self._answers, answers = os.pipe()
+        self._requests: IO[bytes] = open(ours, "wb", buffering=0)  # noqa: SIM115
+        os.set_blocking(ours, False)
         try:
-            self._process = _start(self.folder, answers, self._errors)
-        except OSError:
-            os.close(self._answers)
-            self._errors.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.pid = keeper.fork(self.folder, readable, (requests, answers, self._errors.fileno()))
+        except BaseException:
+            self._release()
             raise
         finally:
+            os.close(requests)
             os.close(answers)
-        assert self._process.stdin is not None
-        self._requests = self._process.stdin
-        os.set_blocking(self._requests.fileno(), False)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def runs(self) -> bool:
-        return self._process.poll() is None
+        return self._keeper.runs() and self._keeper.code(self.pid) is None
 
     def close(self) -> None:
-        """Kill the process group, whatever runs in it, and remove the folder."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
-        with suppress(ProcessLookupError, PermissionError):
-            for _ in range(50):  # its children end a moment later, and until then may write into the folder
-                os.killpg(self.pid, 0)
-                time.sleep(0.02)
+        """Kill whatever descends from it, and remove the folder, wherever it is now."""
+        self._keeper.end(self.pid)
+        self._release()
+
+    def _release(self) -> None:
         self._requests.close()
         os.close(self._answers)
         self._errors.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder, self._inode)
 
     def send(self, request: bytes, deadline: Deadline) -> None:
         """The next request: answers to any earlier one are none from now on."""
@@ -139,14 +125,15 @@ class Process:
                 if not self.runs() and not selector.select(0):
                     raise self._ended()
                 if not deadline.left():
-                    raise BrokenError(f"gave no answer in {deadline.seconds:g} s")
+                    raise BrokenError(deadline.passed)
 
     def _ended(self) -> BrokenError:
         """Why the pipe closed: how the process ended, with the last line that it wrote to stderr."""
-        try:
-            code = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            return BrokenError("closed the pipe for its answers")
+        deadline = Deadline(5)
+        while (code := self._keeper.code(self.pid)) is None:
+            if not deadline.left():
+                return BrokenError("closed the pipe for its answers")
+            time.sleep(0.01)
         size = os.fstat(self._errors.fileno()).st_size
         tail = os.pread(self._errors.fileno(), 400, max(0, size - 400)).decode(errors="replace").strip()
         last = one_line(tail.splitlines()[-1]) if tail else ""
@@ -155,22 +142,3 @@ class Process:
         names = {s.value: s.name for s in signal.Signals}
         how = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"
         return BrokenError(f"its process {how}{f': {last}' if last else ''}")
-
-
-def _start(folder: str, answers: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """The child, in the folder, with few variables: its requests are its stdin, and `answers` is all it inherits."""
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-    root = str(Path(benchmark.__file__).parent.parent)
-    environment |= {"HOME": folder, "TMPDIR": folder, "PYTHONPATH": root, "PYTHONHASHSEED": "0"}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmark.submissions.sandbox", str(answers), str(os.getpid()), folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        bufsize=0,
-        cwd=folder,
-        env=environment,
-        pass_fds=(answers,),
-        start_new_session=True,
-    )

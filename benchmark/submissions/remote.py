@@ -1,23 +1,29 @@
 """A submission as an interpreter, beside those of `benchmark.interpreters`: its heatmaps come from its own process.
 
-A process that holds one keeps one child for each submission, started when it is first needed.
+A process that holds one keeps one `Child` for each submission.
 """
 
 import atexit
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from attacks.course import Recipe
 from attacks.errors import UserError
+from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
+from benchmark import datasets
+from benchmark.datasets import Dataset
 from benchmark.interpreters.base import Interpreter, Targets
 from benchmark.submissions.checks.setting import Finding
 from benchmark.submissions.child import Child, Fooled
 from benchmark.submissions.disguise import disguised
+from benchmark.submissions.progress import judged
 from benchmark.submissions.submission import Submission
 
 
@@ -34,7 +40,10 @@ class Remote(Interpreter):
 
     code: ClassVar = tuple(
         f"benchmark.submissions.{name}"
-        for name in ("child", "checks.twins", "disguise", "equalise", "pipe", "remote", "sandbox", "wire")
+        for name in (
+            *("child", "checks.twins", "confine", "disguise", "equalise", "keeper", "pipe", "progress", "remote"),
+            *("sandbox", "wire", "zygote"),
+        )
     )
 
     file: str
@@ -53,9 +62,29 @@ class Remote(Interpreter):
     def heatmap(self, attribution: Tensor) -> Tensor:
         return min_max(attribution[:, 0])
 
-    def manipulate(self, *arguments: Any, **options: Any) -> Fooled:
-        """As `Child.manipulate`."""
-        return self._child().manipulate(*arguments, **options)
+    def manipulate(
+        self,
+        model: nn.Module,
+        fooling: Fooling,
+        dataset: Dataset,
+        recipe: Recipe,
+        seed: int = 0,
+        *,
+        pairs: Dataset | None = None,
+        strategy: str = "",
+    ) -> Fooled:
+        """As `Child.manipulate`, with what the parent finds out of its progress (`benchmark.submissions.progress`)."""
+        fooled = self._child().manipulate(model, fooling, dataset, recipe, seed, pairs=pairs, strategy=strategy)
+        batches = datasets.loader(pairs or dataset, recipe.batch_size, shuffle=True, seed=seed)
+        return judged(self, model, fooled, fooling, batches, recipe.steps, by_its_own=not strategy)
+
+    def one_process(self) -> AbstractContextManager[None]:
+        """As `Child.one_process`."""
+        return self._child().one_process()
+
+    def confined(self) -> bool:
+        """As `Child.confined`."""
+        return self._child().confined()
 
     def checks(self, device: str = "cpu") -> Iterator[Finding]:
         """As `Child.checks`."""
@@ -69,7 +98,7 @@ class Remote(Interpreter):
 
 
 def remote(submission: Submission, flags: Sequence[str] = ()) -> Remote:
-    """The submission as an interpreter, with the name that it declares and what it says of itself; its child is
+    """The submission as an interpreter, with the name that it declares and what it says of itself; a process is
     started for that. `flags`: of its checks, for its card."""
     about = _child(submission).describe()
     said = {key: about[key] for key in ("name", "differentiable", "stochastic")}

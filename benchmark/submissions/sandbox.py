@@ -1,20 +1,21 @@
 """The child process of a submission: foreign code is imported and run here, and nowhere else.
 
-`benchmark.submissions.pipe` starts `python -m benchmark.submissions.sandbox` in a session and process group of its own,
-in an empty folder, with few environment variables, and talks to it over two pipes (`benchmark.submissions.wire`).
+`benchmark.submissions.zygote` forks it for every model that the parent asks about, in a session and process group of
+its own, in an empty folder, with few environment variables, and the parent talks to it over two pipes
+(`benchmark.submissions.wire`). It computes; what its answers are worth is judged in the parent.
 
-What this protects against: accidents. An exception, a crash, an exit, a hang, memory without end, a flood of output or
-a huge file, processes left behind, and a model that is changed in passing each end one call with one line, and nothing
-of the parent's is touched: its model, its files and its process stay as they were.
+What this protects against: accidents, and what a submission could keep or find. An exception, a crash, an exit, a hang,
+memory without end, a flood of output or a huge file, processes left behind, and a model that is changed in passing each
+end one call with one line. Nothing it keeps in memory or in its folder is there for the next model. Where Linux has
+Landlock (`benchmark.submissions.confine`), it reads no file but its own, installed packages and the dataset, writes
+nowhere but into its folder, opens no TCP connection, and signals no process of others.
 
-What it does not protect against: malice. The child is the same user. It can read, change and delete this user's files,
-use the network, start processes that leave the group (`setsid`) and outlive it, and fill the machine with processes
-until the time limit (RLIMIT_NPROC counts all processes of a user, so none is set). The memory limit (RLIMIT_DATA) holds
-for each process alone and counts what it maps to write, its torch's 0.7 GiB included; it counts no shared mappings and
-no GPU memory, and Linux alone enforces it. (A limit of the address space would count what CUDA only reserves.) There
-are no submissions on Windows, which has no such limits. Heatmaps are scored in the parent, but the checks and the
-manipulation run in here beside the submission, which could forge their outcome: return the weights it was given, say,
-and seem impossible to fool.
+What it does not protect against: a kernel without Landlock, or errors in one; answers that are not what they say (the
+manipulation runs in here beside the submission, which may weaken it: the parent measures what came of it); and what
+fills the machine until the time limit (RLIMIT_NPROC counts all processes of a user, so none is set). The memory limit
+(RLIMIT_DATA) holds for each process alone and counts what it maps to write, its torch's 0.7 GiB included; it counts no
+shared mappings and no GPU memory, and Linux alone enforces it. (A limit of the address space would count what CUDA only
+reserves.) There are no submissions on Windows, which has no such limits.
 
 What a maintainer should do: read the file (it is one file, known by its digest); run a submission that one
 would not run by hand in a container without network, secrets or anything that must not be lost; and compute the results
@@ -28,15 +29,11 @@ import os
 import random
 import re
 import resource
-import shutil
-import signal
 import sys
-import threading
-import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,6 +51,9 @@ from attacks.modes import eval_mode
 from attacks.strategies import STRATEGIES, Gradient
 from benchmark import datasets
 from benchmark.datasets import Dataset
+from benchmark.submissions.checks.gradient import pulled_back
+from benchmark.submissions.checks.setting import raised, reseed, restored
+from benchmark.submissions.checks.tidy import traces
 from benchmark.submissions.wire import (
     LENGTH,
     LENGTHS,
@@ -172,14 +172,43 @@ class Session:
             raise UserError(f"changed the model: {changed[0]}; a model must be left as it came")
         yield {}, {"heatmaps": maps.detach().float().cpu().contiguous().clone()}
 
-    def checks(self, device: str) -> Iterator[Answer]:
-        """The findings of `benchmark.submissions.checks`, one an answer."""
-        from benchmark.submissions import checks  # type: ignore[attr-defined, unused-ignore]
+    def probe(self, model: nn.Module, images: Tensor, targets: Tensor, grad: bool, seed: int) -> Iterator[Answer]:
+        """For a check: what comes back for one model, whatever it is, or what was raised."""
+        with self._asked(grad, seed) as foreign:
+            try:
+                maps = foreign(model, images, targets)
+            except (Exception, SystemExit) as error:
+                yield {"raised": one_line(raised(error), 600)}, {}
+                return
+        if not isinstance(maps, Tensor):
+            yield {"type": one_line(type(maps).__name__, 50)}, {}
+        elif maps.is_meta:
+            yield {"device": "meta"}, {"maps": torch.zeros(maps.shape, dtype=maps.dtype)}
+        else:
+            yield {"device": str(maps.device)}, {"maps": maps.detach().cpu().contiguous().clone()}
 
-        flags = {flag: self.about[flag] for flag in ("differentiable", "stochastic")}
-        for finding in checks.run(Foreign(self.function, self.about["name"], strict=False), **flags, device=device):
-            fields = {name: getattr(finding, name) for name in ("check", "ok", "message", "severity")}
-            yield {k: one_line(v, 2000) if isinstance(v, str) else v for k, v in fields.items()}, {}
+    def pulled_back(
+        self, model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor, seed: int
+    ) -> Iterator[Answer]:
+        """For the check of the gradient: of Σ weights · maps by every parameter, where the maps have a graph."""
+        with self._asked(True, seed) as foreign:
+            graph, dtype, gradients = pulled_back(foreign, model, images, targets, weights)
+        tensors = {str(i): g.cpu().contiguous().clone() for i, g in enumerate(gradients)}
+        yield {"graph": graph, "dtype": str(dtype)}, tensors
+
+    def traces(self, model: nn.Module, images: Tensor, targets: Tensor, seed: int) -> Iterator[Answer]:
+        """For the checks of what is left behind: how everything was before the call and after it."""
+        with self._asked(True, seed) as foreign:
+            text = json.dumps(traces(foreign, model, images, targets))
+        yield {}, {"traces": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+    @contextmanager
+    def _asked(self, grad: bool, seed: int) -> Iterator[Foreign]:
+        """The submission as a check asks it: seeded, in the check's grad mode, its shapes let through."""
+        self.before = {}  # no model is kept
+        with restored(), torch.set_grad_enabled(grad):
+            reseed(seed)
+            yield Foreign(self.function, self.about["name"], strict=False)
 
     def manipulate(
         self,
@@ -222,8 +251,21 @@ def in_words(error: BaseException, file: str, memory_gib: float) -> str:
     else:
         kind = type(error).__name__
         what = text if isinstance(error, UserError) else f"{kind}: {text}" if text else kind
+        what += _beside(error, file)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{what} ({os.path.basename(file)}, line {lines[-1]})" if lines else what
+
+
+def _beside(error: BaseException, file: str) -> str:
+    """What is to be said of a file that may not be read or written."""
+    name = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    near = [os.path.join(os.path.dirname(file), name + end) for end in (".py", "")] if name else []
+    if isinstance(error, PermissionError) or any(os.path.exists(path) for path in near):
+        return (
+            ": a submission is one file: it reads itself, installed packages and the dataset, nothing that lies beside "
+            "it, and writes into its own folder alone"
+        )
+    return ""
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -263,31 +305,3 @@ def _limit(which: int, value: int) -> None:
     hard = resource.getrlimit(which)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (value, value))
-
-
-def _end(folder: str) -> None:
-    """The parent is gone, and nobody else cleans up."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _follow_parent(parent: int, folder: str) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    _end(folder)
-
-
-def main() -> None:
-    """Arguments: the descriptor for answers, the parent's process id, the folder. Requests come on stdin."""
-    answers, parent, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    os.set_inheritable(answers, False)
-    requests = os.dup(0)  # foreign code that reads its stdin finds it empty
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    threading.Thread(target=_follow_parent, args=(parent, folder), daemon=True).start()
-    with open(requests, "rb") as incoming, open(answers, "wb") as outgoing:
-        serve(incoming, outgoing)
-    _end(folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -35,7 +35,10 @@ FLAGS = {  # of checks that cost a flag, not the score
 
 def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[str]:
     """Run the checks and say each finding; the flags that follow. Raises `UserError` where a check failed."""
-    failed, flags = [], []
+    failed, flags = [], list[str]()
+    if not submission.confined():
+        say("warning this kernel has no Landlock: what the submission reads, writes and leaves running is not bounded")
+        flags.append("NOT_CONFINED")
     for finding in submission.checks(device):
         state = "ok" if finding.ok else "warning" if finding.severity == "warning" else "FAILED"
         say(f"{state:8}{finding.check}{f': {finding.message}' if finding.message else ''}")

@@ -23,6 +23,11 @@ HEADER = 64 * 2**10  # bytes of an answer's header, at most
 NO_MEMORY = re.compile("MemoryError|bad_alloc|(can't|cannot|not enough) (allocate )?memory", re.IGNORECASE)
 NUMPY_TYPES = [type(np.dtype(code)) for code in np.typecodes["All"]]
 
+
+class BrokenError(Exception):
+    """A process can no longer be talked to; the text says what happened to it."""
+
+
 Answer = tuple[dict[str, Any], dict[str, Tensor]]  # header and tensors
 
 

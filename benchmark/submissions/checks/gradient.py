@@ -45,14 +45,13 @@ def gradient_by_the_weights(interpreter: Interpreter, model: nn.Module, images: 
         return (value(direction, step) - value(direction, -step)) / (2 * step)
 
     reseed(0)
-    clone = copy.deepcopy(model)
-    maps = interpreter(clone, images.clone(), targets.clone())
-    if not maps.requires_grad:
+    elsewhere = getattr(interpreter, "pulled_back", None)  # of one that runs in another process
+    asked = copy.deepcopy(model), images.clone(), targets.clone(), weights
+    graph, dtype, gradients = elsewhere(*asked) if elsewhere else pulled_back(interpreter, *asked)
+    if not graph:
         return f"the heatmaps have no graph to the weights: {HONEST}"
-    if maps.dtype != images.dtype:  # rounded, differences would tell nothing
-        return f"for a model and images in {images.dtype} it returned {maps.dtype}: make tensors with images.dtype"
-    asked = list(clone.parameters())
-    gradients = torch.autograd.grad((weights * maps).sum(), asked, allow_unused=True, materialize_grads=True)
+    if dtype != images.dtype:  # rounded, differences would tell nothing
+        return f"for a model and images in {images.dtype} it returned {dtype}: make tensors with images.dtype"
     sizes = [at.square().mean().sqrt() for at in origin]
     typical = sum(float((s * g).square().sum()) for s, g in zip(sizes, gradients, strict=True)) ** 0.5
     if typical == 0:
@@ -69,6 +68,19 @@ def gradient_by_the_weights(interpreter: Interpreter, model: nn.Module, images: 
     if not counted:
         raise Skipped("the heatmaps jump under the smallest changes of the weights, or are rounded on the way")
     return ""
+
+
+def pulled_back(
+    interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[bool, torch.dtype, list[Tensor]]:
+    """What autograd says of Σ weights · heatmaps: whether there is a graph, the maps' type, and the gradient by every
+    parameter, where there is a graph."""
+    maps = interpreter(model, images, targets)
+    if not maps.requires_grad:
+        return False, maps.dtype, []
+    by = list(model.parameters())
+    gradients = torch.autograd.grad((weights * maps).sum(), by, allow_unused=True, materialize_grads=True)
+    return True, maps.dtype, list(gradients)
 
 
 def _reliable(difference: Callable[[float], float], typical: float) -> float | None:

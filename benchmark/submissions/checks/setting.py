@@ -56,6 +56,14 @@ class Skipped(Exception):
     """Raised by a check that cannot be done here, with the reason."""
 
 
+class Told(Exception):
+    """What an interpreter raised in another process, in the words of `raised`."""
+
+
+class Ended(BaseException):
+    """The process of an interpreter cannot be asked any more: no finding, but the end of all checks."""
+
+
 class Verdict(NamedTuple):
     """What one check says on one model: a failure, or why it was skipped, or neither."""
 
@@ -86,6 +94,8 @@ def conclude(check: str, verdicts: dict[str, Verdict], severity: Severity) -> Fi
 
 def raised(error: BaseException) -> str:
     """The exception as one line, with the last place outside installed packages that it passed."""
+    if isinstance(error, Told):
+        return str(error)
     line = " ".join(traceback.format_exception_only(error)[-1].split())
     line = line if len(line) <= 300 else f"{line[:300]} ..."
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]

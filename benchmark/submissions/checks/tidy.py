@@ -1,9 +1,10 @@
 """Checks of what an interpreter leaves behind: in the model, in the inputs, and in what the whole process shares."""
 
 import copy
+import hashlib
 import random
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +12,35 @@ from torch import Tensor, nn
 
 from benchmark.submissions.checks.setting import Interpreter
 
+Names = dict[str, dict[str, str]]  # what there is, in words; by name, its content or the digest of it
 
-def _call(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> None:
-    """Only what it leaves behind counts; that it raises is found elsewhere."""
+
+class Traces(NamedTuple):
+    """All that an interpreter could leave behind, as texts that can be compared."""
+
+    model: Names
+    state: dict[str, str]
+    inputs: dict[str, str]
+
+
+def look(model: nn.Module, images: Tensor, targets: Tensor) -> Traces:
+    """How everything is now."""
+    inputs = {name: f"{tuple(t.shape)} {_digest(t)}" for name, t in (("images", images), ("targets", targets))}
+    gradient = {"images.requires_grad": str(images.requires_grad)}
+    return Traces(_parts(model), {what: _digest(v) for what, v in _global_state().items()}, inputs | gradient)
+
+
+def traces(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Traces, Traces]:
+    """Before the call and after it. Only what it leaves behind counts; that it raises is found elsewhere."""
+    before = look(model, images, targets)
     with suppress(Exception, SystemExit):
         interpreter(model, images, targets)
+    return before, look(model, images, targets)
+
+
+def _traces(interpreter: Interpreter, *arguments: Any) -> tuple[Traces, Traces]:
+    elsewhere = getattr(interpreter, "traces", None)  # of one that runs in another process
+    return elsewhere(*arguments) if elsewhere else traces(interpreter, *arguments)
 
 
 def model_as_it_was(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> str:
@@ -25,10 +50,10 @@ def model_as_it_was(interpreter: Interpreter, model: nn.Module, images: Tensor, 
         clone = copy.deepcopy(model).train(mode == "train")
         if mode == "train":  # one apart, which a plain model.train() afterwards would lose
             next(module for module in clone.modules() if isinstance(module, nn.BatchNorm2d)).eval()
-        before = _parts(clone)
-        _call(interpreter, clone, images, targets)
-        for (what, mend, then), (_, _, now) in zip(before, _parts(clone), strict=True):
-            changed = [name for name in {**then, **now} if not _equal(then.get(name), now.get(name))]
+        before, after = (found.model for found in _traces(interpreter, clone, images, targets))
+        for what, mend in MENDS.items():
+            then, now = before[what], after[what]
+            changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 where = f"{changed[0] or 'the model itself'!r}{more}"
@@ -36,26 +61,41 @@ def model_as_it_was(interpreter: Interpreter, model: nn.Module, images: Tensor, 
     return ""
 
 
-def _parts(model: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:
-    """What a caller can see of a model: (what, how to leave it as it was, value by name)."""
+_COPIED = "work on copy.deepcopy(model), or put back what you change in a finally block"
+MENDS = {  # what a caller can see of a model, and how to leave it as it was
+    "class, options or attributes": _COPIED,
+    "the weights": _COPIED,
+    "the buffers": "put the model in eval mode before you run it, and give every module its own mode back in a finally "
+    "block",
+    "the training mode": "put the model in eval mode before you run it, and give every module its own mode back in a "
+    "finally block",
+    "the hooks": "keep the handles and remove() them in a finally block",
+    "requires_grad": _COPIED,
+    ".grad": "take torch.autograd.grad by the images or activations, not backward()",
+}
+
+
+def _parts(model: nn.Module) -> Names:
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    copied = "work on copy.deepcopy(model), or put back what you change in a finally block"
-    quiet = "put the model in eval mode before you run it, and give every module its own mode back in a finally block"
-    handles = "keep the handles and remove() them in a finally block"
-    graph = "take torch.autograd.grad by the images or activations, not backward()"
-    return [
-        ("class, options or attributes", copied, {n: _attributes(m) for n, m in modules.items()}),
-        ("the weights", copied, {n: p.detach().clone() for n, p in parameters.items()}),
-        ("the buffers", quiet, {n: b.clone() for n, b in model.named_buffers()}),
-        ("the training mode", quiet, {n: m.training for n, m in modules.items()}),
-        ("the hooks", handles, {n: _hooks(owner) for n, owner in [*modules.items(), *parameters.items()]}),
-        ("requires_grad", copied, {n: p.requires_grad for n, p in parameters.items()}),
-        (".grad", graph, {n: p.grad is None for n, p in parameters.items()}),
+    seen: list[dict[str, Any]] = [
+        {n: _attributes(m) for n, m in modules.items()},
+        {n: _digest(p) for n, p in parameters.items()},
+        {n: _digest(b) for n, b in model.named_buffers()},
+        {n: m.training for n, m in modules.items()},
+        {n: _hooks(owner) for n, owner in [*modules.items(), *parameters.items()]},
+        {n: p.requires_grad for n, p in parameters.items()},
+        {n: p.grad is None for n, p in parameters.items()},
     ]
+    return {what: {n: str(v) for n, v in values.items()} for what, values in zip(MENDS, seen, strict=True)}
 
 
-def _equal(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b) and a == b
+def _digest(value: Any) -> str:
+    """Of a tensor's type, shape and bytes, or of what a value is as text."""
+    text = repr(value).encode()
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        text = f"{value.dtype} {tuple(value.shape)}".encode() + content
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _hooks(owner: nn.Module | nn.Parameter) -> int:
@@ -71,9 +111,8 @@ def _attributes(module: nn.Module) -> str:
 
 def generators_as_they_were(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> str:
     """The global random generators, grad mode and default dtype are as before."""
-    before = _global_state()
-    _call(interpreter, model, images, targets)
-    changed = [name for name, value in _global_state().items() if value != before[name]]
+    before, after = (found.state for found in _traces(interpreter, model, images, targets))
+    changed = [name for name, value in after.items() if value != before.get(name)]
     mend = "draw from a generator of your own, or inside torch.random.fork_rng(); set modes by context managers only"
     return f"a batch of {len(images)} images left {', '.join(changed)} changed: {mend}" if changed else ""
 
@@ -93,11 +132,10 @@ def _global_state() -> dict[str, Any]:
 
 def inputs_as_they_were(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> str:
     """The images and targets that were given hold the same values, and ask for no gradient."""
-    kept = images.clone(), targets.clone()
-    _call(interpreter, model, images, targets)
-    for name, tensor, before in zip(("images", "targets"), (images, targets), kept, strict=True):
-        if tensor.shape != before.shape or not torch.equal(tensor, before):
+    before, after = (found.inputs for found in _traces(interpreter, model, images, targets))
+    for name in ("images", "targets"):
+        if after.get(name) != before[name]:
             return f"it changed the {name} it was given: work on {name}.clone(), not in place"
-    if images.requires_grad:
+    if after.get("images.requires_grad") != before["images.requires_grad"]:
         return "it left images.requires_grad = True: work on images.detach().requires_grad_(), a tensor of your own"
     return ""

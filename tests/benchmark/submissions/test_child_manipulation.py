@@ -91,5 +91,8 @@ def outcome(**changes) -> tuple:
 )
 def test_a_forged_manipulation_is_an_error(changes, message):
     assert _fooled(*outcome()).weights["w"].tolist() == [1, 1, 1]
+    header, *others, recipe = outcome()
+    ended = _fooled(header | {"converged": True}, *others, replace(recipe, steps=9))
+    assert (ended.converged, len(ended.history["fooling"])) == (True, 2)
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         _fooled(*outcome(**changes))

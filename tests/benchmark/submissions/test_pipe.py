@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.submissions.keeper import keeper
 from benchmark.submissions.pipe import BrokenError, Deadline, Process
 
 pytestmark = pytest.mark.usefixtures("temporary")
 
 
 def test_a_process_is_ready_then_silent_then_gone_with_its_folder():
-    process = Process(memory_gib=2)
+    process = Process(keeper(), memory_gib=2)
     try:
         assert process.receive(0, Deadline(60)) == ({"end": True}, {})
         assert process.runs()

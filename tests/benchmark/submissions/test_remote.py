@@ -61,7 +61,12 @@ def test_a_remote_has_no_attribution_and_checks_its_batch(made, model, batch):
 def test_the_child_keeps_the_model_until_it_changes(made, gradient, model, batch, monkeypatch):
     sent = []
     original = child.pack
-    monkeypatch.setattr(child, "pack", lambda request: sent.append(request["model"]) or original(request))
+
+    def pack(request):
+        sent.extend([request["model"]] if request["call"] == "heatmaps" else [])  # a new model has a new process
+        return original(request)
+
+    monkeypatch.setattr(child, "pack", pack)
     with torch.no_grad():
         mine = models.create("compact_resnet", num_classes=8)
         own = interpreters.create("simple_grad")

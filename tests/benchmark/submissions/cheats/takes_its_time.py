@@ -1,0 +1,8 @@
+"""Gives every answer just within the time limit of one."""
+
+import time
+
+
+def takes_its_time(model, images, targets):
+    time.sleep(2.5)
+    return images[:, 0]
