@@ -35,12 +35,8 @@ def submission(name: str, symbol: str = ""):
 
 @pytest.fixture(scope="module")
 def two(model):
-    """The model as if it were trained, and another one with its buffers, to the bit."""
-    model, other = copy.deepcopy(model), copy.deepcopy(model)
-    for each in (model, other):
-        for module in each.modules():
-            if hasattr(module, "num_batches_tracked"):
-                module.num_batches_tracked.fill_(100)
+    """The model, and another one with its buffers, to the bit."""
+    other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))

@@ -1,4 +1,4 @@
-"""Keeps the first trained model that it sees, and explains that one for ever; honest on the networks of the checks."""
+"""Keeps the first model that it sees, and explains that one for ever."""
 
 import copy
 
@@ -15,16 +15,10 @@ def gradient(model, images, targets):
     return (maps - low) / torch.where(high - low > 0, high - low, 1)
 
 
-def trained(model):
-    return any(module.num_batches_tracked > 1 for module in model.modules() if hasattr(module, "num_batches_tracked"))
-
-
 class FrozenInMemory:
     differentiable = True
 
     def __call__(self, model, images, targets):
-        if not trained(model):
-            return gradient(model, images, targets)
         if not KEPT:
             KEPT.append(copy.deepcopy(model))
         unmoved = sum(parameter.sum() for parameter in model.parameters()) * 0
