@@ -22,7 +22,8 @@ def check(run: Run) -> None:
     for name in suite.models:
         architecture = suite.architecture(name)
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-            model = models.create(architecture, num_classes=data.num_classes)
+            sized = {"input_size": side} if architecture in models.SIZED else {}
+            model = models.create(architecture, num_classes=data.num_classes, **sized)
             try:
                 model(torch.empty(2, 3, side, side))
             except RuntimeError as error:
