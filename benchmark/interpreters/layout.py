@@ -103,9 +103,8 @@ def _names(tensor: Tensor, module: nn.Module, images: Tensor) -> list[str]:
     if axis is None:
         axis = _by_module(tensor, module)
     if tensor.dim() == 4:
-        return {1: ["channels_first"], 3: ["channels_last"]}.get(
-            _by_sides(tensor, images) if axis is None else axis, []
-        )
+        axis = _by_sides(tensor, images) if axis is None else axis
+        return {1: ["channels_first"], 3: ["channels_last"]}.get(axis, [])
     if axis is None and _grids(tensor.shape[2], images) | _grids(tensor.shape[2] - 1, images):
         return []  # the last axis may be the places as well
     return ["tokens", "class_token"] if axis in (None, 2) else []
@@ -136,17 +135,13 @@ def _grids(count: int, images: Tensor) -> dict[tuple[int, int], int]:
 
 def _is_crossed(tensor: Tensor, images: Tensor) -> bool:
     """Whether tokens (T, N, C), of as many images as tokens, are taken for (N, T, C): then images meet in a row."""
-    if (
-        tensor.dim() != 3
-        or not 1 < len(tensor) == tensor.shape[1]
-        or not (tensor.requires_grad and images.requires_grad)
-    ):
+    if tensor.dim() != 3 or not 1 < len(tensor) == tensor.shape[1]:
         return False
-    weights = torch.linspace(
-        1, 2, tensor[0].numel(), dtype=tensor.dtype, device=tensor.device
-    )  # a LayerNorm's sum is 0
+    if not (tensor.requires_grad and images.requires_grad):
+        return False
+    weights = torch.linspace(1, 2, tensor[0].numel(), dtype=tensor.dtype, device=tensor.device)
     with torch.enable_grad():
-        total = (tensor[0].flatten() * weights).sum()
+        total = (tensor[0].flatten() * weights).sum()  # unequal weights: the sum of a LayerNorm is constant
     gradient = torch.autograd.grad(total, images, retain_graph=True, allow_unused=True)[0]
     return gradient is not None and bool(gradient[1:].any())
 
@@ -156,10 +151,8 @@ def _by_graph(tensor: Tensor, images: Tensor) -> int | None:
     weights of an attention, and for maps whose rows and columns are exchanged or torn apart."""
     if tensor is images or tensor.is_leaf:
         return None
-    node, axes = (
-        tensor.grad_fn,
-        list(range(tensor.dim())),
-    )  # axes[i]: that of the node's output which is the tensor's i-th
+    # axes[i]: that of the node's output which is the tensor's i-th, -1 where it was merged of two
+    node, axes = tensor.grad_fn, list(range(tensor.dim()))
     for _ in range(FAR):
         name = node.name().removesuffix("0").removesuffix("1").removesuffix("Backward")  # type: ignore[union-attr]
         parent, rank = _parent(node), len(_shape(node))
@@ -173,7 +166,7 @@ def _by_graph(tensor: Tensor, images: Tensor) -> int | None:
             return axes.index(rank - 1) if _is_weight(parent.next_functions[1][0]) else 0
         if name == "Permute":
             dims = [d % rank for d in _signed(node._saved_dims)]  # type: ignore[union-attr]
-            axes = [dims[axis] for axis in axes]
+            axes = [-1 if axis < 0 else dims[axis] for axis in axes]
         elif name == "Transpose":
             first, second = (d % rank for d in _signed((node._saved_dim0, node._saved_dim1)))  # type: ignore[union-attr]
             axes = [{first: second, second: first}.get(axis, axis) for axis in axes]

@@ -13,7 +13,8 @@ import torchvision.models as zoo
 from torch import Tensor, nn
 
 from attacks.errors import UserError, one_line, unknown
-from benchmark.models.compact import COMPACT, SIZED, SMALL
+from benchmark.models.compact import COMPACT as COMPACT
+from benchmark.models.compact import SIZED, SMALL
 
 BLOCKS = ("BasicBlock", "Bottleneck", "ResBottleneckBlock", "_DenseLayer", "Fire", "InvertedResidual",
           "_InvertedResidual", "MaxVitLayer", "CNBlock", "Inception", "InceptionA", "InceptionB", "InceptionC",
@@ -214,8 +215,9 @@ def target_layer(model: nn.Module) -> str:
     """The name of the default target layer, after the released code of Heo, Joo and Moon 2019.
 
     VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last of its
-    blocks (`BLOCKS`, `TOKEN_BLOCKS`), else its last convolution that stands in no gate (squeeze and excitation, attention). Raises
-    `UserError` where there is none, and where tokens are mixed after it: the input of a patch embedding is the image.
+    blocks (`BLOCKS`, `TOKEN_BLOCKS`), else its last convolution that stands in no gate (squeeze and excitation,
+    attention). Raises `UserError` where there is none, and where tokens are mixed after it: the input of a patch
+    embedding is the image.
     """
     modules = dict(model.named_modules())
     if isinstance(model, torch.fx.GraphModule):
