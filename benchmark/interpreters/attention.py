@@ -162,6 +162,8 @@ def read(method: str, model: nn.Module, images: Tensor) -> tuple[Tensor, list[At
         logits = model(images)
     if not reader.found:
         raise Refused(f"{method} needs a network with attention ({type(model).__name__} has none)")
+    if torch.is_grad_enabled() and any(one.edge is None for one in reader.found):
+        raise Refused(f"{method} needs the gradient of the attention, which does not depend on the images, or loses it")
     for one in reader.found:
         shape = tuple(one.weights.shape)
         count = len(images) * (1 if one.windows is None else len(one.windows.places))
@@ -176,8 +178,6 @@ def read(method: str, model: nn.Module, images: Tensor) -> tuple[Tensor, list[At
 def gradients(score: Tensor, found: Sequence[Attention], graph: bool) -> list[Tensor]:
     """∂ score / ∂ weights of each, in the weights' shape. `score` (): summed over images."""
     edges = [one.edge for one in found]
-    if None in edges:
-        raise Refused("the attention does not depend on the images, or loses its gradient (no_grad, detach)")
     got = torch.autograd.grad(score, edges, create_graph=graph)  # type: ignore[arg-type]
     return [gradient.reshape(one.weights.shape) for gradient, one in zip(got, found, strict=True)]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks.heatmaps import divide_by_max
 from benchmark.interpreters import attention
-from benchmark.interpreters.base import Interpreter, needs_graph
+from benchmark.interpreters.base import Interpreter, label_logits, needs_graph
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class AttentionRollout(Interpreter):
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(needs_graph(model, images)):
             logits, found = attention.read(self.name, model, images)
+            label_logits(logits, targets)  # a class that the model has not is an error here as everywhere
             mixed = [one.weights.mean(1) for one in found]
             return logits, attention.back(self.name, found, mixed, images, normalised=True)
 

@@ -4,6 +4,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam")  # refuse a network without
+
+
+class Mixer(nn.Module):
+    """Self-attention of two heads by torch's fused function, with an output layer. (N, T, 8) -> (N, T, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, t: Tensor) -> Tensor:
+        qkv = self.qkv(t).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    """A vision transformer of two blocks, by `nn.MultiheadAttention` and by the fused function; a class token and 16
+    patches of images (N, 3, 8, 8), three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.token = nn.Conv2d(3, 8, 2, 2), nn.Parameter(torch.randn(1, 1, 8))
+        self.attention, self.mixer = nn.MultiheadAttention(8, 2, batch_first=True), Mixer()
+        self.last, self.head, self.pool = nn.Linear(8, 8), nn.Linear(8, 3), nn.Identity()
+        with torch.no_grad():
+            for weight in (self.attention.in_proj_weight, self.mixer.qkv.weight):
+                weight.mul_(3)  # no head reads all tokens alike
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.first(x).flatten(2).transpose(1, 2)
+        t = torch.cat([self.token.expand(t.shape[0], -1, -1), t], 1)
+        t = t + self.attention(t, t, t, need_weights=False)[0]
+        t = t + self.mixed(torch.tanh(self.last(t)))
+        return self.head(t[:, 0])
+
+    def mixed(self, t: Tensor) -> Tensor:
+        return self.mixer(t)
+
 
 class Kitchen(nn.Module):
     """In-place ReLU, a reused module, inline +=, concatenation, average and max pool, BatchNorm, grouped and strided

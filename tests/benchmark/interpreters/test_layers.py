@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
+from test_attention import drawn
+from test_graphs import agrees
 from torch import nn
 
 from attacks.errors import Refused, UserError
@@ -248,6 +250,18 @@ def test_an_input_that_is_changed_in_place_is_refused(name):
 def test_lrp_explains_it_as_it_was():
     in_place, pure = (stage(lambda h: h - 0.5, lambda h: h, nn.ReLU(inplace=inplace)) for inplace in (True, False))
     torch.testing.assert_close(explained("lrp_t", *in_place), explained("lrp_t", pure[0], in_place[1]))
+
+
+@pytest.mark.parametrize("net", ["vit", "swin"])
+@pytest.mark.parametrize("name", ["grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam", "simple_grad_t"])
+def test_the_gradient_by_the_weights_of_a_map_of_tokens_agrees_with_central_differences(name, net):
+    model, images, targets = drawn(net)
+    interpreter, parameters = interpreters.create(name), list(model.parameters())
+    maps = interpreter.attribute(model, images, targets)
+    assert maps.shape[2:] == (2, 2)
+    weights = torch.randn(maps.shape, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((maps * weights).sum(), parameters, allow_unused=True, materialize_grads=True)
+    agrees(lambda: (interpreter.attribute(model, images, targets) * weights).sum(), parameters, gradients)
 
 
 def test_blocks_of_swin_are_explained_and_its_vectors_refused():
