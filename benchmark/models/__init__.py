@@ -24,7 +24,7 @@ GATES = ("squeeze", "excit", "attention", "gate", "cbam")  # in names of classes
 
 
 def names() -> list[str]:
-    """The compact models, CIFAR's ResNet-20, then every torchvision classifier."""
+    """The compact models, CIFAR's ResNet-20, the small transformer and ConvNeXt, then every torchvision classifier."""
     return [*SMALL, *zoo.list_models(module=zoo)]
 
 

@@ -96,12 +96,11 @@ def resnet20(num_classes: int) -> nn.Module:
     return model
 
 
+# networks of ReLUs and BatchNorm, in which every method is defined
 COMPACT: dict[str, Callable[..., nn.Module]] = {
     "compact_vgg": compact_vgg,
     "compact_resnet": compact_resnet,
     "compact_densenet": compact_densenet,
-    "compact_vit": compact_vit,
-    "compact_convnext": compact_convnext,
 }
+SMALL = {**COMPACT, "resnet20": resnet20, "compact_vit": compact_vit, "compact_convnext": compact_convnext}
 SIZED = ("compact_vit",)  # take `input_size`, and no other afterwards
-SMALL = {**COMPACT, "resnet20": resnet20}

@@ -207,9 +207,8 @@ class Explicit(nn.Module):
         super().__init__()
         self.tuple = isinstance(given, nn.MultiheadAttention)
         inner = given if self.tuple else given.qkv
-        self.weight, self.bias = (
-            (inner.in_proj_weight, inner.in_proj_bias) if self.tuple else (inner.weight, inner.bias)
-        )
+        names = ("in_proj_weight", "in_proj_bias") if self.tuple else ("weight", "bias")
+        self.weight, self.bias = (getattr(inner, name) for name in names)
         self.out = given.out_proj if self.tuple else given.out
 
     def forward(self, t, *_, **__):
