@@ -27,7 +27,7 @@ FLOORS = """
 main
 cli
 experiments dissection submissions
-explain verify
+explain verify coverage
 execution
 entries
 run cells
