@@ -24,8 +24,8 @@ def check(run: Run) -> None:
         architecture, weights = suite.architecture(name), suite.models[name].weights
         check_normalisation(name, architecture, weights, data)
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-            sized = {"input_size": side} if architecture in models.SIZED else {}
-            model = models.create(architecture, num_classes=data.num_classes, **sized)
+            size = side if architecture in models.SIZED else None
+            model = models.create(architecture, num_classes=data.num_classes, input_size=size)
             try:
                 model(torch.empty(2, 3, side, side))
             except RuntimeError as error:
