@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+from torchvision.models.vision_transformer import VisionTransformer
 
 ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam")  # refuse a network without
 
@@ -105,3 +107,38 @@ def kitchen(bias: bool = True, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor
         torch.manual_seed(seed)
         model = Kitchen(bias).double().eval()
         return model, torch.randn(2, 3, 8, 8, dtype=torch.double), torch.tensor([0, 2])
+
+
+def tokens():
+    return Tokens(), torch.randn(3, 3, 8, 8, dtype=torch.double)
+
+
+def vit():
+    """Two blocks, a class token and four patches."""
+    return VisionTransformer(8, 4, 2, 2, 4, 6, num_classes=3), torch.randn(2, 3, 8, 8, dtype=torch.double)
+
+
+def swin(merged=True):
+    """Windows of 2 × 2, shifted in each second block; 3 × 4 tokens, which are padded, merged to 2 × 2."""
+    model = SwinTransformer([2, 2], 4, [2, 1] if merged else [2], [2, 1] if merged else [2], [2, 2], 1.5, num_classes=3)
+    return model, torch.randn(2, 3, 6, 8, dtype=torch.double)
+
+
+def swin_v2():
+    model = SwinTransformer([2, 2], 4, [1, 1], [2, 1], [2, 2], 1.5, num_classes=3, block=SwinTransformerBlockV2,
+                            downsample_layer=PatchMergingV2)  # fmt: skip
+    return model, torch.randn(2, 3, 8, 8, dtype=torch.double)
+
+
+NETS = {"tokens": tokens, "vit": vit, "swin": swin, "swin_v2": swin_v2}
+
+
+def drawn(net):
+    """The network in float64 with heads that tell tokens apart, images and targets."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = NETS[net]()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or "head" in name:
+                nn.init.normal_(parameter, std=0.6)
+    return model.double().eval().requires_grad_(True), images, torch.arange(len(images)) % 3

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
-from test_attention import drawn
+from nets import drawn
 from test_graphs import agrees
 from torch import nn
 
