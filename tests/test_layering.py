@@ -26,8 +26,8 @@ LIGHT += ["benchmark.figures.transfer"]
 FLOORS = """
 main
 cli
-experiments dissection submissions keeping
-explain verify
+ experiments dissection submissions keeping
+ explain verify coverage
 execution
 entries
 run cells

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from benchmark.entries.images import CODE as READING
 from benchmark.entries.images import first_images, scored_images
 from benchmark.interpreters.base import tap
+from benchmark.interpreters.layout import read
 from benchmark.metrics.perturbation import SCORES, cell_order, drops, folded, noise, random_order
 from benchmark.run import Run, Spec, data_spec, remembered
 
@@ -59,6 +60,6 @@ class Curves:
 def target_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     """The target layer's resolution."""
     taken: list[Tensor] = []
-    with tap(model, None, taken):
+    with tap(model, None, taken) as module:
         model(images)
-    return taken[0].shape[-2], taken[0].shape[-1]
+    return read(model, module, taken, images, default=True).grid

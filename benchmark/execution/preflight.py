@@ -5,6 +5,7 @@ import torch
 from attacks import strategies
 from attacks.errors import UserError
 from benchmark import models
+from benchmark.datasets import Dataset
 from benchmark.interpreters.base import find_layer
 from benchmark.run import Run, create_interpreter, dataset
 
@@ -20,9 +21,11 @@ def check(run: Run) -> None:
         if (cells := getattr(interpreter, "cells", 0)) > side:
             raise UserError(f"interpreters.{name}: cells must be at most the images' side, {side} (got {cells})")
     for name in suite.models:
-        architecture = suite.architecture(name)
+        architecture, weights = suite.architecture(name), suite.models[name].weights
+        check_normalisation(name, architecture, weights, data)
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-            model = models.create(architecture, num_classes=data.num_classes)
+            size = side if architecture in models.SIZED else None
+            model = models.create(architecture, num_classes=data.num_classes, input_size=size)
             try:
                 model(torch.empty(2, 3, side, side))
             except RuntimeError as error:
@@ -36,6 +39,20 @@ def check(run: Run) -> None:
                     find_layer(model, layer)
                 except UserError as error:
                     raise UserError(f"interpreters.{interpreter_name}, on model {name}: {error}") from error
+
+
+def check_normalisation(name: str, architecture: str, weights: str | None, data: Dataset) -> None:
+    """Raise `UserError` where the data are not normalised as torchvision's weights want them: the suite's models share
+    one dataset, which has one mean and standard deviation."""
+    if architecture in models.SMALL or weights not in models.zoo.get_model_weights(architecture).__members__:
+        return
+    preset = models.preprocessing(architecture, weights)
+    wanted, got = (preset.mean, preset.std), (list(data.mean), list(data.std))
+    if any(abs(a - b) > 1e-3 for one, other in zip(wanted, got, strict=True) for a, b in zip(one, other, strict=True)):
+        raise UserError(
+            f"models.{name}: weights {weights!r} want images of mean {wanted[0]} and standard deviation {wanted[1]} "
+            f"(dataset {data.name!r} has {got[0]} and {got[1]})"
+        )
 
 
 def _attacked(run: Run) -> list[str]:

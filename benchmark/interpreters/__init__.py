@@ -7,6 +7,8 @@ from attacks.errors import UserError, unknown
 from benchmark.interpreters import entry_points
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
 from benchmark.interpreters.aggregate import Aggregate
+from benchmark.interpreters.attention_grad_cam import AttentionGradCAM
+from benchmark.interpreters.attention_rollout import AttentionRollout
 from benchmark.interpreters.base import Interpreter
 from benchmark.interpreters.cam import EigenCAM, GradCAMPlusPlus, LayerCAM
 from benchmark.interpreters.captum_lrp import CaptumLRP
@@ -20,6 +22,7 @@ from benchmark.interpreters.contrast import (
 )
 from benchmark.interpreters.controls import CentrePrior, Constant, InputMagnitude, Random, Sobel
 from benchmark.interpreters.deep_lift import DeepLift
+from benchmark.interpreters.generic_attention import GenericAttention
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import InputXGradient, SimpleGrad, SimpleGradT
 from benchmark.interpreters.guided import Deconvolution, GuidedBackprop, GuidedGradCAM
@@ -51,6 +54,9 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "grad_cam_plus_plus": GradCAMPlusPlus,
     "layer_cam": LayerCAM,
     "eigen_cam": EigenCAM,
+    "attention_rollout": AttentionRollout,
+    "generic_attention": GenericAttention,
+    "attention_grad_cam": AttentionGradCAM,
     "simple_grad": SimpleGrad,
     "simple_grad_t": SimpleGradT,
     "input_x_gradient": InputXGradient,

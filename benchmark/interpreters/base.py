@@ -12,6 +12,7 @@ from attacks.errors import UserError, unknown
 from attacks.given import Targets, check_finite, check_images, class_indices
 from attacks.heatmaps import min_max
 from benchmark.interpreters.door import lent, refuse_mixing
+from benchmark.interpreters.layout import LAYOUTS
 from benchmark.models import target_layer
 
 Score = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), targets (N,) -> what is explained of each image (N,)
@@ -34,6 +35,9 @@ class Interpreter:
     differentiable: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
     control: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for an option that is out of question, whatever the model is."""
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode."""
@@ -86,6 +90,7 @@ class Targeted(Interpreter):
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise unknown("target", self.target, TARGETS)
+        super().__post_init__()
 
     def outputs(self, logits: Tensor) -> Tensor:
         """What the label's value is taken from: the logits (N, classes), or these less their mean over classes."""
@@ -94,6 +99,22 @@ class Targeted(Interpreter):
     def score(self, logits: Tensor, targets: Tensor) -> Tensor:
         """What is explained of each image. (N, classes), (N,) -> (N,)."""
         return label_logits(self.outputs(logits), targets)
+
+
+@dataclass(frozen=True)
+class AtLayer(Interpreter):
+    """An interpreter that explains at the input of a target layer. `layer` None: the model's default.
+
+    `layout`: how that input lies, a name of LAYOUTS; None: as the network tells (`layout.read`).
+    """
+
+    layer: str | None = None
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None and self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, LAYOUTS)
+        super().__post_init__()
 
 
 def label_logits(logits: Tensor, targets: Tensor) -> Tensor:

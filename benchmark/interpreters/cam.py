@@ -28,7 +28,7 @@ class GradCAMPlusPlus(GradCAM):
     name: ClassVar[str] = "grad_cam_plus_plus"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score)
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score, self.layout)
         positive = gradient.relu()
         denominator = 2 + positive * activation.sum((2, 3), keepdim=True)
         alpha = 1 / torch.where(denominator == 0, 1, denominator)
@@ -42,7 +42,7 @@ class LayerCAM(GradCAM):
     name: ClassVar[str] = "layer_cam"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score)
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score, self.layout)
         return logits, activation * gradient.relu()
 
 
@@ -60,7 +60,7 @@ class EigenCAM(CAM):
     name: ClassVar[str] = "eigen_cam"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, _ = layer_gradient(model, images, targets, self.layer)
+        logits, activation, _ = layer_gradient(model, images, targets, self.layer, layout=self.layout)
         matrix = activation.flatten(2)
         wide = matrix if matrix.dtype in WHOLE else matrix.float()  # half precision has no eigenvectors
         return logits, activation * principal_weights(wide)[..., None].to(activation.dtype)

@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.errors import Refused, UserError
@@ -54,6 +55,8 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
         refuse_inference_weights(model)
         if torch.is_autocast_enabled(images.device.type):
             stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        if torch.is_grad_enabled():  # the fused kernels of attention have no second derivative
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(_takes_the_batch(module) for module in stack.enter_context(eval_mode(model))):

@@ -6,16 +6,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from attacks.heatmaps import divide_by_max
-from benchmark.interpreters.base import Interpreter, Targeted
+from benchmark.interpreters.base import AtLayer, Targeted
 from benchmark.interpreters.gradients import layer_gradient
 
 
 @dataclass(frozen=True)
-class CAM(Interpreter):
-    """A class activation map; heatmap: sum over channels, ReLU, divide by the maximum. `layer` None: the model's
-    default target layer; its input is taken, as for LRP_T in the released code of Heo et al. 2019."""
-
-    layer: str | None = None
+class CAM(AtLayer):
+    """A class activation map; heatmap: sum over channels, ReLU, divide by the maximum. The target layer's input is
+    taken, as for LRP_T in the released code of Heo et al. 2019."""
 
     def heatmap(self, attribution: Tensor) -> Tensor:
         return divide_by_max(attribution.sum(1).relu())
@@ -28,5 +26,5 @@ class GradCAM(CAM, Targeted):
     name: ClassVar[str] = "grad_cam"
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score)
+        logits, activation, gradient = layer_gradient(model, images, targets, self.layer, self.score, self.layout)
         return logits, activation * gradient.mean((2, 3), keepdim=True)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from attacks.errors import Refused
 from attacks.heatmaps import min_max
-from benchmark.interpreters.base import Score, Targeted, label_logits, leaf, needs_graph, tap
-from benchmark.interpreters.layout import check_inputs
+from benchmark.interpreters.base import AtLayer, Score, Targeted, label_logits, leaf, needs_graph, tap
+from benchmark.interpreters.layout import read
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,25 @@ class InputXGradient(SimpleGrad):
 
 
 @dataclass(frozen=True)
-class SimpleGradT(SimpleGrad):
-    """∂ logit / ∂ (input of the target layer). `layer` None: the model's default."""
+class SimpleGradT(AtLayer, SimpleGrad):
+    """∂ logit / ∂ (input of the target layer)."""
 
     name: ClassVar[str] = "simple_grad_t"
-    layer: str | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, _, gradient = layer_gradient(model, images, targets, self.layer, self.score)
+        logits, _, gradient = layer_gradient(model, images, targets, self.layer, self.score, self.layout)
         return logits, gradient
 
 
 def layer_gradient(
-    model: nn.Module, images: Tensor, targets: Tensor, layer: str | None, score: Score = label_logits
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    layer: str | None,
+    score: Score = label_logits,
+    layout: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, the target layer's input (N, C, h, w) and the gradient of the `score` by it.
+    """Logits, the target layer's input (N, C, h, w) and the gradient of the `score` by it, a class token left out.
 
     The input of a dense layer, a list of tensors, is joined along the channels, as the released code of Heo et al.
     2019 has it. The graph to the parameters and the images is kept where the caller can use it.
@@ -69,11 +73,11 @@ def layer_gradient(
         versions: list[int] = []
         with tap(model, layer, taken, lambda tensors: versions.extend(t._version for t in tensors)) as module:
             logits = model(images)
-        check_inputs(model, module, taken, images, layer is None)
+        lies = read(model, module, taken, images, default=layer is None, layout=layout)
         if versions != [t._version for t in taken]:  # it would be explained as it is afterwards
             raise Refused("the input of the target layer is changed in place after it was read; allowed: inplace=False")
         gradients = torch.autograd.grad(score(logits, targets).sum(), taken, create_graph=graph)
-        activation, gradient = (t[0] if len(t) == 1 else torch.cat(list(t), 1) for t in (taken, gradients))
+        activation, gradient = lies.maps(taken), lies.maps(gradients)
     if graph:
         return logits, activation, gradient
     return logits.detach(), activation.detach(), gradient

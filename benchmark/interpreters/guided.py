@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.interpreters.activations import Activations, Slope, Step
-from benchmark.interpreters.base import Targeted, leaf, needs_graph
+from benchmark.interpreters.base import AtLayer, Targeted, leaf, needs_graph
 from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import SimpleGrad
 from benchmark.interpreters.operations import POOL_MAX
@@ -50,19 +50,18 @@ class Deconvolution(SimpleGrad):
 
 
 @dataclass(frozen=True)
-class GuidedGradCAM(SimpleGrad):
+class GuidedGradCAM(AtLayer, SimpleGrad):
     """Guided backpropagation times Grad-CAM's map, enlarged bilinearly (Selvaraju et al. 2017, section 3.2).
 
-    `layer` None: the model's default target layer. The heatmap is SimpleGrad's.
+    The heatmap is SimpleGrad's.
     """
 
     name: ClassVar[str] = "guided_grad_cam"
-    layer: str | None = None
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         refuse_half(self.name, "the images", [images])  # float16 was 0.52 off float32
         logits, guided = _gradient(self, model, images, targets, _guided)
-        cam = GradCAM(self.layer, target=self.target).explain(model, images, targets)[1]
+        cam = GradCAM(self.layer, self.layout, target=self.target).explain(model, images, targets)[1]
         cam = cam.sum(1, keepdim=True).relu()
         return logits, guided * F.interpolate(cam, images.shape[2:], mode="bilinear")
 

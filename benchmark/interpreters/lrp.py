@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from benchmark.interpreters.base import Targeted, find_layer, label_logits, tap
-from benchmark.interpreters.layout import check_inputs
+from benchmark.interpreters.base import AtLayer, Targeted, find_layer, label_logits, tap
+from benchmark.interpreters.layout import read
 from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
@@ -87,12 +87,12 @@ class LRP(Targeted):
     def _walk(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         logits, taken, start = self._run(model, images, tape)
         relevance = tape.relevance(logits, seed(tape.scores(logits), targets), start)
-        self._check(model, images, taken)
         parts = [torch.zeros_like(t) if r is None else r for t, r in zip(taken, relevance, strict=True)]
-        return tape.current(logits), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return tape.current(logits), self._maps(model, images, taken, parts)
 
-    def _check(self, model: nn.Module, images: Tensor, taken: list[Tensor]) -> None:
-        """Raise `Refused` where what is explained is no map."""
+    def _maps(self, model: nn.Module, images: Tensor, taken: list[Tensor], parts: list[Tensor]) -> Tensor:
+        """The relevance of what is explained as (N, C, h, w). Raises `Refused` where it has no such form."""
+        return parts[0]
 
     def _run(self, model: nn.Module, images: Tensor, tape: Tape) -> tuple[Tensor, list[Tensor], list[int]]:
         """Logits, the tensors to explain and their nodes."""
@@ -103,11 +103,10 @@ class LRP(Targeted):
 
 
 @dataclass(frozen=True)
-class LRPT(LRP):
-    """Relevance at the input of a target layer, which is cheap to train against. `layer` None: the model's default."""
+class LRPT(AtLayer, LRP):
+    """Relevance at the input of a target layer, which is cheap to train against."""
 
     name: ClassVar[str] = "lrp_t"
-    layer: str | None = None
 
     def _run(self, model: nn.Module, images: Tensor, tape: Tape) -> tuple[Tensor, list[Tensor], list[int]]:
         taken: list[Tensor] = []
@@ -115,8 +114,9 @@ class LRPT(LRP):
         with tape, tap(model, self.layer, taken, lambda tensors: start.extend(tape.start(tensors, is_input=False))):
             return model(images), taken, start
 
-    def _check(self, model: nn.Module, images: Tensor, taken: list[Tensor]) -> None:
-        check_inputs(model, find_layer(model, self.layer), taken, images, self.layer is None)
+    def _maps(self, model: nn.Module, images: Tensor, taken: list[Tensor], parts: list[Tensor]) -> Tensor:
+        module, default = find_layer(model, self.layer), self.layer is None
+        return read(model, module, taken, images, default=default, layout=self.layout).maps(parts)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from attacks.errors import UserError
 from benchmark import models
 from benchmark.interpreters.base import tap
+from benchmark.interpreters.layout import read
 from benchmark.models import COMPACT
 
 DATA = Path(os.environ.get("FOOLBENCH_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "cifar10-mini"
-COMPACTS = pytest.mark.parametrize("name", COMPACT)
+COMPACTS = pytest.mark.parametrize("name", [*COMPACT, "compact_vit", "compact_convnext"])
 
 
 @COMPACTS
@@ -23,11 +24,12 @@ COMPACTS = pytest.mark.parametrize("name", COMPACT)
 def test_compact_models_classify_images_of_any_allowed_size(name: str, side: int, classes: int):
     model = models.create(name, num_classes=classes, input_size=side)
     taken: list[torch.Tensor] = []
-    with torch.no_grad(), tap(model, None, taken):
-        logits = model(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), tap(model, None, taken) as layer:
+        logits = model(images)
     assert logits.shape == (2, classes)
     assert logits.isfinite().all()
-    assert {t.shape[2:] for t in taken} == {(side // 8, side // 8)}
+    assert read(model, layer, taken, images, default=True).grid == (side // 8, side // 8)
     assert not model.training
 
 
@@ -83,6 +85,8 @@ def test_the_default_target_layer(name: str, layer: str):
         ("compact_vgg", "Conv2d", "features"),
         ("compact_resnet", "BasicBlock", "layer4"),
         ("compact_densenet", "_DenseLayer", "features.denseblock2"),
+        ("compact_vit", "EncoderBlock", "encoder.layers"),
+        ("compact_convnext", "CNBlock", "features.3"),
     ],
 )
 def test_the_default_target_layer_of_compact_models_is_the_last_of_its_kind(name: str, kind: str, parent: str):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from attacks.errors import UserError
-from benchmark import datasets, sections, suite
+from benchmark import datasets, models, sections, suite
 from benchmark.execution import compute
-from benchmark.execution.preflight import check
+from benchmark.execution.preflight import check, check_normalisation
 from benchmark.run import Run, create_interpreter
 from benchmark.store import writable
 
@@ -188,3 +188,22 @@ def test_more_images_than_the_memory_holds(tmp_path):
         UserError, match=r"dataset 'shapes': 2000000000 images of 4096 × 4096 need .* GiB, this machine has"
     ):
         datasets.create("shapes", size=2_000_000_000, input_size=4096)
+
+
+def test_weights_that_want_another_normalisation_than_the_data_are_refused(tmp_path):
+    """The two of torchvision's that do; on the normalisation of ImageNet and of its other weights nothing is said."""
+    data = datasets.create("shapes", "dev", 0, size=4)
+    data.mean, data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    with pytest.raises(
+        UserError, match=r"models\.mine: weights 'IMAGENET1K_V1' want images of mean \[0\.5, 0\.5, 0\.5\]"
+    ):
+        check_normalisation("mine", "efficientnet_v2_l", "IMAGENET1K_V1", data)
+    for architecture in ("resnet50", "inception_v3", "vit_h_14"):
+        for weights in models.zoo.get_model_weights(architecture).__members__:
+            check_normalisation("mine", architecture, weights, data)
+    check_normalisation("mine", "efficientnet_v2_l", "some/checkpoint.pth", data)
+    check_normalisation("mine", "compact_vit", None, data)
+
+
+def test_a_transformer_is_made_for_the_size_of_the_data(tmp_path):
+    check(Run(smoke(tmp_path, ("models.compact_vgg", "models.compact_vit")), str(tmp_path), None, "cpu"))

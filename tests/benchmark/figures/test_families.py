@@ -16,8 +16,10 @@ def test_controls_are_those_that_say_so() -> None:
 
 def test_names_come_by_family_with_their_variants_behind_them() -> None:
     names = ["occlusion", "mine", "simple_grad", "lrp_t:head_shift", "lrp_t", "lrp", "lrp_contrast", "constant", "lrp"]
+    names.append("attention_rollout")
     assert by_family(names) == {
         "LRP": ["lrp", "lrp_contrast", "lrp_t", "lrp_t:head_shift"],
+        "attention": ["attention_rollout"],
         "gradients": ["simple_grad"],
         "removal": ["occlusion"],
         "others": ["mine"],

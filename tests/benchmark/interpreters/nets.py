@@ -4,6 +4,46 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+from torchvision.models.vision_transformer import VisionTransformer
+
+ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam")  # refuse a network without
+
+
+class Mixer(nn.Module):
+    """Self-attention of two heads by torch's fused function, with an output layer. (N, T, 8) -> (N, T, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, t: Tensor) -> Tensor:
+        qkv = self.qkv(t).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    """A vision transformer of two blocks, by `nn.MultiheadAttention` and by the fused function; a class token and 16
+    patches of images (N, 3, 8, 8), three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.token = nn.Conv2d(3, 8, 2, 2), nn.Parameter(torch.randn(1, 1, 8))
+        self.attention, self.mixer = nn.MultiheadAttention(8, 2, batch_first=True), Mixer()
+        self.last, self.head, self.pool = nn.Linear(8, 8), nn.Linear(8, 3), nn.Identity()
+        with torch.no_grad():
+            for weight in (self.attention.in_proj_weight, self.mixer.qkv.weight):
+                weight.mul_(3)  # no head reads all tokens alike
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.first(x).flatten(2).transpose(1, 2)
+        t = torch.cat([self.token.expand(t.shape[0], -1, -1), t], 1)
+        t = t + self.attention(t, t, t, need_weights=False)[0]
+        t = t + self.mixed(torch.tanh(self.last(t)))
+        return self.head(t[:, 0])
+
+    def mixed(self, t: Tensor) -> Tensor:
+        return self.mixer(t)
 
 
 class Kitchen(nn.Module):
@@ -83,3 +123,38 @@ def narrow(name: str, num_classes: int, width: int = 64) -> nn.Module:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return model.eval()
+
+
+def tokens():
+    return Tokens(), torch.randn(3, 3, 8, 8, dtype=torch.double)
+
+
+def vit():
+    """Two blocks, a class token and four patches."""
+    return VisionTransformer(8, 4, 2, 2, 4, 6, num_classes=3), torch.randn(2, 3, 8, 8, dtype=torch.double)
+
+
+def swin(merged=True):
+    """Windows of 2 × 2, shifted in each second block; 3 × 4 tokens, which are padded, merged to 2 × 2."""
+    model = SwinTransformer([2, 2], 4, [2, 1] if merged else [2], [2, 1] if merged else [2], [2, 2], 1.5, num_classes=3)
+    return model, torch.randn(2, 3, 6, 8, dtype=torch.double)
+
+
+def swin_v2():
+    model = SwinTransformer([2, 2], 4, [1, 1], [2, 1], [2, 2], 1.5, num_classes=3, block=SwinTransformerBlockV2,
+                            downsample_layer=PatchMergingV2)  # fmt: skip
+    return model, torch.randn(2, 3, 8, 8, dtype=torch.double)
+
+
+NETS = {"tokens": tokens, "vit": vit, "swin": swin, "swin_v2": swin_v2}
+
+
+def drawn(net):
+    """The network in float64 with heads that tell tokens apart, images and targets."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = NETS[net]()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or "head" in name:
+                nn.init.normal_(parameter, std=0.6)
+    return model.double().eval().requires_grad_(True), images, torch.arange(len(images)) % 3

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import kitchen
+from nets import ATTENTION, Tokens, kitchen
 from torch import nn
 
 from attacks.errors import Refused, UserError
@@ -77,7 +77,7 @@ def assert_near(got, expected, dtype):
 
 
 def test_who_has_the_option():
-    without = {"captum_lrp", "eigen_cam", "adversarial_explanation", "aggregate"}
+    without = {"captum_lrp", "eigen_cam", "attention_rollout", "adversarial_explanation", "aggregate"}
     controls = {name for name in interpreters.INTERPRETERS if interpreters.kind(name).control}
     assert set(interpreters.INTERPRETERS) - set(TARGETED) == without | controls
     for name in sorted(without | controls):
@@ -101,7 +101,7 @@ def test_a_name_is_its_option(name):
 @pytest.mark.parametrize("dtype", [torch.float, torch.double], ids=str)
 @pytest.mark.parametrize("name", [*TARGETED, "adversarial_explanation"])
 def test_a_shift_of_the_head_changes_no_map(name, dtype):
-    model, images, targets = seeded(Chain, dtype)
+    model, images, targets = seeded(Tokens if name in ATTENTION else Chain, dtype)
     option = {"target": "contrast"} if name in TARGETED else {}
     interpreter = interpreters.create(name, **CHEAPER.get(name, {}), **option)
     shifted = twin(model)
@@ -118,7 +118,7 @@ def test_a_shift_of_the_head_changes_no_map(name, dtype):
 
 @pytest.mark.parametrize("name", [*GRADIENTS, "lrp", "lrp_t", "occlusion", "deep_lift"])
 def test_it_changes_the_map_of_a_logit(name):
-    model, images, targets = seeded(Chain)
+    model, images, targets = seeded(Tokens if name in ATTENTION else Chain)
     interpreter = interpreters.create(name, **CHEAPER.get(name, {}))
     assert (interpreter(twin(model, 3), images, targets) - interpreter(model, images, targets)).abs().max() > 0.01
 

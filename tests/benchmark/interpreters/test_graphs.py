@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nets import kitchen
+from nets import ATTENTION, Tokens, kitchen
 from torch import nn
 
 from attacks.surrogates import Smooth
@@ -24,6 +24,15 @@ STEPWISE = {"simple_grad", "simple_grad_t", "simple_grad_contrast", "smooth_grad
 CONSTANT = {"guided_backprop", "deconvolution"}
 BY_PARTS = ["occlusion", "occlusion_contrast", "feature_ablation", "kernel_shap"]
 DIFFERENTIABLE = [name for name in interpreters.INTERPRETERS if interpreters.kind(name).differentiable]
+
+
+def setting(name):
+    """A model that the interpreter explains, in float64, with images and targets."""
+    if name not in ATTENTION:
+        return kitchen()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tokens().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.double), torch.tensor([0, 2])
 
 
 def create(name):
@@ -66,7 +75,7 @@ def test_gradient_by_the_weights_agrees_with_central_differences(name):
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradient_by_the_images_of_a_frozen_model_agrees_with_central_differences(name):
-    interpreter, (model, images, targets) = create(name), kitchen()
+    interpreter, (model, images, targets) = create(name), setting(name)
     model.requires_grad_(False)
     shape = interpreter(model, images, targets).shape
     weights = torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(1))

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam, NoiseTunnel, Saliency
+from nets import ATTENTION
 from torch import nn
 
 from attacks.errors import UserError
 from benchmark import interpreters, models
 from benchmark.interpreters.base import find_layer
 
-CHAINS_ONLY = {"captum_lrp"}  # refuse the ResNet below
+CHAINS_ONLY = {"captum_lrp"}  # refuse the ResNet below, as do those of attention
 AT_LAYER = {"lrp_t", "lrp_t_epsilon", "lrp_t_contrast", "simple_grad_t", "grad_cam", "grad_cam_contrast",
-            "grad_cam_plus_plus", "layer_cam", "eigen_cam"}  # fmt: skip
+            "grad_cam_plus_plus", "layer_cam", "eigen_cam", *ATTENTION}  # fmt: skip
 CHEAPER = {
     "kernel_shap": {"cells": 2, "samples": 8},
     "occlusion": {"cells": 3},
@@ -38,10 +39,22 @@ def chain(setting):
         return models.create("compact_vgg", num_classes=4, input_size=32), *setting[1:]
 
 
+@pytest.fixture(scope="module")
+def transformer(setting):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = models.create("compact_vit", num_classes=4, input_size=32)
+        with torch.no_grad():  # at first every head reads all tokens alike
+            for block in model.encoder.layers:
+                block.self_attention.in_proj_weight.mul_(6)
+        return model, *setting[1:]
+
+
 @pytest.fixture
-def case(name, setting, chain):
+def case(name, setting, chain, transformer):
     """The interpreter of the test's `name` with a model that it explains, images and targets."""
-    return interpreters.create(name, **CHEAPER.get(name, {})), *(chain if name in CHAINS_ONLY else setting)
+    explained = transformer if name in ATTENTION else chain if name in CHAINS_ONLY else setting
+    return interpreters.create(name, **CHEAPER.get(name, {})), *explained
 
 
 each_interpreter = pytest.mark.parametrize("name", interpreters.names())

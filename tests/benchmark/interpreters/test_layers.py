@@ -1,21 +1,19 @@
-"""Target layers: whose inputs are no maps (N, C, h, w) is refused in one line, and the default is the last block."""
+"""Target layers: maps and tokens are explained alike, other inputs refused in one line."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
+from nets import drawn
+from test_graphs import agrees
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from attacks.errors import UserError
-from benchmark import interpreters, models
-from benchmark.interpreters.base import tap
-from benchmark.interpreters.layout import check_inputs
+from attacks.errors import Refused, UserError
+from benchmark import interpreters
 
 AT_LAYER = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam", "simple_grad_t", "lrp_t", "lrp_t_contrast",
             "grad_cam_contrast", "guided_grad_cam")  # fmt: skip
 each_method = pytest.mark.parametrize("name", AT_LAYER)
-TOKENS = "works on tokens after its last convolution"
 
 
 class Stage(nn.Module):
@@ -51,13 +49,35 @@ def pooled(h):
     return h.amax((2, 3))
 
 
-REFUSED = {
+def classed(h):
+    """A class token before the others."""
+    return torch.cat([torch.ones(len(h), 1, 8), tokens(h)], 1)
+
+
+def unclassed(t, sides=(8, 8)):
+    return t[:, 1:].transpose(1, 2).unflatten(2, sides)
+
+
+PLACED = {
     "channels last, linear": (last, second, nn.Linear(8, 8)),
     "channels last, LayerNorm": (last, second, nn.LayerNorm(8)),
     "channels last, as many as columns": (last, second, nn.Identity()),
-    "channels last by a transposition": (lambda h: h.transpose(1, -1), lambda h: h.transpose(1, -1), nn.ReLU()),
     "channels last, after a linear layer": (lambda h: F.linear(last(h), torch.eye(8)), second, nn.ReLU()),
     "tokens": (tokens, maps, nn.Identity()),
+    "tokens by flattening channels last": (lambda h: last(h).flatten(1, 2), maps, nn.Identity()),
+    "tokens, linear": (tokens, maps, nn.Linear(8, 8)),
+    "tokens, after a linear layer": (lambda h: F.linear(tokens(h), torch.eye(8)), maps, nn.ReLU()),
+    "class token": (classed, unclassed, nn.Identity()),
+    "class token, LayerNorm": (classed, unclassed, nn.LayerNorm(8)),
+}  # fmt: skip
+REFUSED = {
+    "channels last by a transposition": (lambda h: h.transpose(1, -1), lambda h: h.transpose(1, -1), nn.ReLU()),
+    "rows and columns exchanged": (lambda h: h.mT, lambda h: h.mT, nn.ReLU()),
+    "tokens before images": (lambda h: tokens(h).transpose(0, 1), lambda t: maps(t.transpose(0, 1)), nn.Identity()),
+    "flattened maps": (lambda h: h.flatten(2), lambda h: h.unflatten(2, (8, 8)), nn.ReLU()),
+    "tokens that are no grid": (lambda h: F.pad(tokens(h), (0, 0, 0, 9)), lambda t: maps(t[:, :64]), nn.Linear(8, 8)),
+    "attention of tokens": (lambda h: (tokens(h) @ tokens(h).mT).softmax(-1),
+                            lambda h: maps(h[..., :8]), nn.Identity()),
     "vectors": (pooled, lambda h: h[:, :, None, None], nn.Identity()),
     "rows as images": (lambda h: h.transpose(1, 2).flatten(0, 1).unsqueeze(2),
                        lambda h: h.squeeze(2).unflatten(0, (-1, 8)).transpose(1, 2), nn.Identity()),
@@ -88,12 +108,13 @@ def explained(name, model, images, layer="layer"):
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_layer_whose_input_is_no_map_of_images_is_refused(name, case):
     own = "|(guided_grad_cam|LRP) has no rule for" if name.startswith(("guided", "lrp")) else ""
-    with pytest.raises(UserError, match=rf"'layer' must have an input \(N, C, h, w\) \(got \({own}") as caught:
+    allowed = r"\(N, C, h, w\), \(N, h, w, C\), \(N, h·w, C\) or \(N, 1 \+ h·w, C\)"
+    with pytest.raises(UserError, match=rf"'layer' must have an input {allowed} \(got \({own}") as caught:
         explained(name, *stage(*REFUSED[case]))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("case", ["channels last, linear", "tokens", "vectors"])
+@pytest.mark.parametrize("case", ["tokens that are no grid", "vectors"])
 def test_so_it_is_where_no_graph_says_what_the_axes_are(case):
     model, images = stage(*REFUSED[case])
     with torch.no_grad(), pytest.raises(UserError, match="must have an input"):
@@ -109,10 +130,90 @@ def test_maps_of_images_are_explained_however_they_were_made(name, case):
     assert explained(name, model, images).shape[:2] == (2, 3 if name == "guided_grad_cam" else 8)
 
 
+class Within(nn.Module):
+    """`before`, a layer and `after` as one layer, which is given maps (N, C, h, w)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.layer, self.before, self.after = model.layer, model.before, model.after
+
+    def forward(self, h):
+        return self.after(self.layer(self.before(h)))
+
+
+def of_maps(model):
+    """The same function, whose layer is given maps."""
+    other = Stage(lambda h: h, lambda h: h, Within(model)).eval()
+    other.conv, other.head = model.conv, model.head
+    return other
+
+
+@each_method
+@pytest.mark.parametrize("case", PLACED)
+def test_a_map_of_tokens_is_the_map_of_the_same_activations_as_maps(name, case):
+    if name.startswith("lrp") and "after a linear layer" in case:
+        return  # in its other form relevance passes that layer as well, by a rule that keeps a part of it
+    model, images = stage(*PLACED[case])
+    try:
+        expected = explained(name, of_maps(model), images)
+    except Refused as refused:  # LRP and guided backpropagation have no rule for LayerNorm, and say so in both forms
+        assert "LayerNorm" in case
+        with pytest.raises(Refused, match=str(refused)[:30]):
+            explained(name, model, images)
+        return
+    torch.testing.assert_close(explained(name, model, images), expected)
+
+
+@pytest.mark.parametrize("case", ["channels last, linear", "tokens, linear", "class token"])
+def test_so_it_is_without_a_graph_and_with_the_layouts_name(case):
+    model, images = stage(*PLACED[case])
+    expected = explained("lrp_t", model, images)
+    layout = {"ch": "channels_last", "to": "tokens", "cl": "class_token"}[case[:2]]
+    with torch.no_grad():
+        model.requires_grad_(False)
+        torch.testing.assert_close(explained("lrp_t", model, images), expected)
+        named = interpreters.create("lrp_t", layer="layer", layout=layout)
+        torch.testing.assert_close(named.attribute(model, images, [0, 2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [("tokens", r"\(got \(2, 65, 8\) for layout tokens"), ("channels_last", "for layout channels_last")],
+)
+def test_another_layout_than_the_layers_is_refused(layout, message):
+    model, images = stage(*PLACED["class token"])
+    with pytest.raises(UserError, match=message):
+        interpreters.create("grad_cam", layer="layer", layout=layout)(model, images, 0)
+
+
+@each_method
+def test_an_unknown_layout_suggests_the_nearest(name):
+    with pytest.raises(UserError, match=r"unknown layout 'token'.*did you mean 'tokens'"):
+        interpreters.create(name, layout="token")
+
+
 def test_images_that_are_not_square_tell_channels_last_apart_without_a_graph():
     model, images = stage(last, second, nn.Identity())
-    with torch.no_grad(), pytest.raises(UserError, match="second axis is not the channels"):
-        explained("lrp_t", model, images[:, :, :, :5])
+    expected = explained("lrp_t", of_maps(model), images[:, :, :, :5])
+    with torch.no_grad():
+        torch.testing.assert_close(explained("lrp_t", model, images[:, :, :, :5]), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (4, 20)])
+def test_the_grid_of_tokens_has_the_images_proportions(height, width):
+    model, _ = stage(classed, lambda t: unclassed(t, (height, width)), nn.Identity())
+    images = torch.randn(2, 3, height, width)
+    torch.testing.assert_close(explained("grad_cam", model, images), explained("grad_cam", of_maps(model), images))
+
+
+@pytest.mark.parametrize("count", [63, 64, 65])
+def test_a_batch_of_as_many_images_as_tokens_is_not_mistaken_for_them(count):
+    images = torch.randn(count, 3, 8, 8)
+    model = stage(*PLACED["tokens"])[0]
+    interpreters.create("grad_cam", layer="layer")(model, images, 0)
+    crossed = stage(*REFUSED["tokens before images"])[0]
+    with pytest.raises(UserError, match="must have an input"):
+        interpreters.create("grad_cam", layer="layer")(crossed, images, 0)
 
 
 @each_method
@@ -151,138 +252,30 @@ def test_lrp_explains_it_as_it_was():
     torch.testing.assert_close(explained("lrp_t", *in_place), explained("lrp_t", pure[0], in_place[1]))
 
 
-class Gated(nn.Module):
-    """A convolution, a gate, and a head; `gate` is called with the map."""
-
-    def __init__(self, gate):
-        super().__init__()
-        self.conv, self.gate, self.head = nn.Conv2d(3, 8, 3, padding=1), gate, nn.Linear(8, 3)
-
-    def forward(self, x):
-        h = F.relu(self.conv(x))
-        return self.head((h * self.gate(h)).mean((2, 3)))
-
-
-def gate_of_class(kind):
-    parts = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 2, 1), nn.ReLU(), nn.Conv2d(2, 8, 1), nn.Sigmoid())
-    return type(kind, (nn.Sequential,), {})(*parts)
+@pytest.mark.parametrize("net", ["vit", "swin"])
+@pytest.mark.parametrize("name", ["grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam", "simple_grad_t",
+                                  "simple_grad"])  # fmt: skip
+def test_the_gradient_by_the_weights_of_a_map_of_tokens_agrees_with_central_differences(name, net):
+    model, images, targets = drawn(net)
+    interpreter, parameters = interpreters.create(name), list(model.parameters())
+    maps = interpreter.attribute(model, images, targets)
+    assert maps.shape[2:] == (images.shape[2:] if name == "simple_grad" else (2, 2))
+    weights = torch.randn(maps.shape, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad((maps * weights).sum(), parameters, allow_unused=True, materialize_grads=True)
+    agrees(lambda: (interpreter.attribute(model, images, targets) * weights).sum(), parameters, gradients)
 
 
-@pytest.mark.parametrize("kind", ["SqueezeExcitation", "SELayer", "SEBlock", "SEModule", "SqueezeExcite",
-                                  "ChannelAttention", "ECALayer"])  # fmt: skip
-def test_a_convolution_in_a_gate_is_no_default(kind):
-    assert models.target_layer(Gated(gate_of_class(kind))) == "conv"
-
-
-def test_a_gate_that_no_name_gives_away_is_refused():
-    with pytest.raises(UserError, match=r"'gate.3' .* a single place; name another target layer"):
-        explained("grad_cam", Gated(gate_of_class("Sequential")), torch.randn(2, 3, 8, 8), None)
-
-
-class Patches(nn.Module):
-    """A small vision transformer; `mix` works on tokens (N, T, 8)."""
-
-    def __init__(self, mix, stem=None):
-        super().__init__()
-        self.stem, self.embed = stem or nn.Identity(), nn.Conv2d(3, 8, 4, 4)
-        self.mix, self.head = mix, nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(self.mix(tokens(self.embed(self.stem(x)))).mean(1))
-
-
-class SelfAttention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(8, 24)
-
-    def forward(self, t):
-        return F.scaled_dot_product_attention(*self.qkv(t).chunk(3, -1))
-
-
-@pytest.mark.parametrize("model", [
-    Patches(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)), Patches(SelfAttention()),
-    Patches(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))), Patches(SelfAttention(), nn.Conv2d(3, 3, 3, padding=1)),
-], ids=["encoder", "attention", "mixer", "a convolution before"])  # fmt: skip
-def test_a_patch_embedding_is_no_default(model):
-    for name in ("grad_cam", "lrp_t"):
-        with pytest.raises(UserError, match=f"{TOKENS}.*'embed'"):
-            explained(name, model, torch.randn(2, 3, 16, 16), None)
-
-
-def meta_model(name):
-    """A torchvision classifier without memory for its weights."""
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    if not name.startswith("regnet"):
-        with torch.device("meta"):
-            return zoo.get_model(name, weights=None, **options).eval().requires_grad_(False)
-    on_meta = register_module_parameter_registration_hook(
-        lambda module, key, p: p if p is None else nn.Parameter(p.to("meta"))
-    )
-    try:  # its widths are computed with tensors that need values
-        return zoo.get_model(name, weights=None).to("meta").eval().requires_grad_(False)
-    finally:
-        on_meta.remove()
-
-
-def reaches(logits, image, cut):
-    """Whether the image's node can be reached from the logits by a way that avoids the tensors `cut`."""
-    waiting, met = [logits.grad_fn], {t.grad_fn for t in cut}
-    while waiting:
-        node = waiting.pop()
-        if getattr(node, "variable", None) is image:
-            return True
-        parents = {parent for parent, _ in node.next_functions if parent is not None} - met
-        met |= parents
-        waiting.extend(parents)
-    return False
-
-
-def check_default(name):
-    model, image = meta_model(name), torch.zeros(2, 3, 224, 224, device="meta", requires_grad=True)
-    if name.startswith(("vit", "swin")):
-        with pytest.raises(UserError, match=TOKENS):
-            models.target_layer(model)
-        return
-    taken = []
-    with tap(model, None, taken) as layer:
-        logits = model(image)
-    check_inputs(model, layer, taken, image, True)
-    assert min(taken[0].shape[2:]) >= 5
-    assert not reaches(logits, image, taken), "the evidence passes the layer by: it is a branch"
-    assert reaches(logits, image, [])
-
-
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("inception_v3", "Mixed_7c"),
-        ("regnet_y_400mf", "trunk_output.block4.block4-5"),
-        ("mnasnet0_5", "layers.13.0"),
-        ("convnext_tiny", "features.7.2"),
-        ("maxvit_t", "blocks.3.layers.1"),
-    ],
-)
-def test_the_default_is_the_last_block_not_one_of_its_branches(name, layer):
-    assert models.target_layer(meta_model(name)) == layer
-
-
-@pytest.mark.parametrize("name", ["inception_v3", "efficientnet_b0", "mobilenet_v3_small", "vit_b_32", "swin_t"])
-def test_all_evidence_passes_through_the_default_layer(name):
-    check_default(name)
-
-
-@pytest.mark.slow
-def test_all_evidence_passes_through_the_default_layer_of_every_classifier_of_torchvision():
-    for name in zoo.list_models(module=zoo):
-        check_default(name)
-
-
-def test_blocks_of_swin_are_refused():
+def test_blocks_of_swin_are_explained_and_its_vectors_refused():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = zoo.SwinTransformer([4, 4], 12, [1, 1], [2, 2], [4, 4], num_classes=3).eval()
-    for layer in ("features.1.0", "features.2", "features.3.0.norm1", "features.3.0.mlp.1", "norm", "permute"):
-        with pytest.raises(UserError, match=f"'{layer}' must have an input"):
-            explained("grad_cam", model, torch.randn(2, 3, 48, 48), layer)
-    assert explained("grad_cam", model, torch.randn(2, 3, 48, 48), "avgpool").shape == (2, 24, 6, 6)
+    images = torch.randn(2, 3, 48, 48)
+    with pytest.raises(UserError, match="'head' must have an input"):
+        explained("grad_cam", model, images, "head")
+    channels = {"features.1.0": 12, "features.2": 12, "features.3.0.norm1": 24, "features.3.0.mlp.1": 96, "norm": 24}
+    for layer, width in channels.items():
+        side = 12 if width == 12 else 6
+        assert explained("grad_cam", model, images, layer).shape == (2, width, side, side)
+    at_end = explained("grad_cam", model, images, "avgpool")
+    assert at_end.shape == (2, 24, 6, 6)
+    torch.testing.assert_close(explained("grad_cam", model, images, "permute"), at_end)

@@ -7,6 +7,7 @@ from torch import nn
 
 from benchmark import interpreters, models
 from benchmark.interpreters.rules import AlphaBeta, Composite, Epsilon, Gamma
+from benchmark.models.compact import Subsample
 
 TINY = 1e-12
 CONSERVING = {
@@ -45,7 +46,7 @@ def test_linear_network_gives_weight_times_input(depth):
 def test_relevance_is_conserved_by_resnet20s_shortcut():
     torch.manual_seed(0)
     weighted = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(8 * 9, 5, bias=False)
-    model = nn.Sequential(weighted[0], nn.ReLU(), models.Subsample(), nn.Flatten(), weighted[1]).double()
+    model = nn.Sequential(weighted[0], nn.ReLU(), Subsample(), nn.Flatten(), weighted[1]).double()
     images, targets = torch.randn(4, 3, 8, 8, dtype=torch.double), torch.arange(4)
     relevance = interpreters.create("lrp", composite=CONSERVING["epsilon"]).attribute(model, images, targets)
     logits = model(images).gather(1, targets[:, None])[:, 0]
@@ -56,7 +57,7 @@ def test_relevance_is_conserved_by_resnet20s_shortcut():
 FAMILIES = ["vgg11_bn", "resnet18", "densenet121", "mobilenet_v2", "squeezenet1_1", "googlenet"]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *models.SMALL])
+@pytest.mark.parametrize("name", [*FAMILIES, *models.COMPACT, "resnet20"])
 def test_torchvision_families_run_unmodified(name):
     torch.manual_seed(0)
     with torch.random.fork_rng():

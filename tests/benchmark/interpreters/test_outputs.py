@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from test_targets import CHEAPER, Net
+from test_targets import CHEAPER, Net, net_for
 from torch import Tensor, nn
 
 from attacks.errors import UserError
@@ -76,11 +76,10 @@ NONE = {
 }
 
 
-@pytest.fixture(scope="module")
-def setting():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Net().eval(), torch.randn(2, 3, 8, 8)
+@pytest.fixture
+def setting(request):
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return net_for(params.get("name", ""))
 
 
 def made(name):

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from nets import ATTENTION, Tokens
 from torch import nn
 
 from attacks.errors import UserError
@@ -57,7 +58,7 @@ each_interpreter = pytest.mark.parametrize("name", interpreters.INTERPRETERS)
 
 
 class Net(nn.Module):
-    """A chain that every interpreter explains, three classes."""
+    """A chain that every interpreter explains but those of attention, three classes."""
 
     def __init__(self):
         super().__init__()
@@ -70,11 +71,16 @@ class Net(nn.Module):
         return self.head(torch.flatten(self.pool(x), 1))
 
 
-@pytest.fixture(scope="module")
-def setting():
+def net_for(name):
+    """One that the interpreter explains, in eval mode, and images."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Net(), torch.randn(2, 3, 8, 8)
+        return (Tokens() if name in ATTENTION else Net()).eval(), torch.randn(2, 3, 8, 8)
+
+
+@pytest.fixture
+def setting(request):
+    return net_for(request.node.callspec.params.get("name", ""))
 
 
 @each_interpreter

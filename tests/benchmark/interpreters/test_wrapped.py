@@ -5,7 +5,8 @@ import copy
 
 import pytest
 import torch
-from test_targets import CHEAPER, Net
+from nets import ATTENTION, Tokens
+from test_targets import CHEAPER, Net, net_for
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 TWINS = ("lrp_", "feature_", "random", "centre_", "sobel", "input_m", "grad_cam_c", "simple_grad_c", "occlusion_c")
 EACH = [name for name in interpreters.INTERPRETERS if name == "lrp_t" or not name.startswith(TWINS)]  # one of a kind
 each_interpreter = pytest.mark.parametrize("name", EACH)
-TRACES = ("lrp", "captum_lrp", "guided", "deconvolution", "deep_lift", "aggregate")  # of those that read modules
+TRACES = ("lrp", "captum_lrp", "guided", "deconvolution", "deep_lift", "aggregate", "attention",
+          "generic")  # of those that read modules or operations  # fmt: skip
 LAYERED = ("grad_cam", "layer_cam", "eigen_cam", "simple_grad_t")
 
 
@@ -84,7 +86,7 @@ WRAPPED = {
     "weight_norm": normed,
 }
 SCRIPTS = {
-    "traced": lambda net, x: torch.jit.trace(net, x),
+    "traced": lambda net, x: torch.jit.trace(net, x, check_trace=False),
     "scripted": lambda net, x: torch.jit.script(net),
     "frozen": lambda net, x: torch.jit.freeze(torch.jit.script(net)),
 }
@@ -93,12 +95,6 @@ MODES = {
     "no_grad": torch.no_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
-
-
-def drawn():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Net().eval(), torch.randn(2, 3, 8, 8)
 
 
 def attribution(name, model, images):
@@ -114,7 +110,7 @@ def state(model):
 @each_interpreter
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_a_wrapped_model_has_the_map_of_the_model(name, wrapper):
-    model, images = drawn()
+    model, images = net_for(name)
     wrapped = WRAPPED[wrapper](copy.deepcopy(model))
     before = state(wrapped)
     if name == "captum_lrp" and wrapper in ("parametrised",):
@@ -128,7 +124,7 @@ def test_a_wrapped_model_has_the_map_of_the_model(name, wrapper):
 @each_interpreter
 @pytest.mark.parametrize("mode", MODES)
 def test_the_caller_may_be_in_any_mode(name, mode):
-    model, images = drawn()
+    model, images = net_for(name)
     with MODES[mode]():
         got = attribution(name, model, images.clone())
     torch.testing.assert_close(got, attribution(name, model, images))
@@ -137,16 +133,16 @@ def test_the_caller_may_be_in_any_mode(name, mode):
 @each_interpreter
 def test_what_is_made_in_inference_mode_cannot_be_differentiated(name):
     with torch.inference_mode():
-        model, images = drawn()
+        model, images = net_for(name)
     with pytest.raises(UserError, match=r"made in torch\.inference_mode"):
         attribution(name, model, images)
-    torch.testing.assert_close(attribution(name, drawn()[0], images), attribution(name, *drawn()))
+    torch.testing.assert_close(attribution(name, net_for(name)[0], images), attribution(name, *net_for(name)))
 
 
 @each_interpreter
 @pytest.mark.parametrize("how", SCRIPTS)
 def test_scripted_and_traced_models_have_the_same_map_or_are_refused(name, how):
-    model, images = drawn()
+    model, images = net_for(name)
     scripted = SCRIPTS[how](model, images)
     if name.startswith((*TRACES, *LAYERED)):
         with pytest.raises(UserError, match=r"its source|has no rule for") as caught:
@@ -158,7 +154,7 @@ def test_scripted_and_traced_models_have_the_same_map_or_are_refused(name, how):
 
 @each_interpreter
 def test_a_graph_module_has_no_default_layer_but_the_same_map(name):
-    model, images = drawn()
+    model, images = net_for(name)
     graph = torch.fx.symbolic_trace(model)
     options = {}
     if name == "aggregate" or "layer" in interpreters.kind(name).__dataclass_fields__:
@@ -174,7 +170,7 @@ def test_a_graph_module_has_no_default_layer_but_the_same_map(name):
 @each_interpreter
 def test_autocast_within_the_model_is_near_or_refused(name):
     """At most a tenth of the map's mass moves: eight bits of precision, and no pooling whose winner they change."""
-    model, images = drawn()
+    model, images = net_for(name)
     model.pool = nn.AvgPool2d(2)
     with contextlib.suppress(UserError):
         got, expected = attribution(name, Autocast(model), images).float(), attribution(name, model, images)
@@ -183,7 +179,7 @@ def test_autocast_within_the_model_is_near_or_refused(name):
 
 @pytest.mark.parametrize("layer", ["module.last", "_orig_mod.last", "last"])
 def test_a_layer_may_be_named_as_in_its_wrapper(layer):
-    model, images = drawn()
+    model, images = net_for("")
     expected = interpreters.create("grad_cam", layer="last")(model, images, 0)
     got = interpreters.create("grad_cam", layer=layer)(nn.DataParallel(model), images, 0)
     torch.testing.assert_close(got, expected)
@@ -191,7 +187,7 @@ def test_a_layer_may_be_named_as_in_its_wrapper(layer):
 
 @each_interpreter
 def test_a_transform_of_torch_func_is_refused(name):
-    model, images = drawn()
+    model, images = net_for(name)
     made = interpreters.create(name, **CHEAPER.get(name, {}))
     for transform in (torch.func.vmap(lambda x: made(model, x[None], 0)),
                       torch.func.grad(lambda x: made(model, x, 0).sum())):  # fmt: skip
@@ -209,6 +205,17 @@ class Inner(Net):
     def forward(self, x):
         h = self.relus[1](self.run(self.last, self.relus[0](self.first(x))))
         return self.head(torch.flatten(self.pool(h), 1))
+
+
+class InnerTokens(Tokens):
+    """`run` calls the second attention."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def mixed(self, t):
+        return self.run(self.mixer, t)
 
 
 def without_gradient(part, h):
@@ -233,8 +240,8 @@ def by_functional_call(part, h):
 @each_interpreter
 @pytest.mark.parametrize("run", [without_gradient, in_inference_mode, by_vmap, by_functional_call])
 def test_a_part_that_runs_in_another_way_has_the_same_map_or_is_refused(name, run):
-    model, images = drawn()
-    inner = Inner(run).eval()
+    model, images = net_for(name)
+    inner = (InnerTokens if name in ATTENTION else Inner)(run).eval()
     inner.load_state_dict(model.state_dict())
     try:
         got = attribution(name, inner, images)
@@ -245,7 +252,7 @@ def test_a_part_that_runs_in_another_way_has_the_same_map_or_is_refused(name, ru
 
 
 def test_sharded_weights_are_refused():
-    model, images = drawn()
+    model, images = net_for("")
     sharded = type("FullyShardedDataParallel", (Wrapper,), {})(model)
     with pytest.raises(UserError, match="a part of the weights"):
         attribution("simple_grad", sharded, images)
@@ -254,7 +261,7 @@ def test_sharded_weights_are_refused():
 @each_interpreter
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_float32_or_refused(name, dtype):
-    model, images = drawn()
+    model, images = net_for(name)
     model.pool = nn.AvgPool2d(2)  # no winner that rounding changes
     got, refused = None, ""
     try:

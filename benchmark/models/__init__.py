@@ -1,9 +1,7 @@
-"""Models: torchvision's classifiers by name, its VGG, ResNet and DenseNet classes in small configurations, and CIFAR's
-ResNet-20."""
+"""Models: torchvision's classifiers by name, and the small ones of `compact`."""
 
 import difflib
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -11,88 +9,22 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
-from torchvision.models.densenet import DenseNet
-from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.models.vgg import VGG, make_layers
 
 from attacks.errors import UserError, one_line, unknown
+from benchmark.models.compact import COMPACT as COMPACT
+from benchmark.models.compact import SIZED, SMALL
 
-
-def compact_vgg(num_classes: int) -> nn.Module:
-    """VGG with five convolutions and BatchNorm; the last works on input_size/8 squared maps.
-
-    Without BatchNorm the trained network's Grad-CAM is blank on 9 of 10 images, which leaves nothing to fool.
-    """
-    features = make_layers([16, "M", 32, "M", 64, "M", 64, 64, "M"], batch_norm=True)
-    with torch.device("meta"):  # VGG's own classifier of 120 M parameters is never built
-        model = VGG(nn.Identity(), num_classes, init_weights=False)
-    model.features, model.avgpool = features, nn.AdaptiveAvgPool2d(4)
-    model.classifier = nn.Sequential(nn.Linear(64 * 16, 128), nn.ReLU(True), nn.Dropout(), nn.Linear(128, num_classes))
-    return model
-
-
-def compact_resnet(num_classes: int) -> nn.Module:
-    """ResNet of five basic blocks, 16 to 96 channels; the last stage works on input_size/8 squared maps."""
-    model = ResNet(BasicBlock, [0, 0, 0, 0], num_classes)
-    model.inplanes = 16
-    model.conv1 = nn.Conv2d(3, 16, 5, stride=2, padding=2, bias=False)
-    model.bn1, model.maxpool = nn.BatchNorm2d(16), nn.Identity()
-    model.layer1 = model._make_layer(BasicBlock, 16, 1)
-    model.layer2 = model._make_layer(BasicBlock, 32, 1, stride=2)
-    model.layer3 = model._make_layer(BasicBlock, 64, 1, stride=2)
-    model.layer4 = model._make_layer(BasicBlock, 64, 2)
-    model.fc = nn.Linear(64, num_classes)
-    return model
-
-
-def compact_densenet(num_classes: int) -> nn.Module:
-    """DenseNet of two blocks, growth 16; the last works on input_size/8 squared maps."""
-    return DenseNet(growth_rate=16, block_config=(3, 5), num_init_features=24, bn_size=2, num_classes=num_classes)
-
-
-class Subsample(nn.Module):
-    """The shortcut without parameters ("option A") of He et al. 2016: (N, C, H, W) -> (N, 2C, H/2, W/2), every second
-    pixel of every second row, half of the added channels of zeros on either side."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        padding = x.shape[1] // 2
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, padding, padding))
-
-
-def resnet20(num_classes: int) -> nn.Module:
-    """The ResNet-20 for CIFAR-10 of He et al. 2016: three stages of three basic blocks, 16, 32 and 64 channels; the
-    last stage works on input_size/4 squared maps. Its parameters are named as in the checkpoints that are passed
-    around, whose head is `linear`."""
-    stages = {}
-    for index, (before, channels) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
-        first = BasicBlock(before, channels) if index == 1 else BasicBlock(before, channels, 2, Subsample())
-        stages[f"layer{index}"] = nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(2)))
-    stem = {"conv1": nn.Conv2d(3, 16, 3, padding=1, bias=False), "bn1": nn.BatchNorm2d(16), "relu": nn.ReLU(True)}
-    head = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(64, num_classes)}
-    model = nn.Sequential(OrderedDict(stem | stages | head))
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model
-
-
-COMPACT: dict[str, Callable[[int], nn.Module]] = {
-    "compact_vgg": compact_vgg,
-    "compact_resnet": compact_resnet,
-    "compact_densenet": compact_densenet,
-}
 BLOCKS = ("BasicBlock", "Bottleneck", "ResBottleneckBlock", "_DenseLayer", "Fire", "InvertedResidual",
           "_InvertedResidual", "MaxVitLayer", "CNBlock", "Inception", "InceptionA", "InceptionB", "InceptionC",
           "InceptionD", "InceptionE")  # fmt: skip
+TOKEN_BLOCKS = ("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2")  # of no maps (N, C, h, w)
 GATES = ("squeeze", "excit", "attention", "gate", "cbam")  # in names of classes that weigh a feature map, in lower case
-SMALL = {**COMPACT, "resnet20": resnet20}
 
 
 def names() -> list[str]:
-    """The compact models, CIFAR's ResNet-20, then every torchvision classifier."""
+    """The compact models, CIFAR's ResNet-20, the small transformer and ConvNeXt, then every torchvision classifier."""
     return [*SMALL, *zoo.list_models(module=zoo)]
 
 
@@ -115,7 +47,8 @@ def create(
             raise UserError(f"input_size of {name!r} must be a multiple of 16, at least 32 (got {input_size})")
         if weights and path is None:
             raise UserError(f"weights of {name!r} must be the path of a checkpoint (got {weights!r})")
-        model = SMALL[name](num_classes)
+        sized = {"input_size": input_size} if name in SIZED and input_size else {}
+        model = SMALL[name](num_classes, **sized)
     else:
         model = _torchvision(name, None if path else weights, num_classes)
     if path is not None:
@@ -282,13 +215,14 @@ def target_layer(model: nn.Module) -> str:
     """The name of the default target layer, after the released code of Heo, Joo and Moon 2019.
 
     VGG: the last convolution; ResNet: the last block; DenseNet: the last dense layer; any other model: the last of its
-    blocks (`BLOCKS`), else its last convolution that stands in no gate (squeeze and excitation, attention). Raises
-    `UserError` where there is none, and where tokens are mixed after it: the input of a patch embedding is the image.
+    blocks (`BLOCKS`, `TOKEN_BLOCKS`), else its last convolution that stands in no gate (squeeze and excitation,
+    attention). Raises `UserError` where there is none, and where tokens are mixed after it: the input of a patch
+    embedding is the image.
     """
     modules = dict(model.named_modules())
     if isinstance(model, torch.fx.GraphModule):
         raise UserError("a GraphModule's blocks have lost their classes: name a target layer")
-    blocks = [name for name, module in modules.items() if type(module).__name__ in BLOCKS]
+    blocks = [name for name, module in modules.items() if type(module).__name__ in BLOCKS + TOKEN_BLOCKS]
     if blocks:
         return blocks[-1]
     kinds = {kind for kind in map(type, modules.values()) if _is_gate(kind)}
@@ -301,7 +235,7 @@ def target_layer(model: nn.Module) -> str:
     if (len(convolutions) == 1 and _is_patches(modules[convolutions[0]])) or any(map(_mixes_tokens, after)):
         raise UserError(
             f"{type(model).__name__} works on tokens after its last convolution ({convolutions[-1]!r}), which is no "
-            "target layer: name one whose input is (N, C, h, w)"
+            "target layer: name one whose input is tokens, or maps"
         )
     return convolutions[-1]
 
