@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.heatmaps import divide_by_max
-from benchmark.interpreters import attention
+from benchmark.interpreters import attended
 from benchmark.interpreters.base import Targeted, leaf, needs_graph
 
 
@@ -26,11 +26,11 @@ class AttentionGradCAM(Targeted):
         graph = needs_graph(model, images)
         with torch.enable_grad():
             images = leaf(images, graph)
-            logits, found = attention.read(self.name, model, images)
+            logits, found = attended.read(self.name, model, images)
             last = found[-1]
-            gradient = attention.gradients(self.score(logits, targets).sum(), [last], graph)[0]
+            gradient = attended.gradients(self.score(logits, targets).sum(), [last], graph)[0]
         with torch.set_grad_enabled(graph):
-            attribution = attention.by_heads(self.name, last, gradient, images)
+            attribution = attended.by_heads(self.name, last, gradient, images)
         return (logits, attribution) if graph else (logits.detach(), attribution.detach())
 
     def heatmap(self, attribution: Tensor) -> Tensor:

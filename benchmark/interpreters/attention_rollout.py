@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.heatmaps import divide_by_max
-from benchmark.interpreters import attention
+from benchmark.interpreters import attended
 from benchmark.interpreters.base import Interpreter, label_logits, needs_graph
 
 
@@ -24,10 +24,10 @@ class AttentionRollout(Interpreter):
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(needs_graph(model, images)):
-            logits, found = attention.read(self.name, model, images)
+            logits, found = attended.read(self.name, model, images)
             label_logits(logits, targets)  # a class that the model has not is an error here as everywhere
             mixed = [one.weights.mean(1) for one in found]
-            return logits, attention.back(self.name, found, mixed, images, normalised=True)
+            return logits, attended.back(self.name, found, mixed, images, normalised=True)
 
     def heatmap(self, attribution: Tensor) -> Tensor:
         return divide_by_max(attribution.sum(1).relu())

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmark.interpreters import attention
+from benchmark.interpreters import attended
 from benchmark.interpreters.base import Targeted, leaf, needs_graph
 
 
@@ -26,9 +26,9 @@ class GenericAttention(Targeted):
         graph = needs_graph(model, images)
         with torch.enable_grad():
             images = leaf(images, graph)
-            logits, found = attention.read(self.name, model, images)
-            gradients = attention.gradients(self.score(logits, targets).sum(), found, graph)
+            logits, found = attended.read(self.name, model, images)
+            gradients = attended.gradients(self.score(logits, targets).sum(), found, graph)
         with torch.set_grad_enabled(graph):
             mixed = [(g * one.weights).relu().mean(1) for g, one in zip(gradients, found, strict=True)]
-            attribution = attention.back(self.name, found, mixed, images, normalised=False)
+            attribution = attended.back(self.name, found, mixed, images, normalised=False)
         return (logits, attribution) if graph else (logits.detach(), attribution.detach())

@@ -12,7 +12,7 @@ from torchvision.models.maxvit import MaxVit
 
 from attacks.errors import Refused
 from benchmark import interpreters
-from benchmark.interpreters import attention
+from benchmark.interpreters import attended
 
 each_method = pytest.mark.parametrize("name", ATTENTION)
 
@@ -24,10 +24,10 @@ def explained(name, setting):
 def recorded(setting):
     """Of each attention the weights and the gradient of the label's logit by them, (M, heads, T, T)."""
     model, images, targets = setting
-    logits, found = attention.read("test", model, images)
+    logits, found = attended.read("test", model, images)
     score = logits.gather(1, targets[:, None]).sum()
     return [
-        (one.weights, g, one.windows) for one, g in zip(found, attention.gradients(score, found, False), strict=True)
+        (one.weights, g, one.windows) for one, g in zip(found, attended.gradients(score, found, False), strict=True)
     ]
 
 
@@ -127,7 +127,7 @@ def test_attention_grad_cam_in_windows_is_that_of_whole_matrices(net):
 @pytest.mark.parametrize("net", NETS)
 def test_reading_changes_no_logit_and_rows_of_attention_sum_to_one(net):
     model, images, _ = drawn(net)
-    logits, found = attention.read("test", model, images)
+    logits, found = attended.read("test", model, images)
     torch.testing.assert_close(logits, model(images))
     for one in found:
         torch.testing.assert_close(one.weights.sum(-1), torch.ones_like(one.weights[..., 0]))
@@ -142,7 +142,7 @@ def test_the_gradient_by_the_weights_is_that_of_the_logits_by_a_change_of_them(n
     generator = torch.Generator().manual_seed(3)
     steps = [torch.randn(a.shape, generator=generator, dtype=a.dtype) for a, _, _ in parts]
 
-    class Moved(attention.Reader):
+    class Moved(attended.Reader):
         def __init__(self, size):
             super().__init__()
             self.size, self.steps = size, iter(steps)
@@ -211,9 +211,9 @@ OPTIONS = {
 def test_weights_times_values_are_the_fused_function(option):
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 4, 5, 3, generator=generator) for _ in range(3))
-    weights, values = attention.attention_weights(q, k, v, **OPTIONS[option])
+    weights, values = attended.attention_weights(q, k, v, **OPTIONS[option])
     torch.testing.assert_close(weights @ values, F.scaled_dot_product_attention(q, k, v, **OPTIONS[option]))
-    weights, values = attention.attention_weights(q, k[:, :2], v[:, :2], enable_gqa=True, **OPTIONS[option])
+    weights, values = attended.attention_weights(q, k[:, :2], v[:, :2], enable_gqa=True, **OPTIONS[option])
     fused = F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True, **OPTIONS[option])
     torch.testing.assert_close(weights @ values, fused)
 
@@ -268,11 +268,11 @@ def test_the_model_is_given_back_also_where_it_raises(name):
 def test_windows_are_those_of_the_shifted_partition():
     """3 × 3 places in windows of 2 × 2, padded to 4 × 4 (9 stands for padding), then rolled by one."""
     cpu = torch.device("cpu")
-    assert attention.windows_of((3, 3), [2, 2], [0, 0], cpu).places.tolist() == [
+    assert attended.windows_of((3, 3), [2, 2], [0, 0], cpu).places.tolist() == [
         [0, 1, 3, 4], [2, 9, 5, 9], [6, 7, 9, 9], [8, 9, 9, 9]]  # fmt: skip
-    assert attention.windows_of((3, 3), [2, 2], [1, 1], cpu).places.tolist() == [
+    assert attended.windows_of((3, 3), [2, 2], [1, 1], cpu).places.tolist() == [
         [4, 5, 7, 8], [9, 3, 9, 6], [9, 9, 1, 2], [9, 9, 9, 0]]  # fmt: skip
-    assert attention.windows_of((2, 2), [2, 2], [1, 1], cpu).places.tolist() == [[0, 1, 2, 3]]
+    assert attended.windows_of((2, 2), [2, 2], [1, 1], cpu).places.tolist() == [[0, 1, 2, 3]]
 
 
 def without():
