@@ -18,6 +18,9 @@ from benchmark.interpreters.rules import Composite, share, stabilise
 from benchmark.interpreters.steps import Way
 from benchmark.interpreters.tracing import Call, count, tensors
 
+Parts = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # what each of two operands gets, computed when called
+Bilinear = Callable[[Tensor, Tensor, Tensor], Parts]
+
 # functions whose values are factors that open and close, those that bound them the most first
 GATES = ("softmax", "sigmoid", "hardsigmoid", "tanh", "silu", "gelu", "hardswish", "relu")
 
@@ -48,15 +51,15 @@ def gate_of(shapes: Sequence[torch.Size], makers: Sequence[str]) -> int | None:
     return None if ranks[0] == ranks[1] else ranks.index(min(ranks))
 
 
-def matmul(a: Tensor, b: Tensor, s: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def matmul(a: Tensor, b: Tensor, s: Tensor) -> Parts:
     """What a and b get of O = a b: A_ji Σ_p B_ip s_jp and B_ip Σ_j A_ji s_jp (Achtibat et al. 2024, proposition 3.3).
 
-    s = R/(n O + ε), n the number of operands that get something. Computed when they are called.
+    s = R/(n O + ε), n the number of operands that get something.
     """
     return lambda: a * (s @ b.mT).sum_to_size(a.shape), lambda: b * (a.mT @ s).sum_to_size(b.shape)
 
 
-def einsum(equation: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Callable[[], Tensor], Callable[[], Tensor]]] | None:
+def einsum(equation: str) -> Bilinear | None:
     """`matmul` for an einsum of two operands; None for one that repeats an index, or sums one operand alone."""
     operands, _, out = equation.replace(" ", "").partition("->")
     a, _, b = operands.partition(",")
@@ -101,7 +104,7 @@ def product_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
 def bilinear_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
     """A product of matrices: of two activations, or of one and a constant, for which it is linear."""
     operands = tensors((call.args, call.kwargs))
-    rule = matmul if call.name != "einsum" else einsum(call.args[0])
+    rule: Bilinear | None = matmul if call.name != "einsum" else einsum(call.args[0])
     if rule is None or len(operands) != 2 or not _is_of_each(call) or min(t.dim() for t in operands) < 2:
         return None
     constant = [t for t, name in zip(call.read, call.makers, strict=True) if name == "softmax"]

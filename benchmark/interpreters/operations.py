@@ -82,8 +82,8 @@ def _in_proportion(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps:
 
 
 def _shift(call: Call, output: Tensor, composite: Composite) -> Way:
-    """A constant beside an activation. One that has places (a positional embedding or bias) keeps its share, and so does
-    one of channels where sums are proportional; else that is an affine map, like BatchNorm."""
+    """A constant beside an activation. One that has places (a positional embedding or bias) keeps its share, and so
+    does one of channels where sums are proportional; else that is an affine map, like BatchNorm."""
     constants = [t for t in tensors((call.args, call.kwargs)) if not any(t is x for x in call.read)]
     if not constants or "alpha" in call.kwargs:
         return Way(lambda r: (r,))

@@ -271,7 +271,6 @@ COMPOSITES: dict[str, Composite] = {
 CHOICES = {"batch_norm": ("fold", "pass"), "gate": ("constant", "halves")}
 
 
-
 def composite(choice: "str | Composite", **options: str | None) -> Composite:
     """The composite of that name (or the one given), with `batch_norm` and `gate` replaced where they are given."""
     if isinstance(choice, str):

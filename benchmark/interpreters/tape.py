@@ -207,7 +207,7 @@ class Tape(TorchFunctionMode):
         if self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
             return Way(lambda r: (r,))
         if op is None:
-            (x,), constant, eps = call.read, shift_of(*call.args, **call.kwargs), self.composite.eps
+            constant, eps = shift_of(*call.args, **call.kwargs), self.composite.eps
             return Way(lambda r: (shifted(output, constant, r, eps),), (output,))
         op.folded = folded(op, output, *call.args, **call.kwargs)
         return Way(lambda r: (r,), (output,))
