@@ -25,8 +25,8 @@ from benchmark.interpreters.tracing import scopes
 @dataclass(frozen=True)
 class LRP(Targeted):
     """Relevance of every input value. `composite`: a name of COMPOSITES or a Composite; `batch_norm`: "pass", "fold"
-    or None for the composite's own choice; so `gate`: "halves" or "constant". A composite's `names` cost a hook on every
-    module while the model runs.
+    or None for the composite's own choice; so `gate`: "halves" or "constant". A composite's `names` cost a hook on
+    every module while the model runs.
 
     `target` "contrast": of the model whose last layer has weights w_c − mean w and biases b_c − mean b. Raises
     `Refused` where the logits are not those of a linear layer, or the averages of a 1×1 convolution.
