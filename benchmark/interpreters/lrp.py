@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from attacks.given import Targets, class_indices
+from attacks.given import Targets, check_images, class_indices
 from benchmark.interpreters.base import Targeted, find_layer, label_logits, tap
 from benchmark.interpreters.door import lent
 from benchmark.interpreters.layout import check_inputs
@@ -48,6 +48,7 @@ class LRP(Targeted):
         """Where the relevance of these images ended, in shares of what it started as: what is explained ("input"), and
         operations by name, whose constants (biases, positional embeddings, tokens) and stabilisers took it, or whose
         rule does not conserve it. The shares add up to 1."""
+        check_images(images)
         ended: dict[str, float] = {}
         indices = class_indices(targets, images)
         with lent(self.name, model, images, indices) as (model, images, indices):

@@ -32,7 +32,7 @@ STRUCTURE = {"flatten", "reshape", "view", "permute", "transpose", "unsqueeze", 
              "chunk", "split", "narrow", "pad", "unflatten", "movedim", "channel_shuffle", "pixel_shuffle", "stack",
              "expand", "roll", "swapaxes", "unbind", "mT"}  # fmt: skip
 BILINEAR = {"matmul", "bmm", "mm", "einsum"}
-KEEPS_MAKER = STRUCTURE | {"dropout", "contiguous", "clone", "to", "float", "double"}
+KEEPS_MAKER = STRUCTURE | {"dropout", "contiguous", "clone", "to", "float", "double", "mul", "div"}
 
 WRITES = {"setitem", "copy", "fill", "zero", "masked_fill", "index_copy", "index_fill"}  # linear in old and new values
 

@@ -292,6 +292,19 @@ def test_shared_keys_are_repeated_as_torch_does():
     torch.testing.assert_close(grouped(x), grouped(x, F.scaled_dot_product_attention))
 
 
+def test_constant_weights_may_be_scaled_and_moved():
+    x = drawn(2, 1, 3, 3)
+
+    def scaled(h):
+        return ((0.5 * (h @ h.mT).softmax(-1)).transpose(0, 1).transpose(0, 1) @ h).flatten(1)
+
+    composite = replace(PLAIN, attention="constant")
+    weights = 0.5 * (x @ x.mT).softmax(-1)
+    expected = torch.zeros_like(x)
+    expected[:, 0, :, 1] = weights[:, 0, 2] * x[:, 0, :, 1]
+    torch.testing.assert_close(relevance(scaled, x, composite, target=7), expected.flatten(1))
+
+
 def test_softmax_of_constant_attention_elsewhere_has_no_rule():
     with pytest.raises(UserError, match="no rule for the operation 'softmax'"):
         relevance(lambda h: h.flatten(1).softmax(1), drawn(2, 3), "cp_lrp")
