@@ -114,8 +114,9 @@ def bilinear_way(call: Call, output: Tensor, composite: Composite) -> Way | None
         return None
 
     def propagate(r: Tensor) -> list[Tensor | None]:
+        a, b = operands
         s = share(r, stabilise(len(given) * output, composite.eps))
-        parts = {id(t): part for t, part in zip(operands, rule(*operands, s), strict=True)}
+        parts = {id(t): part for t, part in zip(operands, rule(a, b, s), strict=True)}
         return [parts[id(t)]() if any(t is g for g in given) else None for t in call.read]
 
     return Way(propagate, (*call.read, output))
@@ -157,7 +158,7 @@ def _short(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {"shape" if name == "normalized_shape" else name: value for name, value in kwargs.items()}
 
 
-def _opened(function: FunctionType) -> Callable[..., Any]:
+def _opened(function: Any) -> Callable[..., Any]:
     """The same function of Python, which no longer offers itself as a whole to a `TorchFunctionMode`."""
     names = function.__globals__ | {"has_torch_function": lambda _: False}
     opened = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)

@@ -277,8 +277,8 @@ def composite(choice: "str | Composite", **options: str | None) -> Composite:
         if choice not in COMPOSITES:
             raise unknown("composite", choice, COMPOSITES)
         choice = COMPOSITES[choice]
-    options = {name: value for name, value in options.items() if value is not None}
-    for name, value in options.items():
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
         if value not in CHOICES[name]:
             raise unknown(f"{name} option", value, CHOICES[name])
-    return replace(choice, **options) if options else choice  # type: ignore[arg-type]
+    return replace(choice, **given) if given else choice  # type: ignore[arg-type]
