@@ -7,7 +7,7 @@ from attacks import strategies
 FAMILIES = {
     "LRP": (
         *("lrp", "lrp_epsilon", "lrp_z_plus", "lrp_gamma", "lrp_alpha2_beta1", "lrp_epsilon_gamma_box", "lrp_heo2019"),
-        *("lrp_t", "lrp_t_epsilon", "captum_lrp"),
+        *("attn_lrp", "cp_lrp", "lrp_t", "lrp_t_epsilon", "captum_lrp"),
     ),
     "CAM": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"),
     "attention": ("attention_rollout", "generic_attention", "attention_grad_cam"),

@@ -27,8 +27,10 @@ from benchmark.interpreters.grad_cam import GradCAM
 from benchmark.interpreters.gradients import InputXGradient, SimpleGrad, SimpleGradT
 from benchmark.interpreters.guided import Deconvolution, GuidedBackprop, GuidedGradCAM
 from benchmark.interpreters.lrp import (
+    CPLRP,
     LRP,
     LRPT,
+    AttnLRP,
     LRPAlpha2Beta1,
     LRPEpsilon,
     LRPEpsilonGammaBox,
@@ -47,6 +49,8 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "lrp_alpha2_beta1": LRPAlpha2Beta1,
     "lrp_epsilon_gamma_box": LRPEpsilonGammaBox,
     "lrp_heo2019": LRPHeo2019,
+    "attn_lrp": AttnLRP,
+    "cp_lrp": CPLRP,
     "lrp_t": LRPT,
     "lrp_t_epsilon": LRPTEpsilon,
     "captum_lrp": CaptumLRP,

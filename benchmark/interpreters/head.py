@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from attacks.errors import Refused
-from benchmark.interpreters.operations import OPERATIONS, POOL_MEAN, STRUCTURE, WEIGHTED, Step
+from benchmark.interpreters.operations import OPERATIONS, POOL_MEAN, STRUCTURE, WEIGHTED
 from benchmark.interpreters.rules import Composite, Weighted
+from benchmark.interpreters.steps import Step
 from benchmark.interpreters.tracing import Call, mapped
 
 KEEPS = STRUCTURE | POOL_MEAN | {"dropout", "dropout2d", "feature_dropout", "alpha_dropout", "identity", "contiguous",

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
+from attacks.given import Targets, check_images, class_indices
 from benchmark.interpreters.base import AtLayer, Targeted, find_layer, label_logits, tap
+from benchmark.interpreters.door import lent
 from benchmark.interpreters.layout import read
 from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
 from benchmark.interpreters.rules import Composite, composite
@@ -23,7 +25,8 @@ from benchmark.interpreters.tracing import scopes
 @dataclass(frozen=True)
 class LRP(Targeted):
     """Relevance of every input value. `composite`: a name of COMPOSITES or a Composite; `batch_norm`: "pass", "fold"
-    or None for the composite's own choice. A composite's `names` cost a hook on every module while the model runs.
+    or None for the composite's own choice; so `gate`: "halves" or "constant". A composite's `names` cost a hook on
+    every module while the model runs.
 
     `target` "contrast": of the model whose last layer has weights w_c − mean w and biases b_c − mean b. Raises
     `Refused` where the logits are not those of a linear layer, or the averages of a 1×1 convolution.
@@ -32,14 +35,33 @@ class LRP(Targeted):
     name: ClassVar[str] = "lrp"
     composite: str | Composite = "default"
     batch_norm: str | None = None
+    gate: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        composite(self.composite, self.batch_norm)  # an unknown name is an error here, not at the first image
+        self._composite()  # an unknown name is an error here, not at the first image
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self._traced(model, images, targets, None)
+
+    def ends(self, model: nn.Module, images: Tensor, targets: Targets) -> dict[str, float]:
+        """Where the relevance of these images ended, in shares of what it started as: what is explained ("input"), and
+        operations by name, whose constants (biases, positional embeddings, tokens) and stabilisers took it, or whose
+        rule does not conserve it. The shares add up to 1."""
+        check_images(images)
+        ended: dict[str, float] = {}
+        indices = class_indices(targets, images)
+        with lent(self.name, model, images, indices) as (model, images, indices):
+            logits, relevance = self._traced(model, images, indices, ended)
+            start = float(self.score(logits, indices).detach().sum())
+        return {name: end / start for name, end in {"input": float(relevance.detach().sum()), **ended}.items()}
+
+    def _traced(
+        self, model: nn.Module, images: Tensor, targets: Tensor, ended: dict[str, float] | None
+    ) -> tuple[Tensor, Tensor]:
         refuse_compiled("LRP", model)
-        tape = self._tape(composite(self.composite, self.batch_norm), model)
+        tape = self._tape(self._composite(), model)
+        tape.ended = ended
         if tape.composite.names:
             explained = self._by_name(model, images, targets, tape)
         else:
@@ -48,6 +70,9 @@ class LRP(Targeted):
         if tape.strangers:
             self._make_sure(model, images, tape)
         return explained
+
+    def _composite(self) -> Composite:
+        return composite(self.composite, batch_norm=self.batch_norm, gate=self.gate)
 
     def _tape(self, rules: Composite, model: nn.Module) -> Tape:
         return Tape(rules, model, contrast=self.target == "contrast")
@@ -165,6 +190,22 @@ class LRPHeo2019(LRP):
 
     name: ClassVar[str] = "lrp_heo2019"
     composite: str | Composite = "heo2019"
+
+
+@dataclass(frozen=True)
+class AttnLRP(LRP):
+    """LRP with the ε-rule in every layer and AttnLRP's in attention, products and norms (Achtibat et al. 2024)."""
+
+    name: ClassVar[str] = "attn_lrp"
+    composite: str | Composite = "attn_lrp"
+
+
+@dataclass(frozen=True)
+class CPLRP(LRP):
+    """LRP with the ε-rule in every layer, attention weights and gates held constant (Ali et al. 2022)."""
+
+    name: ClassVar[str] = "cp_lrp"
+    composite: str | Composite = "cp_lrp"
 
 
 @dataclass(frozen=True)

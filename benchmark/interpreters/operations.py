@@ -1,54 +1,40 @@
 """The operations that relevance passes, by name, and how it passes each: `OPERATIONS` and `WEIGHTED`.
 
 A way back is built from ordinary differentiable torch operations and holds only what it reads. Weighted operations
-(convolutions and linear maps) take a rule of the composite (`benchmark.interpreters.rules`).
+(convolutions and linear maps) take a rule of the composite (`benchmark.interpreters.rules`); what two activations make
+together, and norms, those of `benchmark.interpreters.attention`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.errors import UserError
+from benchmark.interpreters import attention
 from benchmark.interpreters.rules import Composite, Weighted, again, scaled, share, stabilise
-from benchmark.interpreters.tracing import Call, mapped
-
-Propagate = Callable[..., Sequence[Tensor]]  # relevance of the output -> relevance of each tape input
+from benchmark.interpreters.steps import Propagate, Way
+from benchmark.interpreters.tracing import Call, mapped, tensors
 
 PASS = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardswish", "mish", "selu",
         "celu", "sigmoid", "tanh", "hardsigmoid", "half_huber", "dropout", "dropout2d", "feature_dropout",
-        "alpha_dropout", "identity", "contiguous", "clone", "to", "float", "double"}  # fmt: skip
-AFFINE = {"sub", "mul", "div", "rsub", "radd", "rmul"}  # beside one activation
+        "alpha_dropout", "identity", "contiguous", "clone", "to", "float", "double", "normalize"}  # fmt: skip
+AFFINE = {"sub", "div", "rsub", "radd", "rmul"}  # beside one activation
 POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "half_huber"}  # the output is ≥ 0 whatever the input
 KEEPS_SIGN = {"max_pool2d", "max_pool1d", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
-              "mean", "cat", "flatten", "reshape", "view", "dropout", "dropout2d", "add", "contiguous", "clone",
-              "permute", "transpose", "getitem"}  # fmt: skip
+              "mean", "cat", "flatten", "reshape", "view", "dropout", "dropout2d", "add", "mul", "contiguous",
+              "clone", "permute", "transpose", "getitem"}  # fmt: skip
 POOL_MAX = {"max_pool2d", "max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool1d", "amax"}
 POOL_MEAN = {"avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "mean", "sum"}
 STRUCTURE = {"flatten", "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "cat", "concat",
              "chunk", "split", "narrow", "pad", "unflatten", "movedim", "channel_shuffle", "pixel_shuffle", "stack",
-             "expand"}  # fmt: skip
+             "expand", "roll", "swapaxes", "unbind", "mT"}  # fmt: skip
+BILINEAR = {"matmul", "bmm", "mm", "einsum"}
+KEEPS_MAKER = STRUCTURE | {"dropout", "contiguous", "clone", "to", "float", "double", "mul", "div"}
 
 WRITES = {"setitem", "copy", "fill", "zero", "masked_fill", "index_copy", "index_fill"}  # linear in old and new values
-
-
-class Way(NamedTuple):
-    """How relevance passes an operation; `needs`: the tensors whose values it reads on the way back."""
-
-    propagate: Propagate
-    needs: Sequence[Tensor] = ()
-
-
-class Step(NamedTuple):
-    """One recorded operation: its name and module, the nodes it read and wrote, and how relevance passes back."""
-
-    name: str
-    module: str
-    inputs: list[int]
-    outputs: list[int]
-    propagate: Propagate | None
 
 
 def run(call: Call) -> tuple[Any, Way | None]:
@@ -60,8 +46,15 @@ def run(call: Call) -> tuple[Any, Way | None]:
 
 def is_nonnegative(call: Call, inputs: bool) -> bool:
     """Whether the output is known to be ≥ 0; `inputs`: whether all that it read is."""
-    keeps = call.name in KEEPS_SIGN and (call.name != "add" or len(call.read) == 2)
+    keeps = call.name in KEEPS_SIGN and (call.name not in ("add", "mul") or len(call.read) == 2)
     return call.name in POSITIVE or (keeps and inputs)
+
+
+def maker(call: Call) -> str:
+    """The function that made the output's values, where it is one that can make a gate; else nothing."""
+    if call.name in attention.GATES:
+        return call.name
+    return call.makers[0] if call.name in KEEPS_MAKER and len(call.read) == 1 else ""
 
 
 def _unchanged(call: Call, output: Any, composite: Composite) -> Way | None:
@@ -74,11 +67,34 @@ def _unchanged(call: Call, output: Any, composite: Composite) -> Way | None:
 
 def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
     if len(call.read) == 1:  # also h + h
-        return Way(lambda r: (r,)) if output.shape == call.read[0].shape else None
+        return _shift(call, output, composite) if output.shape == call.read[0].shape else None
     first, second = call.read
     if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
         return None
+    if composite.add == "proportional":
+        return Way(lambda r: _in_proportion(first, second, output, r, composite.eps), (first, second, output))
     return Way(_residual(first, second, composite.add), call.read)
+
+
+def _in_proportion(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    s = share(relevance, stabilise(output, eps))
+    return a * s, b * s
+
+
+def _shift(call: Call, output: Tensor, composite: Composite) -> Way:
+    """A constant beside an activation. One that has places (a positional embedding or bias) keeps its share, and so
+    does one of channels where sums are proportional; else that is an affine map, like BatchNorm."""
+    constants = [t for t in tensors((call.args, call.kwargs)) if not any(t is x for x in call.read)]
+    if not constants or "alpha" in call.kwargs:
+        return Way(lambda r: (r,))
+    (constant,) = constants
+    if sum(side > 1 for side in constant.shape) < 2 and composite.add != "proportional":
+        return Way(lambda r: (r,))
+    return Way(lambda r: (attention.shifted(output, constant, r, composite.eps),), (output,))
+
+
+def _multiplied(call: Call, output: Any, composite: Composite) -> Way | None:
+    return (_unchanged if len(call.read) == 1 else attention.product_way)(call, output, composite)
 
 
 def _winner(call: Call, output: Any, composite: Composite) -> Way | None:
@@ -210,6 +226,11 @@ def _tuple(value: Any, dim: int) -> tuple[int, ...]:
 OPERATIONS: dict[str, Callable[[Call, Any, Composite], Way | None]] = {
     **dict.fromkeys(PASS | AFFINE, _unchanged),
     "add": _sum,
+    "mul": _multiplied,
+    **dict.fromkeys(BILINEAR, attention.bilinear_way),
+    "softmax": attention.softmax_way,
+    "layer_norm": attention.layer_norm_way,
+    "rms_norm": attention.rms_norm_way,
     **dict.fromkeys(POOL_MAX, _winner),
     **dict.fromkeys(POOL_MEAN, _proportional),
     **dict.fromkeys(STRUCTURE | WRITES, _moved),
@@ -235,3 +256,18 @@ def folded(
     folded_bias = shift * scale + (0 if bias is None else bias)
     shape = (-1, *[1] * (op.weight.dim() - 1))
     return Weighted(op.x, op.weight * scale.view(shape), folded_bias, output, op.nonnegative, op.apply, op.transpose)
+
+
+def shift_of(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The constant that BatchNorm adds in eval mode, beside its input (N, C, ...)."""
+    shift = -running_mean * (running_var + eps).rsqrt() * (1 if weight is None else weight)
+    return (shift if bias is None else shift + bias).view(-1, *[1] * (input.dim() - 2))

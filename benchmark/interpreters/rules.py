@@ -233,7 +233,12 @@ class Composite:
     `batch_norm`: "pass" hands the relevance through unchanged (Heo et al. 2019); "fold" merges a BatchNorm that
     directly follows a weighted operation into it (the two give unrelated maps). `add`: a residual sum is split by the
     positive parts of its branches; "altered" does so with the first branch as the released code has it after its
-    in-place add, that is with the sum in the branch's place.
+    in-place add, that is with the sum in the branch's place; "proportional" by their values, as in the ε-rule, where
+    constants that are added, and a BatchNorm that is not folded, also keep their share.
+
+    `attention`: "product" hands relevance to values and weights in halves, "constant" to values alone. `gate`: of two
+    activations multiplied value by value both get half ("halves"), or that which is no gate all ("constant": squeeze
+    and excitation, SiLU-gated layers). `eps` stabilises these, norms and proportional sums (`attention.py`).
     """
 
     conv: Rule = field(default_factory=AlphaBeta)
@@ -241,8 +246,14 @@ class Composite:
     first: Rule | None = None
     names: Mapping[str, Rule] = field(default_factory=dict, hash=False)
     batch_norm: Literal["pass", "fold"] = "pass"
-    add: Literal["positive", "altered"] = "positive"
+    add: Literal["positive", "altered", "proportional"] = "positive"
+    attention: Literal["product", "constant"] = "product"
+    gate: Literal["halves", "constant"] = "halves"
+    eps: float = 0.01
 
+
+_EXACT = Epsilon(1e-6)
+_PROPORTIONAL = Composite(conv=_EXACT, linear=_EXACT, batch_norm="fold", add="proportional", eps=1e-6)
 
 COMPOSITES: dict[str, Composite] = {
     "default": Composite(),
@@ -254,17 +265,20 @@ COMPOSITES: dict[str, Composite] = {
     "epsilon_plus_flat": Composite(conv=RULES["z_plus"], first=RULES["flat"]),
     "epsilon_plus_w_square": Composite(conv=RULES["z_plus"], first=RULES["w_square"]),
     "epsilon_gamma_box": Composite(conv=Gamma(), first=ZBox()),
+    "attn_lrp": _PROPORTIONAL,
+    "cp_lrp": replace(_PROPORTIONAL, attention="constant", gate="constant"),
 }
+CHOICES = {"batch_norm": ("fold", "pass"), "gate": ("constant", "halves")}
 
 
-def composite(choice: "str | Composite", batch_norm: str | None = None) -> Composite:
-    """The composite of that name (or the one given), with `batch_norm` replaced where it is given."""
+def composite(choice: "str | Composite", **options: str | None) -> Composite:
+    """The composite of that name (or the one given), with `batch_norm` and `gate` replaced where they are given."""
     if isinstance(choice, str):
         if choice not in COMPOSITES:
             raise unknown("composite", choice, COMPOSITES)
         choice = COMPOSITES[choice]
-    if batch_norm is None:
-        return choice
-    if batch_norm not in ("pass", "fold"):
-        raise unknown("batch_norm option", batch_norm, ["fold", "pass"])
-    return replace(choice, batch_norm=batch_norm)  # type: ignore[arg-type]
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            raise unknown(f"{name} option", value, CHOICES[name])
+    return replace(choice, **given) if given else choice  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ error that names it, never a silently wrong map.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,11 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
+from benchmark.interpreters.attention import PARTS, shifted
 from benchmark.interpreters.head import Head
 from benchmark.interpreters.leaving import LEAVING, Numbers
-from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, Step, Way, folded, is_nonnegative, run
+from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, folded, is_nonnegative, maker, run, shift_of
 from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
+from benchmark.interpreters.steps import Step, Way
 from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors
 
 
@@ -38,6 +41,7 @@ class Tape(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.composite = composite
+        self.rules = composite  # those of operations without weights
         self.steps: list[Step] = []
         self.head = Head() if contrast else None
         self.count = 0
@@ -45,6 +49,7 @@ class Tape(TorchFunctionMode):
         self.memory = Memory()
         self.numbers = Numbers()
         self.nonnegative: set[int] = set()
+        self.makers: dict[int, str] = {}  # node -> the function that could make a gate of it
         self.weighted: dict[int, Weighted] = {}  # node of its output -> the operation
         self.readers: dict[int, int] = defaultdict(int)
         self.held: set[int] = set()  # nodes whose values a rule needs later
@@ -56,6 +61,7 @@ class Tape(TorchFunctionMode):
         self.seen_weighted = False
         self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
         self.obeyed: set[str] = set()  # the composite's names whose rule relevance met
+        self.ended: dict[str, float] | None = None  # operation -> the relevance that ended there, where somebody asks
 
     def start(self, inputs: Iterable[Tensor], is_input: bool) -> list[int]:
         """Begin to record, from these tensors; `is_input`: they are the network's input, so a `first` rule applies."""
@@ -88,9 +94,12 @@ class Tape(TorchFunctionMode):
         if not read or func.__name__ in CONSTANTS:
             return self._aside(func, args, kwargs, () if read else operands)
         refuse_out("LRP", func, kwargs)
+        if func.__name__ in PARTS:
+            with self:
+                return PARTS[func.__name__](*args, **kwargs)
         self._check_origins(name_of(func), operands)
-        call = pure(func, args, kwargs, read)
         inputs = [self._node(t) for t in read]
+        call = pure(func, args, kwargs, read)._replace(makers=tuple(self.makers.get(node, "") for node in inputs))
         if self._expendable(call):
             output, way = func(*args, **kwargs), None
             del self.nodes[call.target]
@@ -139,6 +148,7 @@ class Tape(TorchFunctionMode):
         self.memory.note_views(call.read, written)
         if is_nonnegative(call, self.nonnegative.issuperset(inputs)):
             self.nonnegative.update(outputs)
+        self.makers.update(dict.fromkeys(outputs, maker(call)))
         way = way or self._way(call, output)
         if way is not None:
             self._hold(way.needs)
@@ -164,7 +174,9 @@ class Tape(TorchFunctionMode):
             return self._weighted(call, output)
         if call.name == "batch_norm":
             return self._batch_norm(call, output)
-        return OPERATIONS[call.name](call, output, self.composite) if call.name in OPERATIONS else None
+        if call.name == "layer_norm" and self.rules.add == "positive":  # what follows is a stream of tokens
+            self.rules = replace(self.rules, add="proportional")
+        return OPERATIONS[call.name](call, output, self.rules) if call.name in OPERATIONS else None
 
     def _weighted(self, call: Call, output: Tensor) -> Way | None:
         if not call.is_of_one:
@@ -197,8 +209,11 @@ class Tape(TorchFunctionMode):
         if not call.is_of_one:
             return None
         op = self.weighted.get(self._node(call.read[0]))
-        if op is None or self.composite.batch_norm == "pass":
+        if self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
             return Way(lambda r: (r,))
+        if op is None:
+            constant, eps = shift_of(*call.args, **call.kwargs), self.composite.eps
+            return Way(lambda r: (shifted(output, constant, r, eps),), (output,))
         op.folded = folded(op, output, *call.args, **call.kwargs)
         return Way(lambda r: (r,), (output,))
 
@@ -231,8 +246,12 @@ class Tape(TorchFunctionMode):
                 parts = step.propagate(*arriving)
             else:
                 parts = step.propagate(total.pop(step.outputs[0]) if step.outputs[0] not in at else arriving[0])
+            if self.ended is not None:
+                arrived, left = (sum(float(r.detach().sum()) for r in rs if r is not None) for rs in (arriving, parts))
+                self.ended[step.name] = self.ended.get(step.name, 0.0) + arrived - left
             for node, part in zip(step.inputs, parts, strict=True):
-                total[node] = total[node] + part if node in total else part
+                if part is not None:
+                    total[node] = total[node] + part if node in total else part
         return [total.get(node) for node in at]
 
 

@@ -73,7 +73,7 @@ def count(tree: Any, tensor: Tensor) -> int:
 class Call(NamedTuple):
     """An operation in its pure form, its operands, and those of them that are followed (`read`).
 
-    `target`: the tensor that the model asked to change in place.
+    `target`: the tensor that the model asked to change in place. `makers`: the functions that made what is in `read`.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Call(NamedTuple):
     kwargs: Any
     read: list[Tensor]
     target: Tensor | None = None
+    makers: tuple[str, ...] = ()
 
     @property
     def is_of_one(self) -> bool:

@@ -18,6 +18,7 @@ from benchmark import interpreters, models
 from benchmark.entries.gates import peak_memory
 
 MAPS = {"epsilon": 1.3, "z_plus": 1.75, "default": 1.75, "alpha2_beta1": 2.5, "gamma": 2.5}
+TOKENS = {"vit_b_16": 2.2, "swin_t": 2.5, "convnext_tiny": 2.5}
 STEPS = {
     ("vgg16", "lrp"): 2.6,
     ("resnet50", "lrp"): 4.0,
@@ -82,6 +83,25 @@ def test_map_against_forward_and_input_gradient(network, rule, capsys):
         torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)
 
     report(capsys, f"{rule} map, {network}", ratio(lambda: lrp(model, images, targets), bare), MAPS[rule])
+
+
+@pytest.mark.parametrize("network", TOKENS)
+def test_attn_lrp_map_against_forward_and_input_gradient(network, capsys):
+    """One thread, batch 2."""
+    torch.set_num_threads(1)
+    images, targets = inputs(2)
+    model = network_of(network).requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.02)  # a new ViT's head: no logits, no relevance
+    lrp = interpreters.create("attn_lrp")
+
+    def bare():
+        leaf = images.detach().requires_grad_()
+        torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)
+
+    got = ratio(lambda: lrp(model, images, targets), bare, repeats=3)
+    report(capsys, f"attn_lrp map, {network}", got, TOKENS[network])
 
 
 @pytest.mark.parametrize("network", ["vgg16", "resnet50"])

@@ -98,6 +98,8 @@ NAMED = {
     "lrp_epsilon_gamma_box": "epsilon_gamma_box",
     "lrp_heo2019": "heo2019",
     "lrp_t_epsilon": "epsilon",
+    "attn_lrp": "attn_lrp",
+    "cp_lrp": "cp_lrp",
 }
 
 
