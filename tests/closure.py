@@ -20,8 +20,8 @@ FREE += (
 FILES = sources(("attacks", "benchmark"))
 GIVEN = {"dataset": "benchmark.datasets", "create_interpreter": "benchmark.interpreters"}
 """What functions of `benchmark.run`, which is in every key, hand on by name."""
-WHOLE = ("benchmark.datasets", "benchmark.interpreters", "benchmark.metrics")
-"""Packages that load their modules by name."""
+WHOLE = ("benchmark.datasets", "benchmark.interpreters", "benchmark.metrics", "benchmark.models")
+"""Packages that load their modules by name, or are more than a list of them."""
 
 
 @cache

@@ -55,6 +55,9 @@ def both(work):
     return found
 
 
+ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam")  # refuse a network without
+
+
 @pytest.mark.parametrize("name", interpreters.names())
 def test_interpreters(name):
     images, targets = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.arange(3)
@@ -62,7 +65,8 @@ def test_interpreters(name):
     def explained(device):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = models.create("compact_vgg", num_classes=8, input_size=32).to(device).eval()
+            network = "compact_vit" if name in ATTENTION else "compact_vgg"
+            model = models.create(network, num_classes=8, input_size=32).to(device).eval()
             found = interpreters.create(name)(model, images.to(device), targets.to(device))
         assert found.device.type == device
         return found.cpu()
