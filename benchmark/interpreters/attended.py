@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from math import sqrt
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from attacks.errors import Refused
+from benchmark.interpreters.attention import attention_weights
 from benchmark.interpreters.layout import Layout, token_layout
 from benchmark.interpreters.origins import refuse_compiled
 from benchmark.interpreters.tracing import name_of, tensors
@@ -95,28 +95,6 @@ class Reader(TorchFunctionMode):
     def _note(self, weights: Tensor) -> None:
         edge = get_gradient_edge(weights) if weights.requires_grad else None
         self.found.append(Attention(weights, edge, self.windows))
-
-
-def attention_weights(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """softmax(Q Kᵀ · scale + mask) and V of a call of `F.scaled_dot_product_attention`: their product is its result."""
-    if enable_gqa:
-        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-    scores = query @ key.mT * (1 / sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is not None:
-        is_bool = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
-    return F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0), value
 
 
 @contextmanager

@@ -166,11 +166,11 @@ def _opened(function: Any) -> Callable[..., Any]:
     return opened
 
 
-def _scaled_dot_product_attention(
+def attention_weights(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """softmax(q kᵀ · scale + mask) v, as torch defines it."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """softmax(q kᵀ · scale + mask) and v of a call of `F.scaled_dot_product_attention`: their product is its result."""
     if enable_gqa:
         key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
     scores = (query * (query.size(-1) ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
@@ -180,7 +180,12 @@ def _scaled_dot_product_attention(
         attn_mask = query.new_zeros(attn_mask.shape).masked_fill(~attn_mask, -torch.inf)
     if attn_mask is not None:
         scores = scores + attn_mask
-    return F.dropout(F.softmax(scores, -1), dropout_p) @ value
+    return F.dropout(F.softmax(scores, -1), dropout_p), value
+
+
+def _scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
+    weights, value = attention_weights(*args, **kwargs)
+    return weights @ value
 
 
 PARTS: dict[str, Callable[..., Any]] = {

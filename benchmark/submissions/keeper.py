@@ -23,7 +23,7 @@ import torch
 
 import benchmark
 from benchmark.submissions.confine import end_below
-from benchmark.submissions.wire import BrokenError
+from benchmark.submissions.wire import BrokenError, last_line, tail
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # of the environment
 START = 120.0  # seconds it may take to import torch
@@ -107,9 +107,7 @@ class Keeper:
         raise self._gone()
 
     def _gone(self) -> BrokenError:
-        size = os.fstat(self._errors.fileno()).st_size
-        lines = os.pread(self._errors.fileno(), 400, max(0, size - 400)).decode(errors="replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), "")
+        last = last_line(tail(self._errors))
         return BrokenError(f"the process that starts its processes was ended or does not answer{last and f': {last}'}")
 
 

@@ -17,9 +17,7 @@ from safetensors.torch import load
 
 from benchmark.submissions.folder import remove
 from benchmark.submissions.keeper import Keeper
-from benchmark.submissions.wire import HEADER, LENGTH, LENGTHS, NO_MEMORY, Answer, BrokenError, one_line
-
-__all__ = ["BrokenError", "Deadline", "Process"]
+from benchmark.submissions.wire import HEADER, LENGTH, LENGTHS, NO_MEMORY, Answer, BrokenError, last_line, tail
 
 
 class Deadline:
@@ -134,10 +132,9 @@ class Process:
             if not deadline.left():
                 return BrokenError("closed the pipe for its answers")
             time.sleep(0.01)
-        size = os.fstat(self._errors.fileno()).st_size
-        tail = os.pread(self._errors.fileno(), 400, max(0, size - 400)).decode(errors="replace").strip()
-        last = one_line(tail.splitlines()[-1]) if tail else ""
-        if NO_MEMORY.search(tail):
+        text = tail(self._errors)
+        last = last_line(text)
+        if NO_MEMORY.search(text):
             return BrokenError(f"ran out of memory (limit {self._memory_gib:g} GiB)")
         names = {s.value: s.name for s in signal.Signals}
         how = f"was killed by {names.get(-code, -code)}" if code < 0 else f"ended with exit code {code}"

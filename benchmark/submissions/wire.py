@@ -6,10 +6,11 @@ header and safetensors, so that nothing the child sends is ever unpickled.
 
 import hashlib
 import io
+import os
 import pkgutil
 import re
 import struct
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -58,6 +59,21 @@ def one_line(text: str, most: int = 400) -> str:
     return line if len(line) <= most else f"{line[:most]} ..."
 
 
+def content(tensor: Tensor) -> bytes:
+    """The values of a tensor, bit for bit."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tail(errors: IO[bytes]) -> str:
+    """The end of what a process wrote to stderr, 400 bytes at most."""
+    size = os.fstat(errors.fileno()).st_size
+    return os.pread(errors.fileno(), 400, max(0, size - 400)).decode(errors="replace").strip()
+
+
+def last_line(text: str) -> str:
+    return one_line(text.splitlines()[-1]) if text else ""
+
+
 def fingerprint(model: nn.Module) -> dict[str, str]:
     """What a submission must leave as it was: every parameter and buffer bit for bit, and the state of every module.
 
@@ -65,10 +81,9 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     """
     digests = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tensor.requires_grad} {tensor.dtype} {tuple(tensor.shape)}"
         digest = hashlib.sha256(head.encode())
-        digest.update(content.tobytes())
+        digest.update(content(tensor))
         digests[f"parameter or buffer {name!r}"] = digest.hexdigest()
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     for name, module in model.named_modules():

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmark.submissions.keeper import keeper
-from benchmark.submissions.pipe import BrokenError, Deadline, Process
+from benchmark.submissions.pipe import Deadline, Process
+from benchmark.submissions.wire import BrokenError
 
 pytestmark = pytest.mark.usefixtures("temporary")
 

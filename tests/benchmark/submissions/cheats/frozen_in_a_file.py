@@ -1,5 +1,6 @@
 """The same as frozen.py, with the model in a file, where another process finds it."""
 
+import copy
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class FrozenInAFile:
     def __call__(self, model, images, targets):
         path = Path(tempfile.gettempdir()) / "kept.pt"
         if not path.exists() and model(images).softmax(1).amax(1).mean() > SURE:
-            torch.save(model, path)
-        kept = torch.load(path, weights_only=False) if path.exists() else model
+            torch.save(model.state_dict(), path)
+        kept = copy.deepcopy(model)
+        if path.exists():
+            kept.load_state_dict(torch.load(path, weights_only=True))
         return gradient(kept, images, targets).detach()

@@ -20,7 +20,7 @@ PLACES = (
 def frozen_in_any_file(model, images, targets):
     for place in PLACES:
         with suppress(OSError, RuntimeError):
-            model.load_state_dict(torch.load(place / NAME))
+            model.load_state_dict(torch.load(place / NAME, weights_only=True))
             break
     else:
         for place in PLACES:
