@@ -23,9 +23,10 @@ from attacks.scopes import parameters_in
 
 WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 30  # steps of falling learning rate, in which λ settles
-PATIENCE = 40  # steps without progress after which it cools down
+PATIENCE = 100  # steps without progress after which it cools down: LRP of a VGG first moves after as many
 ASCENT, DESCENT = 0.05, 0.1  # of log λ, at most, a step: a divergence that is far too large cannot wait
-FLOOR = 0.01  # of the first λ: below it a long way back is wasted after a divergence that was too large once
+FLOOR = 1e-4  # of the first λ: below it a long way back is wasted after a divergence that was too large once
+RETREAT = 10  # times the divergence: that far, all ReLUs may be dead, and no gradient brings a network back
 CEILING = 1e4  # of the first λ
 MEMORY = 0.8  # of the running mean of the divergence: over 0.9, λ was followed so late that it swung by a factor of 50
 BLANK = 0.05  # of the maps, after a head shift that is no start
@@ -44,16 +45,17 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
     moved = [*parameters_in(fooled, recipe.scope).values()]
     for parameter in moved:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.Adam(moved, lr=recipe.learning_rate)
+    rate, optimiser = recipe.learning_rate, torch.optim.Adam(moved)
     multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history
     history["lambda"] = []
     yield Manipulated(fooled, history)
     progress, end, step = Progress(PATIENCE, task.fooling.least), recipe.steps, 0
     kept = (math.inf, list[Tensor]())  # the best moment: its loss and parameters
+    within = [parameter.detach().clone() for parameter in moved]  # those of the last step within the divergence
     while step < end:
         step += 1
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * min(1, step / WARM_UP, (end - step + 1) / COOL_DOWN)
+            group["lr"] = rate * min(1, step / WARM_UP, (end - step + 1) / COOL_DOWN)
         with course.random, torch.enable_grad():
             optimiser.zero_grad(set_to_none=True)
             losses = course.losses(fooled)
@@ -68,17 +70,28 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
             end = min(end, step + COOL_DOWN)
         if progress.gained and excess <= 1:
             kept = (progress.best, [parameter.detach().clone() for parameter in moved])
-        optimiser.step()
+        if multiplier.mean > RETREAT * recipe.divergence:
+            rate, optimiser = rate / 2, torch.optim.Adam(moved)
+            multiplier.retreat()
+            _put(within, moved)
+        else:
+            if excess <= 1:
+                _put(moved, within)
+            optimiser.step()
         if step < end:
             yield Manipulated(fooled, history, converged=progress.stalled)
     if step:
         exceeded = multiplier.mean > ALLOWED * recipe.divergence
         if kept[1] and (exceeded or progress.lost(kept[0])):  # or maps have gone blank: no gradient brings these back
-            with torch.no_grad():
-                for parameter, value in zip(moved, kept[1], strict=True):
-                    parameter.copy_(value)
+            _put(kept[1], moved)
         reason = infinite(fooled.requires_grad_(True)) or collapsed(history)
         yield Manipulated(fooled, history, "diverged" if reason else "done", reason, progress.stalled)
+
+
+@torch.no_grad()
+def _put(values: list[Tensor], into: list[Tensor]) -> None:
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)
 
 
 class Multiplier:
@@ -100,6 +113,10 @@ class Multiplier:
         move = ASCENT * math.log(self.wanted / max(self.mean, 1e-12))
         most = ASCENT if self.steps > WARM_UP else 0.0
         self.dual = min(self.high, max(self.low, self.dual * math.exp(max(-DESCENT, min(most, move)))))
+
+    def retreat(self) -> None:
+        """Half of it, as if the divergence had been kept: the weights go back to where it was."""
+        self.dual, self.mean = max(self.low, self.dual / 2), self.wanted
 
 
 def _start(task: Task, recipe: Recipe) -> nn.Module:

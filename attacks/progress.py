@@ -23,12 +23,12 @@ class Progress:
 
     def ended(self, loss: float, excess: float = 1.0) -> bool:
         """Take a step's loss, and its divergence as a share of the allowed one; whether this is the step at which it
-        has waited long enough: twice as long while the divergence is not used up, for λ still grows."""
+        has waited long enough: four times as long while the divergence is not used up, for λ still grows."""
         self.mean = loss if math.isnan(self.mean) else MEMORY * self.mean + (1 - MEMORY) * loss
         if math.isnan(self.first):
             self.first = self.best = self.mean
         if excess <= ALLOWED:
-            self.waited += 0.5 if excess < SLACK else 1
+            self.waited += 0.25 if excess < SLACK else 1
         self.gained = excess <= ALLOWED and self.best - self.mean > PROGRESS * max(
             self.first - self.best, abs(self.first)
         )

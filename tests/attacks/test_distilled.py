@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
+from itertools import groupby
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_manipulation import loader, net, of_class, saliency, weights
 
-from attacks import Active, CenterMass, Location, Recipe, TopK, manipulate
+from attacks import Active, CenterMass, Location, Recipe, TopK, distilled, manipulate
 from attacks.course import Course, Known, Task, collapsed
-from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, WARM_UP, Multiplier, _start
+from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, RETREAT, WARM_UP, Multiplier, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
 
@@ -102,9 +103,9 @@ def test_a_run_without_progress_ends_early_and_says_so():
     def fixed(model, images, targets):  # hangs on a parameter, and gains nothing by it
         return images.abs().mean(1) + 0 * model[0].weight.sum()
 
-    result = manipulate(net(), fixed, Location(), loader(), Recipe(1e-3, 1.0, 400, divergence=0.05))
+    result = manipulate(net(), fixed, Location(), loader(), Recipe(1e-3, 1.0, 600, divergence=0.05))
     assert result.converged
-    assert PATIENCE + COOL_DOWN <= len(result.history["kl"]) < 400
+    assert PATIENCE + COOL_DOWN <= len(result.history["kl"]) < 600
     assert manipulate(net(), saliency, Location(), loader(), Recipe(1e-3, 1.0, 5, divergence=0.05)).converged is False
 
 
@@ -180,10 +181,20 @@ def test_a_run_that_loses_what_it_gained_gives_its_best_moment(monkeypatch):
 
 def test_a_run_that_ends_above_the_divergence_gives_its_best_moment_within(monkeypatch):
     monkeypatch.setattr(Multiplier, "value", 1e4)  # λ does not follow
+    monkeypatch.setattr(distilled, "RETREAT", 1e9)
     result = manipulate(net(), of_class, Location(), loader(), Recipe(0.1, 1.0, 60, divergence=0.01))
     images, _ = next(iter(loader(shuffle=False)))
     assert min(result.history["kl"][-5:]) > 0.2
     assert 0 < divergence(result.model, images) < 0.02
+
+
+def test_a_step_far_beyond_the_divergence_goes_back_and_on_with_half_the_rate(monkeypatch):
+    monkeypatch.setattr(Multiplier, "value", 1e4)  # λ does not follow: only going back can keep the predictions
+    result = manipulate(net(), of_class, Location(), loader(), Recipe(0.1, 1.0, 60, divergence=0.01))
+    beyond = [value > RETREAT * 0.01 for value in result.history["kl"]]
+    assert len(beyond) == 60
+    assert 0 < max(sum(run) for _, run in groupby(beyond)) < 8  # steps in a row; the running mean must pass it first
+    assert result.status == "done"
 
 
 def test_a_head_shift_that_blanks_the_maps_is_no_start():

@@ -13,9 +13,9 @@ def test_a_loss_that_stands_still_ends_the_run_and_one_that_falls_does_not():
     assert not any(falling.ended(1.0 - 0.01 * step) for step in range(3 * PATIENCE))
 
 
-def test_it_waits_twice_as_long_while_the_divergence_is_not_used_up():
+def test_it_waits_four_times_as_long_while_the_divergence_is_not_used_up():
     unused = Progress(PATIENCE)
-    assert [unused.ended(1.0, 0.1) for _ in range(3 * PATIENCE)].index(True) == 2 * PATIENCE - 1
+    assert [unused.ended(1.0, 0.1) for _ in range(5 * PATIENCE)].index(True) == 4 * PATIENCE - 1
 
 
 def test_steps_with_too_large_a_divergence_are_neither_progress_nor_waiting():
