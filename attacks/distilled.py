@@ -8,7 +8,7 @@ with a warm-up, and a decay at the end: at the last step, or as soon as the loss
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -89,7 +89,7 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
 
 
 @torch.no_grad()
-def _put(values: list[Tensor], into: list[Tensor]) -> None:
+def _put(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)
 
