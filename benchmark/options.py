@@ -39,6 +39,7 @@ LISTED = {
     "interpreters": "benchmark.listing",
     "foolings": "attacks.foolings",
     "strategies": "attacks.strategies",
+    "detectors": "benchmark.detectors",
     "metrics": "benchmark.metrics",
     "datasets": "benchmark.datasets",
     "models": "benchmark.models",
