@@ -56,10 +56,10 @@ class RemoteDetector(Detector):
     file: str
     symbol: str
     digest: str
+    confined: bool
     # what it says of itself: of each instance here, of the class elsewhere
     name: str  # type: ignore[misc]
     original: bool  # type: ignore[misc]
-    confined: bool
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *original: nn.Module) -> float:
         child = _child(Submission(Path(self.file), self.symbol, self.digest))
@@ -75,7 +75,7 @@ def detecting(submission: Submission) -> RemoteDetector:
             f"name of detector {submission} must be a new one, none of {', '.join(DETECTORS)} (got {name!r})"
         )
     where = str(submission.file), submission.attribute, submission.digest
-    return RemoteDetector(*where, name, child.original(), child.confined())
+    return RemoteDetector(*where, child.confined(), name, child.original())
 
 
 _CHILDREN: dict[
