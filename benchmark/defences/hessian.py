@@ -7,6 +7,7 @@ decay and the Hessian's norm, for both bound how far a map can be moved.
 ReLU network is zero nearly everywhere: it is taken of the network with softplus_β for ReLU.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,17 +37,18 @@ def hessian_norm(scores: Tensor, images: Tensor, probes: int = 1) -> Tensor:
 @dataclass(frozen=True)
 class HessianDecay:
     """The loss of a batch (`benchmark.training.Objective`). The Hessian is taken in eval mode, in which an image's
-    logits are its own; biases and BatchNorm do not decay."""
+    logits are its own, of a `share` of the batch, its first images; biases and BatchNorm do not decay."""
 
     gamma: float = 1e-4
     decay: float = 5e-4
     beta: float = 10.0
-    probes: int = 1
+    share: float = 0.25
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         loss = F.cross_entropy(logits_in(model(images), len(images)), targets)
         decayed = sum(p.square().sum() for p in model.parameters() if p.dim() > 1)
-        images = images.detach().requires_grad_()
+        count = math.ceil(self.share * len(images))
+        images, targets = images[:count].detach().requires_grad_(), targets[:count]
         with eval_mode(model), ReLUAs(partial(F.softplus, beta=self.beta)):
-            label = label_logits(logits_in(model(images), len(images)), targets)
-        return loss + self.decay / 2 * decayed + self.gamma * hessian_norm(label, images, self.probes).mean()
+            label = label_logits(logits_in(model(images), count), targets)
+        return loss + self.decay / 2 * decayed + self.gamma * hessian_norm(label, images).mean()
