@@ -19,7 +19,7 @@ def maps_of(model: nn.Module, images: Tensor, targets: Tensor, **options: str) -
 def distance(a: Tensor, b: Tensor) -> float:
     """Mean over images of 1 − Spearman's correlation of maps (N, h, w), the finer one averaged down: in [0, 2]. 0 where
     both are constant, 1 where one is."""
-    size = [min(sides) for sides in zip(a.shape[1:], b.shape[1:], strict=True)]
+    size = min(a.shape[1], b.shape[1]), min(a.shape[2], b.shape[2])
     a, b = (F.adaptive_avg_pool2d(maps.detach(), size) for maps in (a, b))
     apart = 1 - rank_correlation(a, b).nan_to_num(0.0)
     return apart.masked_fill(blank(a) & blank(b), 0.0).mean().item()
