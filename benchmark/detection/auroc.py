@@ -19,17 +19,19 @@ def auroc(groups: Sequence[Group]) -> tuple[float, float, float]:
     """(value, low, high) of the mean over groups (architectures, whose scores have scales of their own). Where every
     manipulated model of the sample is beyond all honest ones the interval has no width: it shows these models alone."""
     values, replicates = [], []
-    for honest, manipulated in groups:
-        both = np.concatenate([np.asarray(honest, float), np.asarray(manipulated, float)])
-        values.append(roc_auc_score(np.arange(len(both)) >= len(np.asarray(honest)), both))
-        replicates.append(_resampled(np.asarray(honest, float), np.asarray(manipulated, float)))
+    for number, group in enumerate(groups):
+        honest, manipulated = (np.asarray(scores, float) for scores in group)
+        both = np.concatenate([honest, manipulated])
+        values.append(roc_auc_score(np.arange(len(both)) >= len(honest), both))
+        replicates.append(_resampled(honest, manipulated, 2 * number))
     low, high = interval(np.mean(replicates, 0)[:, None])
     return float(np.mean(values)), float(low[0]), float(high[0])
 
 
-def _resampled(honest: Floats, manipulated: Floats) -> Floats:
-    """AUROC of each resample, (B,): wins among the pairs, each as often as both of its models were drawn."""
+def _resampled(honest: Floats, manipulated: Floats, seed: int) -> Floats:
+    """AUROC of each resample, (B,): wins among the pairs, each as often as both of its models were drawn, with `seed`
+    and the next."""
     ahead = manipulated[None] - honest[:, None]
     wins = (ahead > 0) + 0.5 * (ahead == 0)
-    rows, columns = draws(len(honest), seed=0).astype(float), draws(len(manipulated), seed=1).astype(float)
+    rows, columns = draws(len(honest), seed).astype(float), draws(len(manipulated), seed + 1).astype(float)
     return ((rows @ wins) * columns).sum(1) / wins.size

@@ -45,7 +45,7 @@ def _make(run: Run, judged: Judged, inputs: Inputs, folder: Path) -> Receipt:
     images, targets = (torch.cat(part) for part in islice(zip(*parts, strict=True), 1, None))
     start = time.perf_counter()
     score = judge(create(run, judged.detector), model, images, targets, original)
-    return {"score": score, "seconds": time.perf_counter() - start, **provenance(run)}
+    return {"score": score, "n": len(images), "seconds": time.perf_counter() - start, **provenance(run)}
 
 
 def _spec(run: Run, judged: Judged) -> Spec:

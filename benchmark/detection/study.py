@@ -50,8 +50,8 @@ def _row(given: Run, entry: Entry) -> dict[str, Any]:
     place: Any = entry.place
     receipt = entry.receipt(given) or {}
     row = {"detector": place.detector, "original": _said(create(given, place.detector).original)}
-    row |= place.subject.columns() | {name: receipt.get(name) for name in ("score", "seconds")}
-    return row | {"n": place.images, "reason": entry.void(given)}
+    row |= place.subject.columns() | {"n": receipt.get("n", 0), "reason": entry.void(given)}
+    return row | {name: receipt.get(name) for name in ("score", "seconds")}
 
 
 def _said(flag: bool) -> str:

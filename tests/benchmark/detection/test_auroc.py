@@ -35,3 +35,10 @@ def test_architectures_are_looked_at_one_by_one():
     one, other = ([1, 2], [3, 4]), ([100, 200], [300, 400])
     assert auroc([one, other])[0] == 1
     assert auroc([one, (other[1], other[0])])[0] == 0.5
+
+
+def test_architectures_are_resampled_one_by_one():
+    """The mean of two independent ones varies by 1/√2 of what one does."""
+    group = RNG.normal(0, 1, 12), RNG.normal(0.5, 1, 12)
+    (_, low, high), (_, lower, higher) = auroc([group, group]), auroc([group])
+    assert 0.6 < (high - low) / (higher - lower) < 0.8

@@ -87,6 +87,7 @@ def test_tables_of_a_run_that_is_taken_up_again(given, tmp_path, monkeypatch):
         ("size", "control"): 2,
     }
     assert set(models[models.detector == "refusing"].reason) == {"nothing to be seen here"}
+    assert set(models[models.detector == "size"].n) == {4}
     assert models[models.detector == "size"].score.nunique() == 4  # seeds and controls are models of their own
     null = table[table.detector == "size"]
     assert null[["model", "manipulated", "honest", "n_honest", "n_manipulated"]].values.tolist() == [
