@@ -7,6 +7,7 @@ import typer
 
 from attacks.errors import UserError, unknown
 from benchmark import ending, figures, keeping
+from benchmark.detection.command import detect
 from benchmark.options import (
     CONCEPTS_HELP,
     EXPERIMENTS,
@@ -38,11 +39,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
 app.add_typer(keeping.app, name="store")
+app.command()(detect)
 
 
 @app.callback()
-def foolbench(version: VersionOption = False) -> None:
-    pass
+def foolbench(version: VersionOption = False) -> None: ...
 
 
 @app.command()
@@ -148,8 +149,7 @@ def verify(
     """Recompute one committed cell from nothing, training included, and compare it with the results."""
     from benchmark import verify
 
-    chosen = _load_suite(suite)
-    folder = out or _default_out(suite)
+    chosen, folder = _load_suite(suite), out or _default_out(suite)
     compared = verify.verify(_run(chosen, "", data, device), verify.parse(cell, chosen), folder)
     for name, value in compared.items():
         typer.echo(f"{name}: {value:g}")

@@ -29,8 +29,8 @@ TIMEOUT_HELP = "Seconds of one cell, 0 for no limit. [three days on Ray, else 0]
 CONCEPTS_HELP = "Folder of concept masks (docs/promotion-suppression.md). [those of shapes]"
 STORE = Path(".foolbench")
 FIRST = "[the suite's first]"
-EXPERIMENTS = "accuracy-robustness, adversarially-trained, decision-boundary, hidden-bias, loss-landscape, paper, "
-EXPERIMENTS += "precision, smooth-grad, transfer, weight-noise"  # by heart: to import them takes a second
+EXPERIMENTS = "accuracy-robustness, adversarially-trained, decision-boundary, defences, hidden-bias, loss-landscape, "
+EXPERIMENTS += "paper, precision, smooth-grad, transfer, weight-noise"  # by heart: to import them takes a second
 READING = ("accuracy-robustness", "hidden-bias")  # experiments that read --data of their own
 VersionOption = Annotated[
     bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -39,6 +39,7 @@ LISTED = {
     "interpreters": "benchmark.listing",
     "foolings": "attacks.foolings",
     "strategies": "attacks.strategies",
+    "detectors": "benchmark.detectors",
     "metrics": "benchmark.metrics",
     "datasets": "benchmark.datasets",
     "models": "benchmark.models",

@@ -26,10 +26,12 @@ LIGHT += ["benchmark.figures.transfer"]
 FLOORS = """
 main
 cli
+ detection
  experiments dissection submissions keeping
  explain verify coverage
 execution
 entries
+detectors defences
 run cells
 figures
 leaderboards

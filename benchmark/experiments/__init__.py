@@ -26,6 +26,7 @@ EXPERIMENTS = {  # name -> module of this folder
     "accuracy-robustness": "accuracy_robustness",
     "adversarially-trained": "adversarially_trained",
     "decision-boundary": "decision_boundary",
+    "defences": "defences",
     "hidden-bias": "hidden_bias",
     "loss-landscape": "loss_landscape",
     "paper": "paper",

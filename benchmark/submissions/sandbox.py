@@ -159,18 +159,39 @@ class Session:
         if model is not None:
             self.model, self.before = model, fingerprint(model)
 
-    def heatmaps(self, model: nn.Module | None, images: Tensor, targets: Tensor) -> Iterator[Answer]:
-        """Heatmaps of one batch as float32; a changed model is an error. Each call starts from the same random seed."""
-        self.receive(model)
+    def _seed(self) -> None:
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
-        maps = Foreign(self.function, self.about["name"])(self.model, images, targets)
+
+    def _unchanged(self) -> None:
         after = fingerprint(self.model)
         changed = sorted(k for k in self.before.keys() | after.keys() if self.before.get(k) != after.get(k))
         if changed:
             raise UserError(f"changed the model: {changed[0]}; a model must be left as it came")
+
+    def heatmaps(self, model: nn.Module | None, images: Tensor, targets: Tensor) -> Iterator[Answer]:
+        """Heatmaps of one batch as float32; a changed model is an error. Each call starts from the same random seed."""
+        self.receive(model)
+        self._seed()
+        maps = Foreign(self.function, self.about["name"])(self.model, images, targets)
+        self._unchanged()
         yield {}, {"heatmaps": maps.detach().float().cpu().contiguous().clone()}
+
+    def detector(self) -> Iterator[Answer]:
+        """Of a detector: whether it wants to see the original model."""
+        yield {"original": getattr(self.function, "original", False)}, {}
+
+    def detect(
+        self, model: nn.Module | None, images: Tensor, targets: Tensor, original: list[nn.Module]
+    ) -> Iterator[Answer]:
+        """A detector's score of the model; a changed model is an error. Each call starts from the same random seed."""
+        self.receive(model)
+        self._seed()
+        with eval_mode(self.model), torch.enable_grad():
+            score = self.function(self.model, images, targets, *original)
+        self._unchanged()
+        yield {"score": float(score)}, {}
 
     def probe(self, model: nn.Module, images: Tensor, targets: Tensor, grad: bool, seed: int) -> Iterator[Answer]:
         """For a check: what comes back for one model, whatever it is, or what was raised."""

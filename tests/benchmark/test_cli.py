@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from attacks import foolings, strategies
-from benchmark import cli, datasets, explain, figures, interpreters, metrics, models, suite
+from benchmark import cli, datasets, detectors, explain, figures, interpreters, metrics, models, suite
 from benchmark.entries import scores
 from benchmark.execution import compute
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
@@ -60,6 +60,7 @@ def board(finished, tmp_path) -> Path:
         ("models", models.names()),
         ("suites", suite.names()),
         ("strategies", list(strategies.names())),
+        ("detectors", detectors.names()),
         ("figures", figures.names()),
     ],
 )

@@ -22,6 +22,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_each_experiment_that_stores_what_it_finds_has_its_kinds():
     assert sorted(kind.name for kind in KINDS) == [
         *("accuracy_robustness", "adversarially_trained", "adversarially_trained_scores"),
+        *("defended", "defended_fooled", "defended_models"),
         *("precision_models", "precision_scores", "smooth_grad"),
     ]
 
