@@ -30,6 +30,19 @@ def show(folder: Path | str) -> str:
 
 def board_table(stability: pd.DataFrame) -> str:
     """Rows of the stability leaderboard as text: ranked ones first, then why the others are not."""
+    rows = board_frame(stability)
+    parts = [
+        "Fooled for free: worst attacks that change no prediction; stability: 1 is never fooled beyond chance [95 %]",
+        aligned(rows),
+    ]
+    unranked = stability.loc[rows.index].query("eligible == 'no'")
+    if len(unranked):
+        parts += ["Not ranked", aligned(unranked[["interpreter", "reason"]])]
+    return "\n".join(parts)
+
+
+def board_frame(stability: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the stability leaderboard as they are printed, with their index there: ranked ones first."""
     stability = stability.sort_values(["rank", "stability"], ascending=[True, False], kind="stable")
     rows = pd.DataFrame({"rank": _ranks(stability), "interpreter": stability.interpreter})
     for title, column in {
@@ -43,14 +56,7 @@ def board_table(stability: pd.DataFrame) -> str:
         rows[title] = _spans(stability, column)
     rows["ms/image"] = stability.ms_per_image.map("{:.1f}".format, "ignore")
     rows["flags"] = stability["flags"]
-    parts = [
-        "Fooled for free: worst attacks that change no prediction; stability: 1 is never fooled beyond chance [95 %]",
-        aligned(rows),
-    ]
-    unranked = stability[stability.eligible == "no"]
-    if len(unranked):
-        parts += ["Not ranked", aligned(unranked[["interpreter", "reason"]])]
-    return "\n".join(parts)
+    return rows
 
 
 def aligned(frame: pd.DataFrame) -> str:
