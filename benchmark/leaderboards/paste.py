@@ -11,9 +11,7 @@ from benchmark.leaderboards.table import csv_text
 
 def board(stability: pd.DataFrame, form: str) -> str:
     """What `show` prints of a board, and why rows are not ranked."""
-    rows = board_frame(stability)
-    order = {index: reason for index, reason in stability.reason.items()}
-    return FORMATS[form](rows.assign(**{"why it is not ranked": rows.index.map(order)}))
+    return FORMATS[form](board_frame(stability).assign(**{"why it is not ranked": stability.reason}))
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -27,15 +25,20 @@ def _plain(cell: object) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _formatted(write: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
+def _html(table: pd.DataFrame) -> str:
+    with pd.option_context("display.max_colwidth", None):  # else it cuts long reasons short
+        return f"{table.to_html(index=False, border=0, justify='left')}\n"
+
+
+def _filled(write: Callable[[pd.DataFrame], str]) -> Callable[[pd.DataFrame], str]:
     return lambda table: write(table.astype(object).where(table.notna(), ""))
 
 
 FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {
     "text": aligned,
     "csv": csv_text,
-    "markdown": _formatted(_markdown),
-    "latex": _formatted(lambda table: table.to_latex(index=False, escape=True)),
-    "html": _formatted(lambda table: f"{table.to_html(index=False, border=0, justify='left')}\n"),
+    "markdown": _filled(_markdown),
+    "latex": _filled(lambda table: table.to_latex(index=False, escape=True)),
+    "html": _filled(_html),
 }
 """A data frame as text; each ends its last line."""

@@ -41,8 +41,23 @@ def page(board: Board) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _ranking(board: Board, worst: dict[str, Rate]) -> Table:
-    columns = ["interpreter", "rank", "stability", "fooled for free", *(f"within {points}" for points in LEVELS.values())]
-    columns += ["worst attack", "excess", "AOPC fooled", "ms an image", "MiB", "flags", "why it is not ranked", "status"]
+    columns = [
+        "interpreter",
+        "rank",
+        "stability",
+        "fooled for free",
+        *(f"within {points}" for points in LEVELS.values()),
+    ]
+    columns += [
+        "worst attack",
+        "excess",
+        "AOPC fooled",
+        "ms an image",
+        "MiB",
+        "flags",
+        "why it is not ranked",
+        "status",
+    ]
     rows = []
     for row in words.by_rank(board.rows("stability")):
         name = row["interpreter"]
@@ -52,8 +67,12 @@ def _ranking(board: Board, worst: dict[str, Rate]) -> Table:
         cells += [span(row, column) for column in ("fooled_free", *LEVELS)]
         cells += [*_attack(board, worst.get(name)), span(row, "aopc_fooled"), number(row["ms_per_image"], ".1f")]
         rows.append([*cells, number(row["peak_mib"], ".0f"), marks, row["reason"] or "", submitted])
-    about = "Stability: 1 is never fooled beyond chance. Fooled for free: by the worst attacks that change no prediction; "
-    about += "within: that cost so many points of top-1. Excess of the worst attack: 0 is chance, 1 is always. In brackets "
+    about = (
+        "Stability: 1 is never fooled beyond chance. Fooled for free: by the worst attacks that change no prediction; "
+    )
+    about += (
+        "within: that cost so many points of top-1. Excess of the worst attack: 0 is chance, 1 is always. In brackets "
+    )
     about += "95 % intervals."
     return Table("ranking", about, columns, rows).without_empty()
 
@@ -100,9 +119,15 @@ def _models(board: Board) -> Table:
 def _differences(board: Board) -> Table | None:
     rows = board.rows("differences")
     names = [[Link(row[side], paths.of_interpreter(row[side])) for side in ("interpreter", "other")] for row in rows]
-    cells = [[*pair, number(row["places"], "d"), span(row, "difference")] for pair, row in zip(names, rows, strict=True)]
-    values = [[*cell, number(row["p"], ".2g"), number(row["p_holm"], ".2g")] for cell, row in zip(cells, rows, strict=True)]
-    about = "Ranked interpreters in pairs: stability of the first less that of the other, paired over images; p after Holm."
+    cells = [
+        [*pair, number(row["places"], "d"), span(row, "difference")] for pair, row in zip(names, rows, strict=True)
+    ]
+    values = [
+        [*cell, number(row["p"], ".2g"), number(row["p_holm"], ".2g")] for cell, row in zip(cells, rows, strict=True)
+    ]
+    about = (
+        "Ranked interpreters in pairs: stability of the first less that of the other, paired over images; p after Holm."
+    )
     columns = ["interpreter", "other", "places", "difference", "p", "p after Holm"]
     return Table("differences", about, columns, values) if rows else None
 

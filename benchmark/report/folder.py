@@ -20,7 +20,9 @@ def check(folder: Path) -> None:
     """That a site can be written there. Raises `UserError`, before there is anything to write."""
     writable(folder.absolute().parent)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"a site's folder must be a folder (got {folder}, a {'link' if folder.is_symlink() else 'file'})")
+        raise UserError(
+            f"a site's folder must be a folder (got {folder}, a {'link' if folder.is_symlink() else 'file'})"
+        )
     if folder.is_dir() and (foreign := _foreign(folder)):
         raise UserError(f"{folder} is not replaced: {foreign} in it was not written by foolbench report")
 

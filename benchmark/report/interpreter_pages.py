@@ -32,7 +32,9 @@ def pages(boards: list[Board]) -> Iterator[tuple[str, dict[str, Any]]]:
             "title": name,
             "standings": _standings(standings),
             "reasons": [(_link(board), row["reason"]) for board, row in standings if row["reason"]],
-            "flags": sorted({flag: words.FLAGS.get(flag, "") for _, row in standings for flag in words.flags(row)}.items()),
+            "flags": sorted(
+                {flag: words.FLAGS.get(flag, "") for _, row in standings for flag in words.flags(row)}.items()
+            ),
             "tables": [t for t in (_attacks(name, boards), _gate(name, boards), _cards(name, boards)) if t.rows],
         }
         yield paths.of_interpreter(name), shown
@@ -49,7 +51,12 @@ def _standings(standings: list[tuple[Board, Row]]) -> Table:
     rows = [
         [
             *(_link(board), span(row, "rank", "d"), span(row, "stability"), *(span(row, column) for column in spans)),
-            *(span(row, "aopc_clean"), span(row, "aopc_fooled"), number(row["ms_per_image"], ".1f"), row["flags"] or ""),
+            *(
+                span(row, "aopc_clean"),
+                span(row, "aopc_fooled"),
+                number(row["ms_per_image"], ".1f"),
+                row["flags"] or "",
+            ),
         ]
         for board, row in standings
     ]
@@ -75,8 +82,8 @@ def _gate(name: str, boards: list[Board]) -> Table:
         for model, shown in sorted(board.cards.get(name, {}).get("gate", {}).items()):
             means = [number(float(np.mean(shown[key]))) if key in shown else "" for key in ASPECTS]
             rows.append([_link(board), model, *means])
-    about = "At the gate, on clean models: likeness of its maps to those of a random network, of another class and of another "
-    about += "image; and AOPC with three fills, which must beat every control's with two."
+    about = "At the gate, on clean models: likeness of its maps to those of a random network, of another class and of "
+    about += "another image; and AOPC with three fills, which must beat every control's with two."
     return Table("gate", about, ["board", "model", *ASPECTS.values()], rows).without_empty()
 
 

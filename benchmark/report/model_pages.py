@@ -1,4 +1,4 @@
-"""The pages of a board's fooled models: one a model, fooling and attacked interpreter, with its strategies and seeds."""
+"""The pages of a board's fooled models: one a model, fooling and attacked interpreter, with its attacks and seeds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,9 +45,9 @@ def pages(board: Board) -> Iterator[tuple[str, dict[str, Any]]]:
                     if table.rows
                 ],
                 "heatmaps": [(path.stem, f"{paths.folder(board)}/figures/{slug(path.name)}") for path in drawn],
-                "command": [
-                    f"foolbench plot heatmaps --suite {board.name} --model {model} --fooling {fooling} --attacked {each}"
-                    for each in names
+                "commands": [
+                    f"foolbench plot heatmaps --suite {board.name} --model {model} --fooling {fooling} --attacked {name}"
+                    for name in names
                 ],
             },
         )
@@ -63,7 +63,18 @@ def _by_place(rows: list[Row]) -> dict[Place, list[Row]]:
 
 
 def _attacks(rows: list[Row]) -> Table:
-    columns = ["strategy", "seed", "budget", "within", "FSR", "FSR clean", "FSR unrelated", "top-1 drop", "changed", "n"]
+    columns = [
+        "strategy",
+        "seed",
+        "budget",
+        "within",
+        "FSR",
+        "FSR clean",
+        "FSR unrelated",
+        "top-1 drop",
+        "changed",
+        "n",
+    ]
     cells = [
         [
             *(row["strategy"], number(row["seed"], "d"), number(row["budget"], "g"), row["within"] or ""),
@@ -72,7 +83,9 @@ def _attacks(rows: list[Row]) -> Table:
         ]
         for row in rows
     ]
-    about = "How far each attack went, on the scored images. Within: whether the budget, in points of top-1, is met there."
+    about = (
+        "How far each attack went, on the scored images. Within: whether the budget, in points of top-1, is met there."
+    )
     return Table("attacks", about, columns, cells).without_empty()
 
 

@@ -39,7 +39,7 @@ class Table:
 
 
 def number(value: Any, form: str = ".2f") -> str:
-    """"" for none. A truth value or a text is itself."""
+    """ "" for none. A truth value or a text is itself."""
     if value is None or isinstance(value, (str, bool)):
         return "" if value is None else str(value)
     return "" if value != value else format(value + 0.0 if form[-1] in "feg%" else int(value), form)
