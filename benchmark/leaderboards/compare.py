@@ -22,27 +22,16 @@ from benchmark.results import KEY
 
 RATES = ["success", "success_clean", "success_null"]  # as `ranking` reads them: FSR, CLEAN, NULL
 ROW = [*KEY, "image", "pair"]
-COLUMNS = [
-    "interpreter",
-    "cells",
-    "n_a",
-    "n_b",
-    "fsr_a",
-    "fsr_b",
-    *intervals("fsr_difference"),
-    "places",
-    "stability_a",
-]
-COLUMNS += ["stability_b", *intervals("stability_difference"), "p"]
-Scored = dict[tuple[Any, ...], Mean]  # by KEY: the means of RATES
+COLUMNS = ["interpreter", "cells", "n_a", "n_b", "fsr_a", "fsr_b", *intervals("fsr_difference")]
+COLUMNS += ["places", "stability_a", "stability_b", *intervals("stability_difference"), "p"]
+Scored = dict[tuple[str, str, str, int], Mean]  # by KEY: the means of RATES
 
 
 def compare(a: Path | str, b: Path | str) -> tuple[pd.DataFrame, list[str]]:
     """A row an interpreter with common cells (COLUMNS), and what else a reader must know, in lines. Each is a folder of
     results, or that of leaderboards which holds it. Raises `UserError` where nothing can be compared."""
-    first, second = (
-        stored.read(path if not (path / "results").is_dir() else path / "results") for path in map(Path, (a, b))
-    )
+    below = [Path(folder) / "results" for folder in (a, b)]
+    first, second = (stored.read(path if path.is_dir() else path.parent) for path in below)
     names = sorted(set(first.entries) & set(second.entries))
     why = _unlike(first, second)
     rows = [row for name in names if (row := _row(name, first.entries[name][0], second.entries[name][0], not why))]
@@ -84,24 +73,28 @@ def _row(name: str, first: pd.DataFrame, second: pd.DataFrame, paired: bool) -> 
     if not a:
         return None
     rates = [_mean_rate(scored) for scored in (a, b)]
-    worst = [ranking.worst_attacks(ranking.Attack(*key, mean) for key, mean in scored.items())[0] for scored in (a, b)]
+    worst = [ranking.worst_attacks(_attacks(scored))[0] for scored in (a, b)]
     told = ranking.difference(worst[1], worst[0])
     places = [place for place in worst[0] if place in worst[1]]
     row: Row = {"interpreter": name, "cells": len(a), "places": told["places"]}
     for side, scored, (rate, _), found in zip("ab", (a, b), rates, worst, strict=True):
         stable, _ = ranking.stability({place: found[place] for place in places})
         row |= {f"n_{side}": max(mean.n for mean in scored.values()), f"fsr_{side}": rate, f"stability_{side}": stable}
-    low, high = interval((rates[1][1] - rates[0][1])[:, None]) if paired else ([None], [None])
+    low, high = interval((rates[1][1] - rates[0][1])[:, None]) if paired else ([np.nan], [np.nan])
     row |= span("fsr_difference", (rates[1][0] - rates[0][0], low[0], high[0]))
     row |= {f"stability_difference{end}": told[f"difference{end}"] for end in (ENDS if paired else ENDS[:1])}
     return row | ({"p": told["p"]} if paired else {})
+
+
+def _attacks(scored: Scored) -> list[ranking.Attack]:
+    return [ranking.Attack(*key, mean) for key, mean in scored.items()]
 
 
 def _scores(frame: pd.DataFrame) -> Scored:
     """Of each cell its means over images; cells on the same rows of images in one resampling, for the time it takes."""
     frame = frame.sort_values(ROW)
     rates, images = frame[RATES].to_numpy(float), frame.image.to_numpy()
-    alike: dict[bytes, dict[tuple[Any, ...], np.ndarray]] = {}
+    alike: dict[bytes, dict[Any, Any]] = {}
     for key, rows in frame.groupby(list(KEY)).indices.items():
         alike.setdefault(images[rows].tobytes(), {})[key] = rows
     scored: Scored = {}

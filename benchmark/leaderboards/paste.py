@@ -1,6 +1,5 @@
 """Boards as text to paste elsewhere: CSV, Markdown, LaTeX, HTML."""
 
-import re
 from collections.abc import Callable
 
 import pandas as pd
@@ -20,9 +19,8 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 def _plain(cell: object) -> str:
-    """In one line, and without what a Markdown page would take for a tag."""
-    text = re.sub(r"\s+", " ", str(cell))
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    """Without what a Markdown page would take for a tag."""
+    return str(cell).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _html(table: pd.DataFrame) -> str:

@@ -22,35 +22,25 @@ def pages(board: Board) -> Iterator[tuple[str, dict[str, Any]]]:
         scored.setdefault((rate.model, rate.fooling, strategies.split(rate.attacked)[0]), []).append(rate)
     correlations = _correlations(board.rows("transfer"))
     figures = {path.stem: path for path in board.folder.glob("figures/heatmaps-*.png")}
-    for place in sorted({place for part in (*parts.values(), scored) for place in part}):
+    interpreters = {row["interpreter"] for row in board.rows("stability")}
+    for place in sorted({*scored, *(place for part in parts.values() for place in part)}):
         model, fooling, attacked = place
         rows = {name: part.get(place, []) for name, part in parts.items()}
         names = sorted({row["attacked"] for row in rows["manipulations"]} or {attacked})
         drawn = [figures[name] for each in names if (name := f"heatmaps-{model}-{fooling}-{each}") in figures]
-        yield (
-            paths.of_model(board, model, fooling, attacked),
-            {
-                "title": f"{model}, fooled by {fooling} at {attacked}",
-                "board": Link(board.name, paths.of_board(board)),
-                "interpreter": Link(attacked, paths.of_interpreter(attacked)),
-                "drawn": front(rows["fronts"]),
-                "size": (WIDTH, HEIGHT, LEFT, BELOW),
-                "tables": [
-                    table
-                    for table in (
-                        _attacks(rows["attacks"]),
-                        _training(rows["manipulations"], rows["accuracy"]),
-                        _scores(scored.get(place, []), correlations),
-                    )
-                    if table.rows
-                ],
-                "heatmaps": [(path.stem, f"{paths.folder(board)}/figures/{slug(path.name)}") for path in drawn],
-                "commands": [
-                    f"foolbench plot heatmaps --suite {board.name} --model {model} --fooling {fooling} --attacked {name}"
-                    for name in names
-                ],
-            },
-        )
+        which = f"--suite {board.name} --model {model} --fooling {fooling}"
+        tables = _attacks(rows["attacks"]), _training(rows["manipulations"], rows["accuracy"])
+        shown = {
+            "title": f"{model}, fooled by {fooling} at {attacked}",
+            "board": Link(board.name, paths.of_board(board)),
+            "interpreters": [Link(attacked, paths.of_interpreter(attacked))] if attacked in interpreters else [],
+            "drawn": front(rows["fronts"]),
+            "size": (WIDTH, HEIGHT, LEFT, BELOW),
+            "tables": [t for t in (*tables, _scores(scored.get(place, []), correlations)) if t.rows],
+            "heatmaps": [f"{paths.folder(board)}/figures/{slug(path.name)}" for path in drawn],
+            "commands": [f"foolbench plot heatmaps {which} --attacked {name}" for name in names],
+        }
+        yield paths.of_model(board, model, fooling, attacked), shown
 
 
 def _by_place(rows: list[Row]) -> dict[Place, list[Row]]:

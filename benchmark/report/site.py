@@ -57,6 +57,10 @@ def _page(template: str, path: str, **given: Any) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    loader = FileSystemLoader(HERE / "templates")
-    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=loader, autoescape=True, **options)
+    return Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -15,21 +15,19 @@ class Link(NamedTuple):
     title: str = ""
 
 
-Cell = str | Link | Sequence[Link]
-
-
 @dataclass(frozen=True)
 class Table:
-    """Rows below columns; `about` says what they are. Those `long` enough can be filtered."""
+    """Rows below columns, of text, Links or lists of Links; `about` says what they are. Those `long` enough can be
+    filtered."""
 
     name: str  # once on its page
     about: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[Any]]
 
     @property
     def long(self) -> bool:
-        return len(self.rows) > 8
+        return len(self.rows) > 6
 
     def without_empty(self) -> "Table":
         """Without the columns that nothing stands in."""

@@ -38,17 +38,16 @@ class Rate:
 
 def rates(transfer: Iterable[Row]) -> list[Rate]:
     """One of each model, fooling, attacked and evaluated interpreter; fsr is NaN where every seed failed."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in transfer:
-        key = tuple(row[name] for name in ("model", "fooling", "attacked", "evaluated"))
-        groups.setdefault(key, []).append(row)
-    return [_rate(key, rows) for key, rows in groups.items()]
-
-
-def _rate(key: tuple[str, ...], rows: list[Row]) -> Rate:
-    scored = [row for row in rows if row["n"]]
-    fsr = float(np.mean([row["fsr"] for row in scored])) if scored else np.nan
-    return Rate(*key, fsr, _chance(scored[0]) if scored else np.nan, len(scored), len(rows) - len(scored))
+        groups.setdefault((row["model"], row["fooling"], row["attacked"], row["evaluated"]), []).append(row)
+    found = []
+    for (model, fooling, attacked, evaluated), rows in groups.items():
+        scored = [row for row in rows if row["n"]]
+        fsr = float(np.mean([row["fsr"] for row in scored])) if scored else np.nan
+        chance, failed = _chance(scored[0]) if scored else np.nan, len(rows) - len(scored)
+        found.append(Rate(model, fooling, attacked, evaluated, fsr, chance, len(scored), failed))
+    return found
 
 
 def _chance(row: Row) -> float:
