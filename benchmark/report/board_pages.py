@@ -74,6 +74,10 @@ def _ranking(board: Board, worst: dict[str, Rate]) -> Table:
         "within: that cost so many points of top-1. Excess of the worst attack: 0 is chance, 1 is always. In brackets "
     )
     about += "95 % intervals."
+    if not any(row["fooled_free"] is not None for row in board.rows("stability")):
+        about += (
+            " Nobody can say here what is fooled for free: accuracy is of too few images, or this was not asked yet."
+        )
     return Table("ranking", about, columns, rows).without_empty()
 
 
@@ -152,7 +156,7 @@ def _downloads(board: Board) -> tuple[list[tuple[str, list[dict[str, Any]]]], di
             place = f"{paths.folder(board)}/data/{file.name}"
             if file.offered:
                 files[place] = file.data
-            size = f"{len(file.data) / 1024:,.0f} KiB"
+            size = f"{len(file.data) / 1024:,.1f} KiB"
             said.append({"name": file.name, "path": place if file.offered else "", "size": size, "sha256": file.sha256})
         offered.append((name, said))
     return offered, files

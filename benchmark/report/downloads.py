@@ -17,7 +17,7 @@ LARGEST = 1 << 21  # bytes beyond which a file stays in the repository, that the
 
 @dataclass(frozen=True)
 class Download:
-    """A file: its name, its bytes, which are left out where they are too many, and what the page says of them."""
+    """A file, which a site leaves out where it is too large."""
 
     name: str
     data: bytes
@@ -32,16 +32,21 @@ class Download:
 
 
 def of(board: Board) -> list[tuple[str, list[Download]]]:
-    """Of every table of the board, its files: the CSV as it is committed, and the same rows and columns as Parquet."""
+    """Of every table of the board, its files: the CSV as it is committed, and the same rows and columns as Parquet. Of
+    what is too large, the CSV's name and digest."""
     found = []
     for name in TABLES:
         path = board.folder / f"{name}.csv"
         if path.is_file():
-            text = path.read_bytes()
-            packed = len(text) > PACKED
-            csv = Download(f"{name}.csv.gz", gzip.compress(text, mtime=0)) if packed else Download(f"{name}.csv", text)
-            found.append((name, [csv, Download(f"{name}.parquet", _parquet(board, name))]))
+            parquet = Download(f"{name}.parquet", _parquet(board, name))
+            found.append((name, [_csv(name, path.read_bytes()), *([parquet] if parquet.offered else [])]))
     return found
+
+
+def _csv(name: str, text: bytes) -> Download:
+    """Gzipped where that makes it small enough."""
+    packed = Download(f"{name}.csv.gz", gzip.compress(text, mtime=0)) if len(text) > PACKED else None
+    return packed if packed and packed.offered else Download(f"{name}.csv", text)
 
 
 def _parquet(board: Board, name: str) -> bytes:

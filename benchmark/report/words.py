@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from attacks import strategies
 from benchmark.leaderboards.cells import Row
 from benchmark.report.boards import Board
 from benchmark.report.tables import number, span
@@ -37,10 +38,11 @@ def by_rank(rows: Sequence[Row]) -> list[Row]:
 def says(board: Board) -> str:
     """What a board says, in a few sentences, from its tables."""
     rows = by_rank(board.rows("stability"))
-    models, foolings, attacked = (board.listed(column) for column in ("model", "fooling", "attacked"))
+    models, foolings = board.listed("model"), board.listed("fooling")
+    attacked = {strategies.split(name)[0] for name in board.listed("attacked")}
     controls = f", {len(board.controls)} of them controls" if board.controls else ""
     text = f"{len(rows)} interpreters{controls}, on {', '.join(models)}, fooled by {', '.join(foolings)}"
-    text += f" under attacks on {len(attacked)}."
+    text += f" with {len(attacked)} of them attacked."
     ranked = [row for row in rows if row["rank"] is not None]
     if ranked:
         places = "; ".join(f"{row['interpreter']} keeps {span(row, 'stability')}" for row in ranked[:3])

@@ -11,7 +11,6 @@ from synthetic import make_results
 
 from benchmark import leaderboards, sections, suite
 from benchmark.execution import compute
-from benchmark.figures.style import panels, save
 from benchmark.leaderboards import stored
 from benchmark.run import Run
 
@@ -104,7 +103,8 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     _of_one_clean_model(folder / "tiny" / "results")
     leaderboards.write(folder / "tiny")
-    save(panels(1, 1, 1, 1)[0], folder / "tiny" / "figures" / "heatmaps-compact_vgg-location-grad_cam.png")
+    (folder / "tiny" / "figures").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "tiny" / "figures" / "heatmaps-compact_vgg-location-grad_cam.png")
     return folder
 
 

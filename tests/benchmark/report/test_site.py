@@ -110,8 +110,10 @@ def test_downloads_are_the_tables_with_their_digests(boards, files, monkeypatch)
     fewer = site.build(boards)
     packed = fewer["boards/tiny/data/stability.csv.gz"]
     assert gzip.decompress(packed) == files["boards/tiny/data/stability.csv"]
-    assert "boards/tiny/data/transfer.parquet" not in fewer
-    assert "transfer.parquet, not here" in Page(fewer[BOARD]).column("data", "file")
+    assert not [path for path in fewer if "/data/aopc" in path]
+    told = dict(zip(*(Page(fewer[BOARD]).column("data", name) for name in ("file", "sha256")), strict=True))
+    whole = (boards / "tiny" / "aopc.csv").read_bytes()
+    assert told["aopc.csv, in the repository alone"] == hashlib.sha256(whole).hexdigest()
     check_links(fewer)
 
 
