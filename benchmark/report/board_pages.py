@@ -24,6 +24,7 @@ def page(board: Board) -> tuple[dict[str, Any], dict[str, bytes]]:
         if path.stem not in DRAWN:
             files[f"{place}/figures/{slug(path.name)}"] = path.read_bytes()
             figures.append((path.stem, f"{place}/figures/{slug(path.name)}"))
+    more = _differences(board), *(_plain(board, name) for name in ("ara", "resistance"))
     shown = {
         "title": f"Board: {board.name}",
         "says": words.says(board),
@@ -32,7 +33,7 @@ def page(board: Board) -> tuple[dict[str, Any], dict[str, bytes]]:
         "matrices": _matrices(board, scored),
         "side": SIDE,
         "models": _models(board),
-        "more": [table for table in (_differences(board), *map(_plain(board), ("ara", "resistance"))) if table],
+        "more": [table for table in more if table],
         "figures": figures,
         "provenance": words.provenance(board),
         "downloads": offered,
@@ -41,13 +42,7 @@ def page(board: Board) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _ranking(board: Board, worst: dict[str, Rate]) -> Table:
-    columns = [
-        "interpreter",
-        "rank",
-        "stability",
-        "fooled for free",
-        *(f"within {points}" for points in LEVELS.values()),
-    ]
+    columns = ["interpreter", "rank", "stability", "fooled for free", *(f"within {level}" for level in LEVELS.values())]
     columns += [
         "worst attack",
         "excess",
@@ -70,14 +65,10 @@ def _ranking(board: Board, worst: dict[str, Rate]) -> Table:
     about = (
         "Stability: 1 is never fooled beyond chance. Fooled for free: by the worst attacks that change no prediction; "
     )
-    about += (
-        "within: that cost so many points of top-1. Excess of the worst attack: 0 is chance, 1 is always. In brackets "
-    )
-    about += "95 % intervals."
+    about += "within: that cost so many points of top-1. Excess of the worst attack: 0 is chance, 1 is always. "
+    about += "In brackets 95 % intervals."
     if not any(row["fooled_free"] is not None for row in board.rows("stability")):
-        about += (
-            " Nobody can say here what is fooled for free: accuracy is of too few images, or this was not asked yet."
-        )
+        about += " What is fooled for free is not known here: accuracy is of too few images, or was not asked yet."
     return Table("ranking", about, columns, rows).without_empty()
 
 
@@ -121,31 +112,22 @@ def _models(board: Board) -> Table:
 
 
 def _differences(board: Board) -> Table | None:
-    rows = board.rows("differences")
-    names = [[Link(row[side], paths.of_interpreter(row[side])) for side in ("interpreter", "other")] for row in rows]
-    cells = [
-        [*pair, number(row["places"], "d"), span(row, "difference")] for pair, row in zip(names, rows, strict=True)
-    ]
-    values = [
-        [*cell, number(row["p"], ".2g"), number(row["p_holm"], ".2g")] for cell, row in zip(cells, rows, strict=True)
-    ]
-    about = (
-        "Ranked interpreters in pairs: stability of the first less that of the other, paired over images; p after Holm."
-    )
+    rows = []
+    for row in board.rows("differences"):
+        names = [Link(row[side], paths.of_interpreter(row[side])) for side in ("interpreter", "other")]
+        values = [number(row["places"], "d"), span(row, "difference"), number(row["p"], ".2g")]
+        rows.append([*names, *values, number(row["p_holm"], ".2g")])
+    about = "Ranked interpreters in pairs: stability of the first less that of the other, paired over images."
     columns = ["interpreter", "other", "places", "difference", "p", "p after Holm"]
-    return Table("differences", about, columns, values) if rows else None
+    return Table("differences", about, columns, rows) if rows else None
 
 
-def _plain(board: Board) -> Any:
+def _plain(board: Board, name: str) -> Table | None:
     """A table as its CSV has it, its intervals folded in."""
-
-    def shown(name: str) -> Table | None:
-        rows = board.rows(name)
-        columns = [column for column in (rows[0] if rows else ()) if not column.endswith(("_low", "_high"))]
-        cells = [[span(row, column, ".3g") for column in columns] for row in rows]
-        return Table(name, f"{name}.csv", columns, cells).without_empty() if rows else None
-
-    return shown
+    rows = board.rows(name)
+    columns = [column for column in (rows[0] if rows else ()) if not column.endswith(("_low", "_high"))]
+    cells = [[span(row, column, ".3g") for column in columns] for row in rows]
+    return Table(name, f"{name}.csv", columns, cells).without_empty() if rows else None
 
 
 def _downloads(board: Board) -> tuple[list[tuple[str, list[dict[str, Any]]]], dict[str, bytes]]:
@@ -155,8 +137,8 @@ def _downloads(board: Board) -> tuple[list[tuple[str, list[dict[str, Any]]]], di
         for file in given:
             place = f"{paths.folder(board)}/data/{file.name}"
             if file.offered:
-                files[place] = file.data
-            size = f"{len(file.data) / 1024:,.1f} KiB"
+                files[place] = file.content
+            size = f"{len(file.content) / 1024:,.1f} KiB"
             said.append({"name": file.name, "path": place if file.offered else "", "size": size, "sha256": file.sha256})
         offered.append((name, said))
     return offered, files

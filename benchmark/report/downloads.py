@@ -20,15 +20,15 @@ class Download:
     """A file, which a site leaves out where it is too large."""
 
     name: str
-    data: bytes
+    content: bytes
 
     @property
     def offered(self) -> bool:
-        return len(self.data) <= LARGEST
+        return len(self.content) <= LARGEST
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
 
 def of(board: Board) -> list[tuple[str, list[Download]]]:

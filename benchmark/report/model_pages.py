@@ -73,9 +73,7 @@ def _attacks(rows: list[Row]) -> Table:
         ]
         for row in rows
     ]
-    about = (
-        "How far each attack went, on the scored images. Within: whether the budget, in points of top-1, is met there."
-    )
+    about = "How far each attack went, on the scored images. Within: whether the budget (points of top-1) is met there."
     return Table("attacks", about, columns, cells).without_empty()
 
 
@@ -104,7 +102,8 @@ def _scores(found: list[Rate], correlations: dict[tuple[str, ...], float]) -> Ta
     rows, several = [], len({rate.attacked for rate in found}) > 1
     for rate in sorted(found, key=lambda rate: (rate.attacked, -rate.excess if rate.seeds else 1, rate.evaluated)):
         key = rate.model, rate.fooling, rate.attacked, rate.evaluated
-        cells = [number(rate.fsr), number(rate.chance), "says nothing" if rate.silent else number(rate.excess)]
+        excess = "says nothing" if rate.silent else number(rate.excess) if rate.seeds else "failed"
+        cells = [number(rate.fsr), number(rate.chance), excess]
         cells += [number(correlations.get(key)), number(rate.seeds, "d"), number(rate.failed or None, "d")]
         attacked = rate.attacked if several else ""
         rows.append([Link(rate.evaluated, paths.of_interpreter(rate.evaluated)), attacked, *cells])
