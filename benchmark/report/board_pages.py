@@ -17,7 +17,6 @@ DRAWN = ("transfer",)  # figures that the page draws itself
 def page(board: Board) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What its template shows, and the files beside it."""
     scored, place = rates(board.rows("transfer")), paths.folder(board)
-    known = {flag: words.FLAGS.get(flag, "") for row in board.rows("stability") for flag in words.flags(row)}
     offered, files = _downloads(board)
     figures = []
     for path in sorted(board.folder.glob("figures/*.png")):
@@ -29,7 +28,7 @@ def page(board: Board) -> tuple[dict[str, Any], dict[str, bytes]]:
         "title": f"Board: {board.name}",
         "says": words.says(board),
         "ranking": _ranking(board, worst([*scored, *searched(board.rows("attacks"))])),
-        "flags": sorted(known.items()),
+        "flags": words.legend(board.rows("stability")),
         "matrices": _matrices(board, scored),
         "side": SIDE,
         "models": _models(board),

@@ -32,9 +32,7 @@ def pages(boards: list[Board]) -> Iterator[tuple[str, dict[str, Any]]]:
             "title": name,
             "standings": _standings(standings),
             "reasons": [(_link(board), row["reason"]) for board, row in standings if row["reason"]],
-            "flags": sorted(
-                {flag: words.FLAGS.get(flag, "") for _, row in standings for flag in words.flags(row)}.items()
-            ),
+            "flags": words.legend(row for _, row in standings),
             "tables": [t for t in (_attacks(name, boards), _gate(name, boards), _cards(name, boards)) if t.rows],
         }
         yield paths.of_interpreter(name), shown
@@ -51,12 +49,8 @@ def _standings(standings: list[tuple[Board, Row]]) -> Table:
     rows = [
         [
             *(_link(board), span(row, "rank", "d"), span(row, "stability"), *(span(row, column) for column in spans)),
-            *(
-                span(row, "aopc_clean"),
-                span(row, "aopc_fooled"),
-                number(row["ms_per_image"], ".1f"),
-                row["flags"] or "",
-            ),
+            *(span(row, "aopc_clean"), span(row, "aopc_fooled"), number(row["ms_per_image"], ".1f")),
+            row["flags"] or "",
         ]
         for board, row in standings
     ]

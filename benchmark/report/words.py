@@ -1,6 +1,6 @@
 """What a site says in words: of flags, of a board, of how it came about."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attacks import strategies
@@ -23,6 +23,11 @@ FLAGS = {
 
 def flags(row: Row) -> list[str]:
     return (row["flags"] or "").split()
+
+
+def legend(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Each flag of the rows, and what it says."""
+    return sorted({flag: FLAGS.get(flag, "") for row in rows for flag in flags(row)}.items())
 
 
 def by_rank(rows: Sequence[Row]) -> list[Row]:
