@@ -45,9 +45,10 @@ def says(board: Board) -> str:
     rows = by_rank(board.rows("stability"))
     models, foolings = board.listed("model"), board.listed("fooling")
     attacked = {strategies.split(name)[0] for name in board.listed("attacked")}
+    attacked |= {row["interpreter"] for row in board.rows("attacks")}  # searched ones, too
     controls = f", {len(board.controls)} of them controls" if board.controls else ""
     text = f"{len(rows)} interpreters{controls}, on {', '.join(models)}, fooled by {', '.join(foolings)}"
-    text += f" with {len(attacked)} of them attacked."
+    text += f"; attacked: {len(attacked)}."
     ranked = [row for row in rows if row["rank"] is not None]
     if ranked:
         places = "; ".join(f"{row['interpreter']} keeps {span(row, 'stability')}" for row in ranked[:3])
@@ -66,7 +67,7 @@ def provenance(board: Board) -> list[tuple[str, str]]:
     for name, data in _dict(card.get("dataset")).items():
         data = _dict(data)
         size = f"{data.get('n')} {data.get('split')} images of {data.get('name')}, {data.get('input_size')} pixels"
-        said.append((f"scored {name}", f"{size}, content {str(data.get('content'))[:16]}"))
+        said.append((f"dataset {name}", f"{size}, content {str(data.get('content'))[:16]}"))
     said.append(("versions", _versions(card)))
     others: dict[str, list[str]] = {}
     for name, other in board.cards.items():

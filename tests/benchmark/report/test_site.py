@@ -77,7 +77,7 @@ def test_what_a_board_says_stands_on_its_page(boards, files):
         ends = f"{row.stability:.2f} [{row.stability_low:.2f}, {row.stability_high:.2f}]"
         assert page.column("ranking", "stability")[at] == ends
         assert page.column("ranking", "why it is not ranked")[at] == ("" if pd.isna(row.reason) else row.reason)
-    assert "4 interpreters" in page.text
+    assert "4 interpreters, on compact_vgg, fooled by location, top_k; attacked: 2." in page.text
     assert "the loss is NaN" in Page(files["boards/tiny/models/compact_vgg-top_k-simple_grad_t.html"]).text
     scores = Page(files["boards/tiny/models/compact_vgg-top_k-simple_grad_t.html"])
     assert set(scores.column("scores", "failed")) == {"1"}  # of two seeds one diverged
