@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import ending, figures, keeping
+from benchmark import ending, figures, keeping, publishing
 from benchmark.detection.command import detect
 from benchmark.options import (
     CONCEPTS_HELP,
@@ -27,6 +27,7 @@ from benchmark.options import (
     SuiteOption,
     VersionOption,
 )
+from benchmark.publishing import default_out
 from benchmark.store import writable
 
 HELP = "Can a model's owner make your explanation lie without touching the accuracy?"
@@ -66,7 +67,7 @@ def run(
     from benchmark.leaderboards.show import show
 
     chosen = _load_suite(suite, split and split.value)
-    folder = _folder(out or _default_out(suite, split and split.value), "results")
+    folder = _folder(out or default_out(suite, split and split.value), "results")
     given = _run(chosen, store, data, device, elsewhere=engine is Engine.ray)
     needed = executor.Needed(address, cpus_per_cell, gpus_per_cell)
     failed = compute.run_suite(*executor.on(engine.value, given, folder, jobs, cell_timeout, needed))
@@ -83,26 +84,9 @@ def status(store: StoreOption = STORE) -> None:
     typer.echo(record.table(keeping.there(store)), nl=False)
 
 
-@app.command()
-def leaderboard(
-    suite: SuiteOption = "default",
-    out: OutOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Fail if the CSVs are not what the results give.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the board; CSVs are made if older than results.")] = False,
-) -> None:
-    """Regenerate the CSVs of a suite from its committed results; no training, no torch."""
-    from benchmark import leaderboards
-    from benchmark.leaderboards.show import show as board
-
-    folder = out or _default_out(suite)
-    if check:
-        if differing := leaderboards.check(folder):
-            raise UserError(f"{folder}: {', '.join(differing)} differ from the results: run foolbench leaderboard")
-        typer.echo(f"{folder}: every CSV is what the results give")
-    elif not (show and leaderboards.are_current(folder)):
-        leaderboards.write(folder)
-    if show:
-        typer.echo(board(folder), nl=False)
+leaderboard = app.command()(publishing.leaderboard)
+compare = app.command()(publishing.compare)
+report = app.command()(publishing.report)
 
 
 @app.command()
@@ -133,7 +117,7 @@ def submit(
     checked = remote(parsed, flags)
     folder = _folder(out or Path("submissions") / f"{checked.name}-{start.suite.name}", "results")
     failed = submit.submit(start, checked, folder, jobs)
-    typer.echo(submit.show(folder, _default_out(suite), checked.name), nl=False)
+    typer.echo(submit.show(folder, default_out(suite), checked.name), nl=False)
     typer.echo(f"results: {folder}")
     compute.none_failed(failed)
 
@@ -149,7 +133,7 @@ def verify(
     """Recompute one committed cell from nothing, training included, and compare it with the results."""
     from benchmark import verify
 
-    chosen, folder = _load_suite(suite), out or _default_out(suite)
+    chosen, folder = _load_suite(suite), out or default_out(suite)
     compared = verify.verify(_run(chosen, "", data, device), verify.parse(cell, chosen), folder)
     for name, value in compared.items():
         typer.echo(f"{name}: {value:g}")
@@ -178,7 +162,7 @@ def plot(
     the controls, from the store of its run."""
     from benchmark.figures.style import check_file, save
 
-    drawing, folder, name = figures.find(figure), out or _default_out(suite), figure
+    drawing, folder, name = figures.find(figure), out or default_out(suite), figure
     if file is not None:
         check_file(file)
     drawn: Any = folder
@@ -217,7 +201,7 @@ def dissect(
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
     parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
-    folder = _folder(out or _default_out(suite) / "-".join(parts), "figures")  # not over those of the whole suite
+    folder = _folder(out or default_out(suite) / "-".join(parts), "figures")  # not over those of the whole suite
     for path in study.run(_run(chosen, store, data, device), folder, jobs, concepts):
         typer.echo(str(path))
 
@@ -238,7 +222,7 @@ def experiment(
 
     _folder(out, "figures")
     chosen = experiments.load_suite(experiments.load(name), suite)
-    board = _default_out(suite) if suite else Path("leaderboards") / chosen.name
+    board = default_out(suite) if suite else Path("leaderboards") / chosen.name
     given = Given(_run(chosen, store, data, device, reads=name in READING), board, jobs)
     for path in experiments.run(name, given, out):
         typer.echo(str(path))
@@ -309,16 +293,6 @@ def _load_suite(name: str, split: str | None = None) -> Any:
     from benchmark import suite
 
     return suite.load(name, split)
-
-
-def _default_out(suite: str, split: str | None = None) -> Path:
-    if not suite.endswith(".toml") and not (Path("leaderboards") / suite).is_dir():
-        from benchmark.suite import names
-
-        if suite not in names():
-            raise unknown("suite", suite, names())
-    name = Path(suite).stem if suite.endswith(".toml") else suite
-    return Path("leaderboards") / (name if split in (None, "test") else f"{name}-{split}")
 
 
 def main() -> None:

@@ -22,13 +22,18 @@ LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "be
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
 LIGHT += ["benchmark.listing", "benchmark.submissions.template", "benchmark.main", "benchmark.ending"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
-LIGHT += ["benchmark.figures.transfer"]
+LIGHT += ["benchmark.figures.transfer", "benchmark.publishing", "benchmark.report.site", "benchmark.report.folder"]
 FLOORS = """
 main
 cli
+<<<<<<< HEAD
  detection
  experiments dissection submissions keeping
  explain verify coverage
+=======
+ experiments dissection submissions keeping publishing
+ explain verify coverage report
+>>>>>>> h-report
 execution
 entries
 detectors defences
@@ -97,7 +102,7 @@ def test_wings_import_downwards_only(module):
 @each_module
 def test_sources_import_no_tests_and_only_what_is_installed(module):
     allowed = {"attacks", "benchmark", "torch", "torchvision", "captum", "pandas", "numpy", "matplotlib", "sklearn"}
-    allowed |= {"scipy", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "ray", "PIL"}
+    allowed |= {"scipy", "safetensors", "pyarrow", "pydantic", "typer", "tqdm", "ray", "PIL", "jinja2"}
     assert {name.split(".")[0] for name in imports(module)} <= allowed | sys.stdlib_module_names
 
 

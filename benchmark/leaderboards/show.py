@@ -19,8 +19,8 @@ def show(folder: Path | str) -> str:
         parts += ["FSR on test of the strongest attack within a top-1 drop on dev", aligned(_strength(folder))]
     cells = transfer[transfer.attacked == transfer.evaluated]
     shown = cells[[*KEY, "n"]].copy()
-    shown["FSR"], shown["clean FSR"] = _spans(cells, "fsr"), cells.fsr_clean.map("{:.2f}".format, "ignore")
-    shown["rank corr."], shown["error"] = _spans(cells, "rank_correlation"), cells.error
+    shown["FSR"], shown["clean FSR"] = spans(cells, "fsr"), cells.fsr_clean.map("{:.2f}".format, "ignore")
+    shown["rank corr."], shown["error"] = spans(cells, "rank_correlation"), cells.error
     if len(shown) <= SHOWN:
         parts += ["Self cells of transfer: attacked = evaluated", aligned(shown)]
     else:
@@ -30,6 +30,19 @@ def show(folder: Path | str) -> str:
 
 def board_table(stability: pd.DataFrame) -> str:
     """Rows of the stability leaderboard as text: ranked ones first, then why the others are not."""
+    rows = board_frame(stability)
+    parts = [
+        "Fooled for free: worst attacks that change no prediction; stability: 1 is never fooled beyond chance [95 %]",
+        aligned(rows),
+    ]
+    unranked = stability.loc[rows.index].query("eligible == 'no'")
+    if len(unranked):
+        parts += ["Not ranked", aligned(unranked[["interpreter", "reason"]])]
+    return "\n".join(parts)
+
+
+def board_frame(stability: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the stability leaderboard as they are printed, with their index there: ranked ones first."""
     stability = stability.sort_values(["rank", "stability"], ascending=[True, False], kind="stable")
     rows = pd.DataFrame({"rank": _ranks(stability), "interpreter": stability.interpreter})
     for title, column in {
@@ -40,17 +53,10 @@ def board_table(stability: pd.DataFrame) -> str:
         "rank corr. self": "rank_correlation_self",
         "AOPC fooled": "aopc_fooled",
     }.items():
-        rows[title] = _spans(stability, column)
+        rows[title] = spans(stability, column)
     rows["ms/image"] = stability.ms_per_image.map("{:.1f}".format, "ignore")
     rows["flags"] = stability["flags"]
-    parts = [
-        "Fooled for free: worst attacks that change no prediction; stability: 1 is never fooled beyond chance [95 %]",
-        aligned(rows),
-    ]
-    unranked = stability[stability.eligible == "no"]
-    if len(unranked):
-        parts += ["Not ranked", aligned(unranked[["interpreter", "reason"]])]
-    return "\n".join(parts)
+    return rows
 
 
 def aligned(frame: pd.DataFrame) -> str:
@@ -75,6 +81,8 @@ def _strength(folder: Path | str) -> pd.DataFrame:
     return means.rename(columns=lambda c: c if isinstance(c, str) else f"<= {c:g} points")
 
 
-def _spans(frame: pd.DataFrame, column: str) -> list[str]:
-    rows = frame[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False)
-    return ["" if np.isnan(v) else f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in rows]
+def spans(frame: pd.DataFrame, column: str) -> list[str]:
+    """A score with its interval, where it has one."""
+    rows = frame[[column, f"{column}_low", f"{column}_high"]].astype(float).itertuples(index=False)
+    ends = ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]" for _, low, high in rows)
+    return ["" if np.isnan(v) else f"{v:.2f}{end}" for v, end in zip(frame[column], ends, strict=True)]

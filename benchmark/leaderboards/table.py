@@ -74,9 +74,10 @@ class Leaderboard:
         rows = self.rows(measured)
         return pd.DataFrame(rows, columns=[*self.columns, *self.more(rows)])
 
-    def read(self, path: Path) -> pd.DataFrame:
+    def read(self, path: Path, older: bool = False) -> pd.DataFrame:
         """The CSV as it lies there; only empty fields are missing values. UserError: no such file, another table, a
-        line that is cut short, text where a number is due, a share outside 0..1."""
+        line that is cut short, text where a number is due, a share outside 0..1. `older`: it may lack all columns but
+        the first, as an earlier version's does."""
         try:
             _check_lines(path)
             frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(self.text, "str"))
@@ -84,7 +85,8 @@ class Leaderboard:
             raise UserError(f"no leaderboard {path}: foolbench leaderboard writes it from the results") from error
         except (ValueError, OSError, csv.Error) as error:
             raise UserError(f"{path} is not a readable CSV: {one_line(str(error))}") from error
-        if missing := [column for column in self.columns if column not in frame.columns]:
+        needed = self.columns[:1] if older else self.columns
+        if missing := [column for column in needed if column not in frame.columns]:
             raise UserError(f"{path} is not a {path.stem} leaderboard: it lacks {', '.join(missing)}")
         for column in frame.columns.difference([*self.text], sort=False):
             numbers = pd.to_numeric(frame[column], errors="coerce")

@@ -11,6 +11,7 @@ from synthetic import make_results
 
 from benchmark import leaderboards, sections, suite
 from benchmark.execution import compute
+from benchmark.leaderboards import stored
 from benchmark.run import Run
 
 
@@ -88,3 +89,29 @@ def random_leaderboards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_results(folder / "results")
     leaderboards.write(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one small board, `tiny`, with failures, strategies, a search and a figure; to be read only."""
+    folder = tmp_path_factory.mktemp("boards")
+    where = {"models": ["compact_vgg"], "foolings": ["location", "top_k"], "seeds": [0, 1]}
+    asked = ["grad_cam", "lrp_t", "simple_grad_t", "centre_prior"]
+    attacked = ["grad_cam", "simple_grad_t", "grad_cam:softplus"]
+    make_results(
+        folder / "tiny" / "results", attacked=attacked, interpreters=asked, images=4, curves=2, steps=2, **where
+    )
+    _of_one_clean_model(folder / "tiny" / "results")
+    leaderboards.write(folder / "tiny")
+    (folder / "tiny" / "figures").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "tiny" / "figures" / "heatmaps-compact_vgg-location-grad_cam.png")
+    return folder
+
+
+def _of_one_clean_model(folder: Path) -> None:
+    """Whatever was attacked, the clean model's map succeeds on the first image alone, and an unrelated one on none."""
+    found = stored.read(folder)
+    for name, (frame, card) in found.entries.items():
+        stored.write(folder, name, frame.assign(success_clean=frame.image == 0, success_null=False), card)
+    fronts, card = found.others["fronts"]
+    stored.write(folder, "fronts", fronts.assign(value_clean=(fronts.measure == "top1") | (fronts.image == 0)), card)

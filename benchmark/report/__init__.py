@@ -1,0 +1,1 @@
+"""A static site from committed leaderboards: pages of boards, interpreters and fooled models. No torch."""
