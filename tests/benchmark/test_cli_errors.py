@@ -131,7 +131,7 @@ def test_a_data_folder_that_nothing_reads_is_an_error(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     code, out, err = in_process(monkeypatch, capfd, *command, *SMOKE, "--data", "images")
     line = "--data images: dataset 'shapes' of suite 'smoke' reads nothing from disk; those that do: "
-    assert (code, out, err) == (2, "", f"foolbench: {line}cifar10, image_folder, imagenet\n")
+    assert (code, out, err) == (2, "", f"foolbench: {line}cifar10, cifar10_imagenet_norm, image_folder, imagenet\n")
     assert list(tmp_path.iterdir()) == []
 
 
