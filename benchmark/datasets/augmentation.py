@@ -13,7 +13,7 @@ COLOUR = 0.4
 
 
 def of_photographs(side: int, augment: Augment) -> list[v2.Transform]:
-    """As torchvision's classifiers are trained: a crop of 8 to 100 % of the area, resized to (side, side), and a flip."""
+    """As torchvision trains its classifiers: 8 to 100 % of the area, resized to (side, side), and a flip."""
     return [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *_colours(augment)]
 
 
