@@ -291,7 +291,7 @@ def _panels(row: np.ndarray, means: pd.DataFrame, data: str, hidden: str) -> Non
         panel.grid(axis="x" if panel is row[0] else "y", color="0.9")
         panel.set_axisbelow(True)
         if panel is not row[0]:
-            panel.set_ylim(bottom=-0.015)
+            panel.set_ylim(bottom=-0.05 * panel.get_ylim()[1])
 
 
 def _points(panel: Axes, means: pd.DataFrame, by: str, order: list[str], across: bool = False) -> None:
