@@ -68,7 +68,7 @@ def _batch(path: Path) -> Images:
     key, pixels, labels = "", np.zeros((0, 3, 32, 32), np.uint8), list[int]()
     with open(path, "rb") as file:
         for operation, value, _ in pickletools.genops(file):
-            if key == "labels" and "INT" in operation.name:
+            if key == "labels" and "INT" in operation.name and isinstance(value, int):
                 labels.append(value)
             if not isinstance(value, (str, bytes, bytearray)):
                 continue

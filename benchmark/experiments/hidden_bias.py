@@ -258,7 +258,7 @@ USES = {"flip_p": "mean |Δp|", "flip_decisions": "decisions\nchanged"}
 def draw(table: pd.DataFrame) -> Figure:
     """For each table of data and A: shares per feature, A's share by explanation, and what flipping A does."""
     means = table[table.seed.isna()]
-    parts = {(data, a): part for (data, a), part in means.groupby(["data", "protected"])}
+    parts = {(str(data), str(a)): part for (data, a), part in means.groupby(["data", "protected"])}
     order = sorted(parts, reverse=True)  # loan, then adult by sex and by race
     features = [parts[key].query("quantity == 'share'").feature.nunique() for key in order]
     figure, axes = panels(len(order), 3, 13, 1.9 + sum(max(2.9, 0.33 * count) for count in features))
