@@ -265,7 +265,8 @@ def draw(table: pd.DataFrame) -> Figure:
     for row, (data, a) in zip(axes, order, strict=True):
         _panels(row, parts[data, a], data, a)
     test = table[table.seed.notna() & (table.quantity == "accuracy")].drop_duplicates("data")
-    counts = "; ".join(f"{row.data}: n = {row.n} test rows ({row.tested_on})" for row in test.itertuples())
+    said = test[["data", "n", "tested_on"]].itertuples(index=False, name=None)
+    counts = "; ".join(f"{data}: n = {n} test rows ({rows})" for data, n, rows in said)
     seeds = int(means[means.quantity == "accuracy"].n.max())
     title = "Does the explanation of A say what the model does with it?"
     figure.suptitle(f"{title}\n{counts}\nmean of {seeds} seeds, 95 % over seeds", fontsize=11)
