@@ -277,10 +277,10 @@ def _run(
     """`elsewhere`: the device need not be here, for other nodes may have it. `reads`: data, beside the suite's own."""
     from benchmark.execution.executor import device_of
     from benchmark.run import Run
-    from benchmark.suite import check_data
+    from benchmark.suite import check_data, placed
 
     check_data(suite, None if reads else data)
-    return Run(suite, str(store), data, device_of(device.value, elsewhere))
+    return Run(placed(suite, data), str(store), data, device_of(device.value, elsewhere))
 
 
 def _folder(folder: Path, *below: str) -> Path:

@@ -169,7 +169,7 @@ def _dataset(data: Data, root: str | None, split: str, pairs: bool, without: tup
         size=getattr(data, f"pairs_{split}" if pairs else split),
         input_size=data.input_size,
         two_objects=pairs,
-        augment=data.augment and split == "train" and not pairs,
+        augment=data.augment if split == "train" and not pairs else False,
         class_pair=data.class_pair if pairs else None,
         without=without,
     )

@@ -36,7 +36,7 @@ class Data(Part):
     pairs_dev: Positive | None = None
     pairs_test: Positive | None = None
     class_pair: Annotated[tuple[int, int], Field(strict=False)] | None = None  # a list in TOML
-    augment: bool = False
+    augment: Literal[False, True, "strong"] = False
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
 

@@ -60,6 +60,18 @@ def check_data(suite: Suite, data: str | None) -> None:
         )
 
 
+def placed(suite: Suite, data: str | None) -> Suite:
+    """With the weights that a suite names by a path, where no such file is here, taken from the folder of the data."""
+    if data is None:
+        return suite
+    models = {}
+    for name, model in suite.models.items():
+        below = Path(data) / (model.weights or "")
+        there = model.weights is not None and not Path(model.weights).is_file() and below.is_file()
+        models[name] = model.model_copy(update={"weights": str(below)}) if there else model
+    return suite.model_copy(update={"models": models})
+
+
 def _invalid(suite: str, error: ValidationError, above: tuple[str, ...] = ()) -> UserError:
     """The first thing pydantic found wrong: the key, what is allowed, what was got."""
     errors = error.errors()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attacks.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from benchmark.datasets.augmentation import Augment
     from benchmark.datasets.base import Dataset, check_disjoint, loader
 
 DATASETS = {
@@ -17,6 +18,7 @@ DATASETS = {
     "imagenet": "folders:ImageNet",
     "image_folder": "folders:ImageFolder",
     "cifar10": "folders:CIFAR10",
+    "cifar10_imagenet_norm": "folders:CIFAR10ImageNetNorm",
 }
 MOST = 2**31 - 1
 SPLITS = ("train", "dev", "test")
@@ -36,7 +38,7 @@ def create(
     size: int | None = None,
     input_size: int | None = None,
     two_objects: bool = False,
-    augment: bool = False,
+    augment: "Augment" = False,
     class_pair: tuple[int, int] | None = None,
     without: Collection[str] = (),
 ) -> "Dataset":
@@ -46,7 +48,7 @@ def create(
     order, so that image i is the same at any size (None: all, or the default of a drawn dataset). `root` is the folder
     of a dataset that is read from disk, unused by the others. With `two_objects` each image shows two different
     classes, the target is (2,), and `class_pair` fixes which two. `augment` asks for the random crops and flips of
-    training. `without`: files to leave out, as paths below the root.
+    training, "strong" for changes of colour, too. `without`: files to leave out, as paths below the root.
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
@@ -56,6 +58,8 @@ def create(
         if value is not None and not least <= value <= MOST:
             limit = f"at least {least}" if value < least else f"at most {MOST}"
             raise UserError(f"{what} of dataset {name!r} must be {limit} (got {value})")
+    if augment not in (False, True, "strong"):
+        raise UserError(f"augment of dataset {name!r} must be False, True or 'strong' (got {augment!r})")
     if class_pair is not None and not two_objects:
         raise UserError(f"class_pair of dataset {name!r} needs two_objects=True (got class_pair={class_pair})")
 

@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from attacks.errors import UserError
+from benchmark.datasets.augmentation import Augment, of_small
 
 Triple = tuple[float, float, float]
 Item = tuple[Tensor, int | Tensor]
@@ -38,7 +39,7 @@ class Options:
     size: int | None
     input_size: int
     two_objects: bool
-    augment: bool
+    augment: Augment
     class_pair: tuple[int, int] | None
     without: frozenset[str] = frozenset()
 
@@ -122,13 +123,11 @@ class Dataset(TorchDataset[Item]):
 class Arrays(Dataset):
     """A dataset in memory: pixels (N, 1 or 3, h, w) uint8, resized to `input_size` when asked for."""
 
-    def __init__(self, pixels: np.ndarray, targets: np.ndarray, input_size: int, *, augment: bool = False) -> None:
+    def __init__(self, pixels: np.ndarray, targets: np.ndarray, input_size: int, *, augment: Augment = False) -> None:
         self.pixels = torch.from_numpy(np.ascontiguousarray(pixels))
         self.targets = torch.from_numpy(np.asarray(targets, dtype=np.int64))
         self.input_size = input_size
-        side = self.pixels.shape[-1]  # He et al. 2016 on CIFAR-10: pad by an eighth of the side, crop, flip
-        crop_and_flip = v2.Compose([v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()])
-        self._augment = crop_and_flip if augment else None
+        self._augment = v2.Compose(of_small(self.pixels.shape[-1], augment)) if augment else None
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         pixels = self.pixels[torch.as_tensor(indices)]

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from attacks.errors import UserError
-from benchmark.datasets import SPLITS, pictures
+from benchmark.datasets import SPLITS, cifar, pictures
+from benchmark.datasets.augmentation import of_photographs
 from benchmark.datasets.base import Arrays, Dataset, Item, Options
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -44,9 +45,9 @@ class Files(Dataset):
         entries = sorted(entries, key=lambda e: _digest(os.fsencode(f"{options.seed}/{e[0]}")))[: options.size]
         self.paths = [path for path, _ in entries]
         self.targets = torch.tensor([ranks[c] for _, c in entries])
-        crop = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
         centre = [v2.Resize(side * 256 // 224), v2.CenterCrop(side)]
-        self._cut = v2.Compose([*(crop if options.augment else centre), v2.PILToTensor()])
+        shown = of_photographs(side, options.augment) if options.augment else centre
+        self._cut = v2.Compose([*shown, v2.PILToTensor()])
         self._normalised = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
         self._decoded: Path | None = None
 
@@ -217,11 +218,8 @@ def _printable(name: str) -> str:
 
 
 class CIFAR10(Arrays):
-    """CIFAR-10 (Krizhevsky 2009): its binary version (data_batch_*.bin and test_batch.bin in the root or in
-    cifar-10-batches-bin), or arrays train*_x.npy, train*_y.npy, test*_x.npy, test*_y.npy (NHWC uint8, and labels).
-
-    dev is a tenth of train, chosen by content; an image of the test set is dropped from train and dev.
-    """
+    """CIFAR-10 as `cifar` reads it. dev is a tenth of train, chosen by content; an image of the test set is dropped
+    from train and dev."""
 
     name = "cifar10"
     default_size = 32
@@ -231,11 +229,11 @@ class CIFAR10(Arrays):
     def __init__(self, options: Options) -> None:
         self.class_names, self.split = list(CIFAR10_CLASSES), options.split
         folder = _existing(options.root, self.name)
-        pixels, targets = _cifar10(folder, "test")
+        pixels, targets = cifar.read(folder, "test")
         members = np.arange(len(pixels))
         if self.split != "test":
             tested = {image.tobytes() for image in pixels}
-            pixels, targets = _cifar10(folder, "train")
+            pixels, targets = cifar.read(folder, "train")
             contents = [image.tobytes() for image in pixels]
             part = [c not in tested and (_tenth(c) == 0) == (self.split == "dev") for c in contents]
             members = np.flatnonzero(part)
@@ -243,26 +241,9 @@ class CIFAR10(Arrays):
         super().__init__(pixels[kept], targets[kept], options.input_size, augment=options.augment)
 
 
-def _cifar10(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) of "train" or "test"."""
-    folder = root / "cifar-10-batches-bin" if (root / "cifar-10-batches-bin").is_dir() else root
-    binary = [folder / f"data_batch_{i}.bin" for i in range(1, 6)] if part == "train" else [folder / "test_batch.bin"]
-    arrays = [path for axis in "xy" for path in sorted(root.glob(f"{part}*_{axis}.npy"))]
-    if not (is_binary := all(path.exists() for path in binary)) and len(arrays) != 2:
-        allowed = f"{binary[0].name}, ... (the binary version) or one pair of arrays {part}*_x.npy, {part}*_y.npy"
-        raise UserError(f"dataset 'cifar10': {root} must hold {allowed}; the pickled version is not read")
-    try:
-        if is_binary:
-            records = np.concatenate([np.fromfile(path, np.uint8).reshape(-1, 3073) for path in binary])
-            pixels, labels = records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
-        else:
-            pixels, labels = (np.load(path, allow_pickle=False) for path in arrays)
-            pixels = pixels.transpose(0, 3, 1, 2)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32) or labels.shape != pixels.shape[:1]:
-            raise ValueError("images must be uint8, 32x32, with one label each")
-        if not 0 <= labels.min() <= labels.max() < 10:
-            raise ValueError("labels must lie in 0..9")
-    except (OSError, EOFError, ValueError) as error:
-        files = ", ".join(str(path) for path in (binary if is_binary else arrays))
-        raise UserError(f"dataset 'cifar10': {files} cannot be read: {error}") from error
-    return pixels, labels
+class CIFAR10ImageNetNorm(CIFAR10):
+    """The same images, normalised by ImageNet's mean and deviation: the ResNet-20 that is passed around was trained
+    so."""
+
+    name = "cifar10_imagenet_norm"
+    mean, std = Files.mean, Files.std

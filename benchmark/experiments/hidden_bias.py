@@ -18,10 +18,11 @@ accuracy; where none does, the one that agrees most. blind: a network trained wi
   frequent): mean |Δp| of the predicted probability, and the share of decisions (p > 1/2) that change.
 
 The tables are those of `tabular`: loan, where A is the group, and the model "generator" is the probability that labels
-are drawn with, so its rows give the true effect of flipping A; and adult, A = sex, where --data names a folder with
-adult.data and adult.test.
+are drawn with, so its rows give the true effect of flipping A; and adult, A = sex and A = race, where --data names a
+folder with adult.data, and adult.test if it is there.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,34 +46,48 @@ from benchmark.intervals import bootstrap_mean
 SUITE = "smoke"  # for the device and the threads alone: no images are used
 KEEP, LAMBDAS = 10.0, (1.0, 3.0, 10.0)
 AGREE, DROP = 0.98, 0.01
-COLUMNS = ["data", "seed", "model", "quantity", "explanation", "feature", "value", "low", "high", "n"]
+PLACE = ["data", "protected", "tested_on", "seed", "model", "quantity", "explanation", "feature"]
+COLUMNS = [*PLACE, "value", "low", "high", "n"]
+HELD_OUT = f"1 in {tabular.HELD_OUT} of adult.data, by hash"
 
 
 def measure(
-    given: Given, *, seeds: int = 5, rows: int = 4000, steps: int = 500, protected: str = "sex"
+    given: Given,
+    *,
+    seeds: int = 5,
+    rows: int = 4000,
+    steps: int = 500,
+    protected: tuple[str, ...] = ("sex", "race"),
 ) -> pd.DataFrame:
     """Columns COLUMNS. Quantities: share and size (by explanation and feature), accuracy, agreement with the original,
     flip_p and flip_decisions (in [0, 1]), and weight (the λ chosen). Rows with a seed: the mean over the n test rows;
     rows without: the mean over n seeds with its 95 % interval over them (weights and the split, for loan all data, are
     drawn anew with each seed). `rows`: applicants in each split of loan; `steps`: of Adam, in batches of 256, for the
-    training and for the fine-tuning; `protected`: A in adult."""
+    training and for the fine-tuning; `protected`: what is A in adult, one after the other."""
     run = given.run
-    sources: dict[str, Callable[[int], Frames]] = {"loan": lambda seed: tabular.draw_loans(rows, seed)}
+    loan = ("loan", "group", "drawn")
+    sources: dict[tuple[str, str, str], Callable[[int], Frames]] = {loan: lambda seed: tabular.draw_loans(rows, seed)}
     if run.data is not None:
-        tables = tabular.read_adult(Path(run.data))
-        sources["adult"] = lambda seed: tabular.split_adult(tables, seed)
-    features = {"loan": "group", "adult": protected}
+        folder = Path(run.data)
+        tables, tested_on = tabular.read_adult(folder), "adult.test" if tabular.has_test(folder) else HELD_OUT
+        if tested_on == HELD_OUT:
+            sys.stderr.write(f"{folder} has no adult.test: tested on {HELD_OUT} of the row\n")
+        sources |= {("adult", a, tested_on): lambda seed: tabular.split_adult(tables, seed) for a in protected}
     parts = []
     with compute.progress(len(sources) * seeds) as report:
-        for data, source in sources.items():
+        for (data, attribute, tested_on), source in sources.items():
             for seed in range(seeds):
                 frames = source(seed)
-                coded = tabular.encode(frames, features[data], run.device)
+                coded = tabular.encode(frames, attribute, run.device)
                 part = pd.concat([_one_seed(coded, seed, steps), *([_truth(frames["test"])] if data == "loan" else [])])
-                parts.append(part.assign(data=data, seed=seed))
-                report(f"{data}, seed {seed}", "")
-    each = pd.concat(parts, ignore_index=True)
-    place = ["data", "model", "quantity", "explanation", "feature"]
+                parts.append(part.assign(data=data, protected=attribute, tested_on=tested_on, seed=seed))
+                report(f"{data}, A = {attribute}, seed {seed}", "")
+    return _with_means(pd.concat(parts, ignore_index=True))
+
+
+def _with_means(each: pd.DataFrame) -> pd.DataFrame:
+    """The rows of seeds, and their means over seeds."""
+    place = [column for column in PLACE if column != "seed"]
     means = []
     for key, group in each.groupby(place, sort=False):
         mean = bootstrap_mean(group.value.to_numpy())
@@ -80,7 +95,7 @@ def measure(
         means.append(dict(zip(place, key, strict=True)) | ends | {"n": len(group)})
     table = pd.concat([each, pd.DataFrame(means)], ignore_index=True).reindex(columns=COLUMNS)
     table["seed"] = table.seed.astype("Int64")
-    return table.sort_values(COLUMNS[:6], ignore_index=True, na_position="first")
+    return table.sort_values(PLACE, ignore_index=True, na_position="first")
 
 
 # --- explanations, (N, d) each ---
@@ -241,30 +256,31 @@ USES = {"flip_p": "mean |Δp|", "flip_decisions": "decisions\nchanged"}
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """For each table of data: shares per feature, A's share by explanation, and what flipping A does."""
+    """For each table of data and A: shares per feature, A's share by explanation, and what flipping A does."""
     means = table[table.seed.isna()]
-    datas = sorted(means["data"].unique(), reverse=True)
-    features = means[means.quantity == "share"].groupby("data").feature.nunique()
-    figure, axes = panels(len(datas), 3, 13, 1.9 + sum(max(2.9, 0.33 * features[data]) for data in datas))
-    for row, data in zip(axes, datas, strict=True):
-        _panels(row, means[means["data"] == data], data)
-    test = table[table.seed.notna() & (table.quantity == "accuracy")].groupby("data", sort=False).n.first()
-    counts = ", ".join(f"{name}: n = {n} test rows" for name, n in test.items())
+    parts = {(str(data), str(a)): part for (data, a), part in means.groupby(["data", "protected"])}
+    order = sorted(parts, reverse=True)  # loan, then adult by sex and by race
+    features = [parts[key].query("quantity == 'share'").feature.nunique() for key in order]
+    figure, axes = panels(len(order), 3, 13, 1.9 + sum(max(2.9, 0.33 * count) for count in features))
+    for row, (data, a) in zip(axes, order, strict=True):
+        _panels(row, parts[data, a], data, a)
+    test = table[table.seed.notna() & (table.quantity == "accuracy")].drop_duplicates("data")
+    said = test[["data", "n", "tested_on"]].itertuples(index=False, name=None)
+    counts = "; ".join(f"{data}: n = {n} test rows ({rows})" for data, n, rows in said)
     seeds = int(means[means.quantity == "accuracy"].n.max())
     title = "Does the explanation of A say what the model does with it?"
-    figure.suptitle(f"{title}\n{counts}; mean of {seeds} seeds, 95 % over seeds", fontsize=11)
+    figure.suptitle(f"{title}\n{counts}\nmean of {seeds} seeds, 95 % over seeds", fontsize=11)
     legend(figure, axes)
     return figure
 
 
-def _panels(row: np.ndarray, means: pd.DataFrame, data: str) -> None:
+def _panels(row: np.ndarray, means: pd.DataFrame, data: str, hidden: str) -> None:
     shares_ = means[means.quantity == "share"]
-    hidden = shares_[(shares_.model == "blind") & (shares_.value == 0)].feature.iloc[0]
     order = shares_.query("model == 'original' and explanation == 'gradient'").sort_values("value").feature.tolist()
     by_feature = shares_[shares_.explanation == "gradient"]
     _points(row[0], by_feature[by_feature.model != "blind"], "feature", order, across=True)
     row[0].set_yticks(range(len(order)), [f"{name} (A)" if name == hidden else name for name in order])
-    row[0].set(xlabel="share of the gradient", xlim=(-0.02, 1), title=f"{data}: relevance by feature")
+    row[0].set(xlabel="share of the gradient", xlim=(-0.02, 1), title=f"{data}, A = {hidden}: relevance by feature")
     _points(row[1], shares_[shares_.feature == hidden], "explanation", list(EXPLANATIONS))
     row[1].set_xticks(range(len(EXPLANATIONS)), list(EXPLANATIONS.values()), fontsize=9)
     row[1].set(ylabel=f"share of A = {hidden}", title=f"{data}: what explanations show of A")
@@ -276,7 +292,7 @@ def _panels(row: np.ndarray, means: pd.DataFrame, data: str) -> None:
         panel.grid(axis="x" if panel is row[0] else "y", color="0.9")
         panel.set_axisbelow(True)
         if panel is not row[0]:
-            panel.set_ylim(bottom=-0.015)
+            panel.set_ylim(bottom=-0.05 * panel.get_ylim()[1])
 
 
 def _points(panel: Axes, means: pd.DataFrame, by: str, order: list[str], across: bool = False) -> None:

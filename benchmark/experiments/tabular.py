@@ -5,11 +5,13 @@ where A = b, which are equally frequent; the numbers are N(0, 1). Proxies, witho
 for 80 % of b and 20 % of a) and spending, N(−0.7, 1) for b and N(0.7, 1) for a. "age" has no effect and knows nothing
 of A.
 adult: the UCI Adult table (Kohavi 1996) of adult.data and adult.test: income above 50K, fnlwgt (a sampling weight) left
-out, "?" a category of its own. A fifth of adult.data is dev.
+out, "?" a category of its own. A fifth of adult.data is dev. In a folder without adult.test a fifth of adult.data is
+test, chosen by the sha256 of the row's text: no seed moves a row, and equal rows stay together.
 Numbers are standardised and categories coded one-hot, by train alone.
 """
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,8 @@ ADULT = [
     "sex", "capital-gain", "capital-loss", "hours-per-week", "native-country", "income",
 ]  # fmt: skip
 NUMBERS = {"age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week"}
+
+HELD_OUT = 5  # a fifth of adult.data, where there is no adult.test
 
 Frames = dict[str, pd.DataFrame]  # by split; the column "label" is 0 or 1
 
@@ -68,25 +72,45 @@ def draw_loans(rows: int, seed: int) -> Frames:
     return frames
 
 
+def has_test(folder: Path) -> bool:
+    """Whether a folder has UCI's own test rows, beside adult.data."""
+    return (folder / "adult.test").is_file()
+
+
 def read_adult(folder: Path) -> Frames:
-    """adult.data ("train") and adult.test ("test"), without fnlwgt, the income as `label`. Raises `UserError`."""
-    frames = {}
-    for split, name in (("train", "adult.data"), ("test", "adult.test")):
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"the Adult table needs the file {path} (adult.data and adult.test as UCI gives them)")
-        rows = []
-        for number, line in enumerate(path.read_text("utf-8-sig", "replace").splitlines(), 1):
-            if not line.strip() or line.startswith("|"):
-                continue
-            fields = [field.strip() for field in line.split(",")]
-            if len(fields) != len(ADULT):
-                raise UserError(f"{path}, line {number}: {len(ADULT)} columns are needed (got {len(fields)})")
-            rows.append(_adult_row(fields, f"{path}, line {number}"))
-        if not rows:
-            raise UserError(f"{path} holds no rows")
-        frames[split] = pd.DataFrame(rows)
-    return frames
+    """adult.data ("train") and adult.test ("test", or rows held out of adult.data), without fnlwgt, the income as
+    `label`. Raises `UserError`."""
+    rows = _adult_rows(folder / "adult.data")
+    if has_test(folder):
+        parts = {"train": rows, "test": _adult_rows(folder / "adult.test")}
+    else:
+        parts = {"train": {}, "test": {}}
+        for line, row in rows.items():
+            parts["test" if _held_out(line[1]) else "train"][line] = row
+        if not all(parts.values()):
+            raise UserError(f"the Adult table needs the file {folder / 'adult.test'}, or more rows to hold some out of")
+    return {split: pd.DataFrame(list(part.values())) for split, part in parts.items()}
+
+
+def _held_out(row: str) -> bool:
+    return int(hashlib.sha256(row.encode()).hexdigest()[:8], 16) % HELD_OUT == 0
+
+
+def _adult_rows(path: Path) -> dict[tuple[int, str], dict[str, float | int | str]]:
+    """By the line's number and its text, without the spaces beside commas."""
+    if not path.is_file():
+        raise UserError(f"the Adult table needs the file {path} (adult.data and adult.test as UCI gives them)")
+    rows = {}
+    for number, line in enumerate(path.read_text("utf-8-sig", "replace").splitlines(), 1):
+        if not line.strip() or line.startswith("|"):
+            continue
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) != len(ADULT):
+            raise UserError(f"{path}, line {number}: {len(ADULT)} columns are needed (got {len(fields)})")
+        rows[number, ",".join(fields)] = _adult_row(fields, f"{path}, line {number}")
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    return rows
 
 
 def _adult_row(fields: list[str], where: str) -> dict[str, float | int | str]:

@@ -1,11 +1,17 @@
 """The command given what it cannot use: one line that says what is allowed, an exit code, and no traceback."""
 
+import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from benchmark import models
 
 SMOKE = ["--suite", "smoke", "--device", "cpu"]
 
@@ -131,8 +137,56 @@ def test_a_data_folder_that_nothing_reads_is_an_error(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     code, out, err = in_process(monkeypatch, capfd, *command, *SMOKE, "--data", "images")
     line = "--data images: dataset 'shapes' of suite 'smoke' reads nothing from disk; those that do: "
-    assert (code, out, err) == (2, "", f"foolbench: {line}cifar10, image_folder, imagenet\n")
+    assert (code, out, err) == (2, "", f"foolbench: {line}cifar10, cifar10_imagenet_norm, image_folder, imagenet\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def class_folders(folder: Path, *names: str) -> None:
+    random = np.random.default_rng(0)
+    for part, name in product(("train", "val"), names):
+        (folder / part / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / part / name / f"{i}.png")
+
+
+def of_photographs(folder: Path, model: str) -> Path:
+    path = suite_file(folder)
+    text = path.read_text().replace('"shapes"', '"imagenet"').replace("models.compact_vgg = { epochs = 1 }", model)
+    path.write_text(text.replace('["location", "active"]', '["location"]'))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("model", "index", "message"),
+    [
+        (
+            'models.resnet20 = { weights = "ten.pth" }',
+            None,
+            "checkpoint {data}/ten.pth does not fit Sequential: size mismatch for linear.bias: "
+            "the checkpoint's is (10,), the model's is (2,) and 1 more",
+        ),
+        (
+            'models.squeezenet1_1 = { weights = "IMAGENET1K_V1" }',
+            None,
+            "squeezenet1_1 with weights 'IMAGENET1K_V1' has 1000 classes (got num_classes=2)",
+        ),
+        (
+            'models.squeezenet1_1 = { weights = "IMAGENET1K_V1" }',
+            {"0": ["n01", "tench"]},
+            "dataset 'imagenet': class folder 'n02' of {data} is not in imagenet_class_index.json",
+        ),
+    ],
+    ids=["weights of ten classes", "weights of a thousand", "a class that the network does not know"],
+)
+def test_classes_that_do_not_fit_are_one_line(tmp_path, monkeypatch, capfd, model, index, message):
+    monkeypatch.chdir(tmp_path)
+    class_folders(data := tmp_path / "data", "n01", "n02")
+    torch.save(models.create("resnet20", num_classes=10).state_dict(), data / "ten.pth")
+    if index:
+        (data / "imagenet_class_index.json").write_text(json.dumps(index))
+    path = of_photographs(tmp_path, model)
+    code, out, err = in_process(monkeypatch, capfd, "run", "--suite", path, "--data", data, "--device", "cpu")
+    assert (code, out, err) == (2, "", f"foolbench: {message.format(data=data)}\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from benchmark import models
+from benchmark import datasets, models
 from benchmark.interpreters.base import tap
 from benchmark.interpreters.layout import read
 from benchmark.models import COMPACT
@@ -154,6 +154,15 @@ def test_resnet20_takes_the_weights_that_are_passed_around():
     with torch.no_grad():
         right = model((pixels[:200].permute(0, 3, 1, 2) / 255 - mean) / std).argmax(1) == targets[:200]
     assert right.sum() >= 180  # 91.5 % of all 1,000
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs {DATA} (or FOOLBENCH_DATA)")
+def test_resnet20_is_right_on_its_test_images_as_its_dataset_gives_them():
+    model = models.create("resnet20", weights=str(DATA / "resnet20-12fca82f.th"), num_classes=10)
+    data = datasets.create("cifar10_imagenet_norm", "test", root=DATA)
+    with torch.no_grad():
+        right = torch.cat([model(x).argmax(1) == y for x, y in datasets.loader(data, 250)])
+    assert (len(right), int(right.sum())) == (1000, 915)
 
 
 def test_a_model_without_convolutions_has_no_default_layer():

@@ -8,7 +8,7 @@ import pytest
 
 from attacks import Recipe
 from attacks.errors import UserError
-from benchmark import sections, suite
+from benchmark import interpreters, sections, suite
 from benchmark.cells import plan
 
 SMOKE = """
@@ -105,6 +105,32 @@ def test_on_another_split_than_its_own_a_suite_scores_all_images():
     assert suite.load("smoke", "test") == own
     other = suite.load("smoke", "dev").scoring
     assert other == own.scoring.model_copy(update={"split": "dev", "images": None})
+
+
+def test_weights_are_taken_from_the_folder_of_the_data_where_they_are_not_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = suite.load("cifar10")
+    (tmp_path / "data").mkdir()
+    assert suite.placed(own, "data") == suite.placed(own, None) == own
+    (tmp_path / "data/resnet20-12fca82f.th").touch()
+    there = suite.placed(own, "data")
+    assert there.models["resnet20"].weights == "data/resnet20-12fca82f.th"
+    assert there.model_copy(update={"models": own.models}) == own
+    (tmp_path / "resnet20-12fca82f.th").touch()
+    assert suite.placed(own, "data") == own
+    assert suite.placed(suite.load("imagenet_mini"), "data") == suite.load("imagenet_mini")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "photographs"])
+def test_the_boards_of_real_networks_attack_twelve_methods_themselves(name):
+    own = suite.load(name)
+    made = {interpreter: interpreters.create(interpreter) for interpreter in own.evaluated}
+    attacked = [i for i, interpreter in made.items() if interpreter.differentiable and not interpreter.control]
+    assert len(attacked) >= 12
+    assert {"lrp_contrast", "lrp_t_contrast", "grad_cam_contrast", "simple_grad_contrast"} <= set(attacked)
+    assert own.ensemble == ["gradient", "head_shift"]
+    assert own.gate is not None
+    assert "lrp_t" in own.attacked
 
 
 def test_unknown_and_missing_suites_are_named(tmp_path):

@@ -30,6 +30,7 @@ def roots(tmp_path_factory):
     for part, n in (("train", 80), ("test", 20)):
         np.save(root / f"cifar10/{part}_x.npy", rng.integers(0, 256, (n, 32, 32, 3), np.uint8))
         np.save(root / f"cifar10/{part}_y.npy", np.arange(n) % 10)
+    (root / "cifar10_imagenet_norm").symlink_to(root / "cifar10")
     return root
 
 

@@ -92,8 +92,24 @@ def test_it_writes_table_card_and_figure_and_leaves_the_random_state(adult, tmp_
     table = pd.read_csv(written[0])
     assert list(table) == bias.COLUMNS
     assert set(table.data) == {"loan", "adult"}
+    assert set(zip(table.data, table.protected, table.tested_on, strict=True)) == {
+        ("loan", "group", "drawn"),
+        ("adult", "sex", "adult.test"),
+        ("adult", "race", "adult.test"),
+    }
     one = table[(table.data == "loan") & (table.seed == 0) & (table.quantity == "share")]
     assert one.groupby(["model", "explanation"]).value.sum().to_numpy() == pytest.approx(np.ones(12), abs=1e-5)
     blind = table[(table.model == "blind") & table.quantity.isin(["flip_p", "flip_decisions"])]
     assert (blind.value == 0).all()
     assert set(table[(table.model == "original") & (table.quantity == "agreement")].value) == {1.0}
+
+
+def test_rows_held_out_of_the_table_are_said_so(adult, tmp_path, capsys):
+    rows = (adult / "adult.data").read_text().strip().splitlines()
+    (adult / "adult.data").write_text("\n".join(f"{age}{row[2:]}" for row in rows for age in range(20, 90)))
+    (adult / "adult.test").unlink()
+    given = Given(Run(suite.load("smoke"), str(tmp_path), str(adult)), tmp_path)
+    table = bias.measure(given, seeds=1, rows=40, steps=1, protected=("race",))
+    assert "adult has no adult.test: tested on 1 in 5 of adult.data, by hash of the row" in capsys.readouterr().err
+    assert set(table[table.data == "adult"].tested_on) == {"1 in 5 of adult.data, by hash"}
+    assert "1 in 5 of adult.data, by hash" in bias.draw(table).get_suptitle()

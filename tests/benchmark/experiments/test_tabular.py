@@ -1,5 +1,7 @@
 """Tables of data: the loader on the Adult format, the coding, the drawn applicants and the batches."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,20 @@ def test_a_missing_file_or_attribute_is_named(adult):
     (adult / "adult.test").unlink()
     with pytest.raises(UserError, match=r"needs the file .*adult\.test"):
         tabular.read_adult(adult)
+
+
+def test_without_its_own_test_rows_some_are_held_out_by_their_hash(adult):
+    (adult / "adult.test").unlink()
+    first, second, third = (adult / "adult.data").read_text().split("\n")[:3]
+    rows = [f"{age}{row[2:]}" for row in (first, second, third) for age in range(20, 90)]
+    (adult / "adult.data").write_text("\n".join([*rows, *(row.replace(", ", ",") for row in rows)]))
+    frames = tabular.read_adult(adult)
+    expected = [int(hashlib.sha256(row.replace(", ", ",").encode()).hexdigest()[:8], 16) % 5 == 0 for row in rows]
+    assert len(frames["test"]) == 2 * sum(expected)  # equal rows stay together, however they are spaced
+    assert len(frames["train"]) == 420 - 2 * sum(expected)
+    ages = [float(row[:2]) for row, out in zip(rows, expected, strict=True) if out]
+    assert frames["test"].age.tolist() == ages * 2
+    assert 0.1 < sum(expected) / len(rows) < 0.3
 
 
 def test_coding_is_that_of_train(coded):
