@@ -127,12 +127,17 @@ def _is_of_each(call: Call) -> bool:
     return all(count(call.args, t) + count(call.kwargs, t) == 1 for t in call.read)
 
 
+PASSED = Way(lambda r: (r,))
+
+
 def softmax_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
     """None where attention weights are constant: then matrix products hand nothing down to them."""
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
     if not call.is_of_one or dim is None or composite.attention == "constant":
         return None
     (x,) = call.read
+    if composite.attention == "passed":
+        return PASSED
     return Way(lambda r: (softmax(x, output, r, dim),), (x, output))
 
 
@@ -143,7 +148,7 @@ def layer_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | No
         options = (shape, weight, eps, True, composite.eps)
         return Way(lambda r: (normalised(input, output, r, *options),), (input, output))
 
-    return way(*call.args, **_short(call.kwargs)) if call.is_of_one else None
+    return _norm_way(call, composite, way)
 
 
 def rms_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
@@ -151,11 +156,14 @@ def rms_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | None
         options = (shape, weight, torch.finfo(input.dtype).eps if eps is None else eps, False, composite.eps)
         return Way(lambda r: (normalised(input, output, r, *options),), (input, output))
 
-    return way(*call.args, **_short(call.kwargs)) if call.is_of_one else None
+    return _norm_way(call, composite, way)
 
 
-def _short(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {"shape" if name == "normalized_shape" else name: value for name, value in kwargs.items()}
+def _norm_way(call: Call, composite: Composite, way: Callable[..., Way]) -> Way | None:
+    if not call.is_of_one or composite.attention == "passed":
+        return PASSED if call.is_of_one else None
+    kwargs = {"shape" if name == "normalized_shape" else name: value for name, value in call.kwargs.items()}
+    return way(*call.args, **kwargs)
 
 
 def _opened(function: Any) -> Callable[..., Any]:

@@ -71,14 +71,24 @@ def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
     first, second = call.read
     if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
         return None
-    if composite.add == "proportional":
-        return Way(lambda r: _in_proportion(first, second, output, r, composite.eps), (first, second, output))
+    if composite.add in ("proportional", "normalised"):
+        split = _in_proportion if composite.add == "proportional" else _normalised
+        return Way(lambda r: split(first, second, output, r, composite.eps), (first, second, output))
     return Way(_residual(first, second, composite.add), call.read)
 
 
 def _in_proportion(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     s = share(relevance, stabilise(output, eps))
     return a * s, b * s
+
+
+def _normalised(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """R_a ΣR |ΣR_a| / (ΣR_a (|ΣR_a| + |ΣR_b|)), R_a the proportional share of an image (axis 0), so that opposite shares
+    do not grow beyond what they share out (Chefer et al. 2021, CVPR, equation 10)."""
+    parts = _in_proportion(a, b, output, relevance, eps)
+    whole, *sums = (t.flatten(1).sum(1).view(-1, *[1] * (t.dim() - 1)) for t in (relevance, *parts))
+    factor = whole / (sums[0].abs() + sums[1].abs()).clamp(min=torch.finfo(whole.dtype).tiny)
+    return parts[0] * sums[0].sign() * factor, parts[1] * sums[1].sign() * factor
 
 
 def _shift(call: Call, output: Tensor, composite: Composite) -> Way:
