@@ -97,8 +97,9 @@ def row(network: str, known: Row | None = None) -> Row:
         reasons |= {name: _reason(_compared, name, model, images, apart) for name in batched}
         reasons = {name: reasons[name] for name in columns()}
     own = models.preprocessing(network, None).crop_size[0]
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = models.create(network)
+    if network in BUILT:
+        with torch.device("meta"):
+            model = models.create(network)
     layout = _layout(model.to("meta"), torch.zeros(1, 3, own, own, device="meta"))
     return Row(network, side, models.target_layer(model), own, layout, reasons, apart)
 
