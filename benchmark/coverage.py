@@ -100,7 +100,7 @@ def row(network: str, known: Row | None = None) -> Row:
     if network in BUILT:
         with torch.device("meta"):
             model = models.create(network)
-    layout = _layout(model.to("meta"), torch.zeros(1, 3, own, own, device="meta"))
+    layout = _layout(model.to("meta", torch.float32), torch.zeros(1, 3, own, own, device="meta"))
     return Row(network, side, models.target_layer(model), own, layout, reasons, apart)
 
 

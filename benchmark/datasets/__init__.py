@@ -18,6 +18,7 @@ DATASETS = {
     "image_folder": "folders:ImageFolder",
     "cifar10": "folders:CIFAR10",
 }
+PHOTOGRAPHS = ("imagenet", "image_folder")
 MOST = 2**31 - 1
 SPLITS = ("train", "dev", "test")
 __all__ = ["DATASETS", "SPLITS", "Dataset", "check_disjoint", "create", "loader", "names"]
@@ -39,6 +40,7 @@ def create(
     augment: bool = False,
     class_pair: tuple[int, int] | None = None,
     without: Collection[str] = (),
+    transforms: Any = None,
 ) -> "Dataset":
     """The dataset `name`: normalised float32 (3, H, W) images, each with its class.
 
@@ -46,7 +48,8 @@ def create(
     order, so that image i is the same at any size (None: all, or the default of a drawn dataset). `root` is the folder
     of a dataset that is read from disk, unused by the others. With `two_objects` each image shows two different
     classes, the target is (2,), and `class_pair` fixes which two. `augment` asks for the random crops and flips of
-    training. `without`: files to leave out, as paths below the root.
+    training. `without`: files to leave out, as paths below the root. `transforms`: torchvision's preset of some weights
+    (`resize_size`, `crop_size`, `interpolation`, `mean`, `std`), of photographs alone.
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
@@ -63,9 +66,11 @@ def create(
 
     module, attribute = DATASETS[name].split(":")
     kind = getattr(import_module(f"benchmark.datasets.{module}"), attribute)
-    side = input_size or kind.default_size
+    if transforms is not None and name not in PHOTOGRAPHS:
+        raise UserError(f"transforms are of photographs: {' and '.join(PHOTOGRAPHS)} (got dataset {name!r})")
+    side = input_size or (kind.default_size if transforms is None else transforms.crop_size[0])
     folder = None if root is None else Path(root)
-    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without))
+    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without), transforms)
     if not two_objects or kind.draws_pairs:
         return kind(options)
 

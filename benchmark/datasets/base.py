@@ -41,6 +41,7 @@ class Options:
     augment: bool
     class_pair: tuple[int, int] | None
     without: frozenset[str] = frozenset()
+    transforms: Any = None  # a preset of torchvision's weights, of photographs
 
 
 class Dataset(TorchDataset[Item]):
