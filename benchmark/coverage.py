@@ -114,15 +114,15 @@ def _settle(model: nn.Module, images: Tensor) -> None:
     """Give BatchNorm the statistics of the images, and a last layer that starts at zero (ViT) weights: else relevance
     fades to nothing, or is none."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for module in norms:
-        module.train().momentum = None  # its mean over one pass
+    for norm in norms:
+        norm.train().momentum = None  # its mean over one pass
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.02)
     with torch.no_grad():
         model(images)
-    for module in norms:
-        module.eval()
+    for norm in norms:
+        norm.eval()
 
 
 def _smallest(model: nn.Module, sides: tuple[int, ...]) -> tuple[int, Layout]:

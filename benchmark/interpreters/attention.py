@@ -159,16 +159,14 @@ def rms_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | None
     return norm_way(call, composite, way)
 
 
-def grouped(
-    x: Tensor, output: Tensor, groups: int, weight: Tensor | None, eps: float, composite: Composite
-) -> Way:  # fmt: skip
+def grouped(x: Tensor, output: Tensor, groups: int, weight: Tensor | None, eps: float, composite: Composite) -> Way:
     """LayerNorm over the channels of each group and all places, with a weight a channel: group norm, and instance norm
     with as many groups as channels. (N, C, ...)."""
     wide = None if weight is None else weight.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:]).reshape(groups, -1)
 
     def propagate(relevance: Tensor) -> tuple[Tensor]:
-        parts = [t.reshape(len(t), groups, -1) for t in (x, output, relevance)]
-        return (normalised(*parts, parts[0].shape[2:], wide, eps, True, composite.eps).view_as(x),)
+        a, b, r = (t.reshape(len(t), groups, -1) for t in (x, output, relevance))
+        return (normalised(a, b, r, a.shape[2:], wide, eps, True, composite.eps).view_as(x),)
 
     return Way(propagate, (x, output))
 
