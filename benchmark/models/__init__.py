@@ -110,6 +110,7 @@ def preprocessing(name: str, weights: str | None) -> Any:
     return presets[0]
 
 
+@cache
 def transforms_of(name: str, weights: str | None) -> str | None:
     """ "ARCHITECTURE/WEIGHTS" where torchvision's weights are named that want images other than most of them: the short
     side bilinear to 256, the central 224, ImageNet's mean and standard deviation; else None."""
