@@ -19,7 +19,7 @@ from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scores import SCORES
 from benchmark.figures.heatmaps import Samples
 from benchmark.interpreters.adversarial_explanation import AdversarialExplanation
-from benchmark.run import Run, dataset
+from benchmark.run import Run, dataset, of_model
 from benchmark.sections import Suite
 from benchmark.store import intact, mapped
 
@@ -41,7 +41,7 @@ def chosen(suite: Suite, **options: Any) -> Manipulation:
 def samples(run: Run, manipulation: Manipulation, with_images: bool) -> Samples:
     """What `figures.heatmaps` draws of one manipulation, by every interpreter but the controls: read from the store,
     which must hold it."""
-    fooling = foolings.create(manipulation.fooling)
+    run, fooling = of_model(run, manipulation.model), foolings.create(manipulation.fooling)
     originals, fooled = {}, {}
     for evaluated in run.suite.evaluated:
         if interpreters.kind(evaluated).control:

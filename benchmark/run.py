@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, wraps
 from importlib.metadata import version
 from itertools import product
@@ -18,7 +18,7 @@ import torch
 
 from attacks import foolings
 from attacks.errors import Stop
-from benchmark import datasets, interpreters
+from benchmark import datasets, interpreters, models
 from benchmark.datasets import Dataset
 from benchmark.datasets.base import overlaps
 from benchmark.interpreters import Interpreter
@@ -100,6 +100,24 @@ class Told:
         return next((row[2:] for row in self.splits if row[:2] == (split, pairs)), None)
 
 
+def of_model(run: Run, name: str) -> Run:
+    """The run with photographs as torchvision's weights of that model want them, where the suite names such weights and
+    says nothing else; mostly the run itself."""
+    data, option = run.suite.dataset, run.suite.models[name]
+    wanted = models.transforms_of(run.suite.architecture(name), option.weights)
+    if wanted is None or data.transforms is not None or data.name not in datasets.PHOTOGRAPHS:
+        return run
+    if ("of", wanted) not in run.memo:
+        given = data.model_copy(update={"transforms": wanted})
+        mine = replace(run, suite=run.suite.model_copy(update={"dataset": given}))
+        mine.memo.unit = run.memo.unit  # emptied as one
+        if told := run.memo.get("told"):
+            splits = tuple((*row[:2], json.dumps(json.loads(row[2]) | _form(given)), row[3]) for row in told.splits)
+            mine.memo["told"] = Told(told.without, splits)
+        run.memo["of", wanted] = mine
+    return run.memo["of", wanted]
+
+
 def tell(run: Run) -> None:
     """Find out what there is to tell of the data; from now on it goes wherever the run is sent."""
     if "told" not in run.memo:
@@ -172,6 +190,7 @@ def _dataset(data: Data, root: str | None, split: str, pairs: bool, without: tup
         augment=data.augment if split == "train" and not pairs else False,
         class_pair=data.class_pair if pairs else None,
         without=without,
+        transforms=None if data.transforms is None else models.named_transforms(data.transforms),
     )
 
 
@@ -185,7 +204,15 @@ def data_spec(run: Run, split: str, pairs: bool = False) -> Spec:
     content = {"images": data.all_sources, "targets": data.targets.tolist()}
     form = {"name": data.name, "split": split, "pairs": pairs}
     options = {"augment": settings.augment, "workers": settings.workers, "input_size": data.input_size}
-    return {**form, **options, "n": len(data), "content": key_of(content)}
+    return {**form, **options, **_form(settings), "n": len(data), "content": key_of(content)}
+
+
+def _form(data: Data) -> Spec:
+    """What a spec says of transforms: nothing without any."""
+    if data.transforms is None:
+        return {}
+    side = data.input_size or models.named_transforms(data.transforms).crop_size[0]
+    return {"transforms": data.transforms, "input_size": side}
 
 
 def create_interpreter(run: Run, name: str) -> Interpreter:

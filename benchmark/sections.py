@@ -24,11 +24,14 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Which dataset and how many images of each split; `pairs_*`: of its two-object form, for Active fooling."""
+    """Which dataset and how many images of each split; `pairs_*`: of its two-object form, for Active fooling.
+    `transforms`: "ARCHITECTURE/WEIGHTS", torchvision's, whose size, resizing and normalisation photographs are given;
+    left out, each model is given its own weights'. `input_size` goes before their size."""
 
     name: str
     seed: Annotated[int, Field(ge=0, le=MOST)] = 0
     input_size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    transforms: str | None = None
     train: Positive | None = None
     dev: Positive | None = None
     test: Positive | None = None

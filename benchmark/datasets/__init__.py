@@ -20,6 +20,7 @@ DATASETS = {
     "cifar10": "folders:CIFAR10",
     "cifar10_imagenet_norm": "folders:CIFAR10ImageNetNorm",
 }
+PHOTOGRAPHS = ("imagenet", "image_folder")
 MOST = 2**31 - 1
 SPLITS = ("train", "dev", "test")
 __all__ = ["DATASETS", "SPLITS", "Dataset", "check_disjoint", "create", "loader", "names"]
@@ -41,6 +42,7 @@ def create(
     augment: "Augment" = False,
     class_pair: tuple[int, int] | None = None,
     without: Collection[str] = (),
+    transforms: Any = None,
 ) -> "Dataset":
     """The dataset `name`: normalised float32 (3, H, W) images, each with its class.
 
@@ -48,7 +50,9 @@ def create(
     order, so that image i is the same at any size (None: all, or the default of a drawn dataset). `root` is the folder
     of a dataset that is read from disk, unused by the others. With `two_objects` each image shows two different
     classes, the target is (2,), and `class_pair` fixes which two. `augment` asks for the random crops and flips of
-    training, "strong" for changes of colour, too. `without`: files to leave out, as paths below the root.
+    training, "strong" for changes of colour, too. `without`: files to leave out, as paths below the root. `transforms`:
+    torchvision's preset of some weights (`resize_size`, `crop_size`, `interpolation`, `mean`, `std`), of photographs
+    alone.
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
@@ -67,9 +71,11 @@ def create(
 
     module, attribute = DATASETS[name].split(":")
     kind = getattr(import_module(f"benchmark.datasets.{module}"), attribute)
-    side = input_size or kind.default_size
+    if transforms is not None and name not in PHOTOGRAPHS:
+        raise UserError(f"transforms are of photographs: {' and '.join(PHOTOGRAPHS)} (got dataset {name!r})")
+    side = input_size or (kind.default_size if transforms is None else transforms.crop_size[0])
     folder = None if root is None else Path(root)
-    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without))
+    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without), transforms)
     if not two_objects or kind.draws_pairs:
         return kind(options)
 

@@ -12,9 +12,11 @@ Augment = bool | Literal["strong"]
 COLOUR = 0.4
 
 
-def of_photographs(side: int, augment: Augment) -> list[v2.Transform]:
+def of_photographs(
+    side: int, augment: Augment, interpolation: v2.InterpolationMode = v2.InterpolationMode.BILINEAR
+) -> list[v2.Transform]:
     """As torchvision trains its classifiers: 8 to 100 % of the area, resized to (side, side), and a flip."""
-    return [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), *_colours(augment)]
+    return [v2.RandomResizedCrop(side, interpolation=interpolation), v2.RandomHorizontalFlip(), *_colours(augment)]
 
 
 def of_small(side: int, augment: Augment) -> list[v2.Transform]:

@@ -42,6 +42,7 @@ class Options:
     augment: Augment
     class_pair: tuple[int, int] | None
     without: frozenset[str] = frozenset()
+    transforms: Any = None  # a preset of torchvision's weights, of photographs
 
 
 class Dataset(TorchDataset[Item]):

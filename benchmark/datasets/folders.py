@@ -1,7 +1,8 @@
 """Datasets read from a folder: `imagenet`, `image_folder` and `cifar10`. Nothing is downloaded, nothing is unpickled.
 
 Photographs are preprocessed as torchvision's classifiers expect (and as Heo et al. 2019 do): to evaluate, the short
-side to 256 and the central 224 (in proportion at another input size); to train, RandomResizedCrop and a flip. A split
+side to 256 and the central 224 (in proportion at another input size), or what `transforms` say; to train,
+RandomResizedCrop and a flip. A split
 held out of a folder is chosen by the sha256 of the path below the root: it never moves, `seed` only orders the images.
 """
 
@@ -45,8 +46,12 @@ class Files(Dataset):
         entries = sorted(entries, key=lambda e: _digest(os.fsencode(f"{options.seed}/{e[0]}")))[: options.size]
         self.paths = [path for path, _ in entries]
         self.targets = torch.tensor([ranks[c] for _, c in entries])
-        centre = [v2.Resize(side * 256 // 224), v2.CenterCrop(side)]
-        shown = of_photographs(side, options.augment) if options.augment else centre
+        short, crop_side, interpolation = 256, 224, v2.InterpolationMode.BILINEAR
+        if (preset := options.transforms) is not None:
+            (short,), (crop_side,), interpolation = preset.resize_size, preset.crop_size, preset.interpolation
+            self.mean, self.std = tuple(preset.mean), tuple(preset.std)
+        centre = [v2.Resize(side * short // crop_side, interpolation), v2.CenterCrop(side)]
+        shown = of_photographs(side, options.augment, interpolation) if options.augment else centre
         self._cut = v2.Compose([*shown, v2.PILToTensor()])
         self._normalised = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)])
         self._decoded: Path | None = None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from attacks.errors import Refused, UserError, may_pass
-from benchmark.run import Run, Spec, remembered
+from benchmark.run import Run, Spec, of_model, remembered
 from benchmark.store import Store, key_of, source_digest
 
 Place = Hashable  # what an entry is of, frozen; str() names it
@@ -116,9 +116,15 @@ class Entry:
         return Store(run.store).get(self.kind.name, _spec(run, self), partial(_make, run, self, inputs))
 
 
+def _of_place(run: Run, place: Any) -> Run:
+    """The run with the images of the model that a place is of, if it is of one."""
+    model = place if isinstance(place, str) else getattr(getattr(place, "manipulation", place), "model", None)
+    return of_model(run, model) if model in run.suite.models else run
+
+
 def _make(run: Run, entry: Entry, inputs: Inputs, folder: Path) -> Receipt | None:
     try:
-        return entry.kind.make(run, entry.place, inputs, folder)
+        return entry.kind.make(_of_place(run, entry.place), entry.place, inputs, folder)
     except Refused as error:
         if not entry.kind.may_refuse:
             raise
@@ -134,7 +140,7 @@ def _spec(run: Run, entry: Entry) -> Spec:
         "threads": run.suite.threads,
     }
     needs = {role: _key(run, need) for role, need in entry.needs(run).items()}
-    return {**base, **entry.kind.spec(run, entry.place), "needs": needs}
+    return {**base, **entry.kind.spec(_of_place(run, entry.place), entry.place), "needs": needs}
 
 
 @remembered

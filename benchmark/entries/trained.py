@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from attacks.errors import UserError
 from attacks.half_huber import use_half_huber
 from attacks.pixels import OnPixels
 from attacks.robust_training import Adversary, Regulariser, Robust
@@ -17,7 +18,7 @@ from benchmark.entries import images
 from benchmark.entries.images import batches
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.metrics.accuracy import top_k_correct
-from benchmark.run import Run, Spec, data_spec, dataset, remembered
+from benchmark.run import Run, Spec, data_spec, dataset, of_model, remembered
 from benchmark.store import intact
 from benchmark.training import Objective, cross_entropy, train
 
@@ -30,7 +31,10 @@ CODE = (
 
 
 def clean_model(run: Run, name: str) -> nn.Module:
-    """The model before any manipulation, on the run's device; a compact one is trained on first use."""
+    """The model before any manipulation, on the run's device; a compact one is trained on first use. Raises `UserError`
+    in a run with other images than its weights want."""
+    if of_model(run, name) is not run:
+        raise UserError(f"models.{name}: its weights want images of their own; say dataset.transforms for all models")
     if run.suite.models[name].weights is not None:
         return pretrained(run, name).to(memory_format=torch.channels_last).to(run.device)
     return stored_model(run, name, Entry(TRAINED, name).get(run))

@@ -7,27 +7,31 @@ from attacks.errors import UserError
 from benchmark import models
 from benchmark.datasets import Dataset
 from benchmark.interpreters.base import find_layer
-from benchmark.run import Run, create_interpreter, dataset
+from benchmark.run import Run, create_interpreter, dataset, of_model
 
 
 def check(run: Run) -> None:
     """Every model takes the images, and has the layers that interpreters' options name. On torch's meta device, so
     that nothing is computed. Raises `UserError`."""
-    suite, data = run.suite, dataset(run, run.suite.scoring.split)
-    side, own = data.input_size, run.submission.name if run.submission else ""
+    suite, own = run.suite, run.submission.name if run.submission else ""
+    given = {name: dataset(of_model(run, name), suite.scoring.split) for name in suite.models}
+    least = min(data.input_size for data in given.values())
     used = [name for name in dict.fromkeys([*_attacked(run), *suite.evaluated]) if name != own]
     made = {name: create_interpreter(run, name) for name in used}
     for name, interpreter in made.items():
-        if (cells := getattr(interpreter, "cells", 0)) > side:
-            raise UserError(f"interpreters.{name}: cells must be at most the images' side, {side} (got {cells})")
-    for name in suite.models:
+        if (cells := getattr(interpreter, "cells", 0)) > least:
+            raise UserError(f"interpreters.{name}: cells must be at most the images' side, {least} (got {cells})")
+    for name, data in given.items():
+        side = data.input_size
         architecture, weights = suite.architecture(name), suite.models[name].weights
         check_normalisation(name, architecture, weights, data)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             size = side if architecture in models.SIZED else None
-            model = models.create(architecture, num_classes=data.num_classes, input_size=size)
+            # RegNet draws its widths by tensors that must hold something
+            with torch.device("cpu" if architecture.startswith("regnet") else "meta"):
+                model = models.create(architecture, num_classes=data.num_classes, input_size=size).to("meta")
             try:
-                model(torch.empty(2, 3, side, side))
+                model(torch.empty(2, 3, side, side, device="meta"))
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise UserError(
@@ -42,8 +46,7 @@ def check(run: Run) -> None:
 
 
 def check_normalisation(name: str, architecture: str, weights: str | None, data: Dataset) -> None:
-    """Raise `UserError` where the data are not normalised as torchvision's weights want them: the suite's models share
-    one dataset, which has one mean and standard deviation."""
+    """Raise `UserError` where the data are not normalised as torchvision's weights want them."""
     if architecture in models.SMALL or weights not in models.zoo.get_model_weights(architecture).__members__:
         return
     preset = models.preprocessing(architecture, weights)

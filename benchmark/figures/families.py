@@ -10,7 +10,7 @@ FAMILIES = {
         *("attn_lrp", "cp_lrp", "lrp_t", "lrp_t_epsilon", "captum_lrp"),
     ),
     "CAM": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "eigen_cam"),
-    "attention": ("attention_rollout", "generic_attention", "attention_grad_cam"),
+    "attention": ("attention_rollout", "generic_attention", "attention_grad_cam", "transformer_attribution"),
     "gradients": (
         *("simple_grad", "simple_grad_t", "input_x_gradient", "smooth_grad", "var_grad", "integrated_gradients"),
         *("gradient_shap", "deep_lift", "guided_backprop", "deconvolution", "guided_grad_cam"),

@@ -40,6 +40,7 @@ from benchmark.interpreters.lrp import (
     LRPZPlus,
 )
 from benchmark.interpreters.occlusion import FeatureAblation, KernelShap, Occlusion
+from benchmark.interpreters.transformer_attribution import TransformerAttribution
 
 INTERPRETERS: dict[str, type[Interpreter]] = {
     "lrp": LRP,
@@ -60,6 +61,7 @@ INTERPRETERS: dict[str, type[Interpreter]] = {
     "eigen_cam": EigenCAM,
     "attention_rollout": AttentionRollout,
     "generic_attention": GenericAttention,
+    "transformer_attribution": TransformerAttribution,
     "attention_grad_cam": AttentionGradCAM,
     "simple_grad": SimpleGrad,
     "simple_grad_t": SimpleGradT,

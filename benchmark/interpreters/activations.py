@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointError
 from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused
+from benchmark.interpreters.attention import PARTS, is_of_each
 from benchmark.interpreters.leaving import LEAVING, Numbers
 from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
 from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_unseen
@@ -29,6 +30,7 @@ LINEAR = STRUCTURE | POOL_MEAN | {
 }  # fmt: skip
 # linear where one operand alone depends on the image; of a quotient, the first
 PRODUCTS = {"mul", "imul", "rmul", "matmul", "linear", "conv1d", "conv2d", "conv3d", "batch_norm"}
+TWO = {"mul", "matmul", "bmm", "mm", "einsum"}  # linear in each of two operands that depend on the image
 QUOTIENTS = {"div", "idiv", "itruediv", "truediv"}
 
 Step = Callable[..., Tensor]
@@ -47,12 +49,15 @@ class Activations(TorchFunctionMode):
     """Follows what depends on the tensors given to `trace`; `steps` run in the place of the operations they name.
 
     A step is called with the operation in its pure form and its operands. Operations in `plain` run as they are.
-    What depends on the image unseen, or lost its gradient, is refused where it is read.
+    `product`, where there is one, is called with a function linear in each of two operands, and these; attention then
+    runs in its parts. What depends on the image unseen, or lost its gradient, is refused where it is read.
     """
 
-    def __init__(self, method: str, steps: dict[str, Step], plain: Set[str] = frozenset()) -> None:
+    def __init__(
+        self, method: str, steps: dict[str, Step], plain: Set[str] = frozenset(), product: Step | None = None
+    ) -> None:
         super().__init__()
-        self.method, self.steps, self.plain = method, steps, plain
+        self.method, self.steps, self.plain, self.product = method, steps, plain, product
         self.traced: Any = WeakIdKeyDictionary()
         self.lost: Any = WeakIdKeyDictionary()  # depends on the image, without a gradient
         self.unruled: list[tuple[str, Ancestry]] = []  # operations that are neither linear nor have a step
@@ -109,13 +114,18 @@ class Activations(TorchFunctionMode):
                     self.lost[tensor] = True
             return output
         refuse_out(self.method, func, kwargs)
-        target = written(func, args, kwargs)
+        if self.product is not None and name in PARTS:
+            with self:
+                return PARTS[name](*args, **kwargs)
+        target, call = written(func, args, kwargs), Call(name, func, args, kwargs, read)
         if name in self.steps:
             output = self._step(func, self.steps[name], args, kwargs)
+        elif self.product is not None and target is None and name in TWO and len(read) == 2 and is_of_each(call):
+            output = self.product(call.on, *read)
         else:
             output = func(*args, **kwargs)
             results = tensors(output if target is None else (output, target))
-            if not self._has_rule(Call(name, func, args, kwargs, read)) and any(t.is_floating_point() for t in results):
+            if not self._has_rule(call) and any(t.is_floating_point() for t in results):
                 self._note_unruled(name, results if target is None else [*results, target._base])
         self._follow(tensors(output) if target is None else [*tensors(output), target, target._base])
         return output

@@ -9,8 +9,8 @@ Rows go back from the last attention to the first, (N, T) each: a product of row
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -43,11 +43,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class Attention:
-    """Weights (M, heads, T, T), where their gradient arrives (None without a graph), and the windows, if any."""
+    """Weights (M, heads, T, T), where their gradient arrives (None without a graph), the windows, if any, and the
+    tensor that was multiplied to values, of as many elements."""
 
     weights: Tensor
     edge: GradientEdge | None
     windows: Windows | None
+    made: Tensor
 
 
 class Reader(TorchFunctionMode):
@@ -87,14 +89,14 @@ class Reader(TorchFunctionMode):
         given.arguments.update(need_weights=True, average_attn_weights=False)
         output, weights = func(*given.args, **given.kwargs)
         edge = GradientEdge(*weights.grad_fn.next_functions[0]) if weights.grad_fn is not None else None
-        self.found.append(Attention(weights, edge, self.windows))
+        self.found.append(Attention(weights, edge, self.windows, weights))
         if not asked:
             return output, None
         return output, weights.mean(-3) if average else weights
 
     def _note(self, weights: Tensor) -> None:
         edge = get_gradient_edge(weights) if weights.requires_grad else None
-        self.found.append(Attention(weights, edge, self.windows))
+        self.found.append(Attention(weights, edge, self.windows, weights))
 
 
 @contextmanager
@@ -131,18 +133,23 @@ def windows_of(grid: Sequence[int], sides: Any, shifts: Any, device: torch.devic
     return Windows(places.transpose(1, 2).flatten(2).flatten(0, 1), (height, width))
 
 
-def read(method: str, model: nn.Module, images: Tensor) -> tuple[Tensor, list[Attention]]:
-    """Logits and the attentions of a forward pass, at least one. Raises `Refused` for a network without any, and for
-    one whose tokens are not all the places of a grid that read each other."""
+def read(
+    method: str, model: nn.Module, images: Tensor, above: TorchFunctionMode | None = None
+) -> tuple[Tensor, list[Attention]]:
+    """Logits and the attentions of a forward pass, at least one. `above`: a mode that sees the operations first.
+
+    Raises `Refused` for a network without attention, and where tokens are not all the places of a grid that read each
+    other."""
     refuse_compiled(method, model)
     reader = Reader()
-    with _windows_told(model, reader), reader:
+    with _windows_told(model, reader), reader, above or nullcontext():
         logits = model(images)
     if not reader.found:
         raise Refused(f"{method} needs a network with attention ({type(model).__name__} has none)")
     if torch.is_grad_enabled() and any(one.edge is None for one in reader.found):
         raise Refused(f"{method} needs the gradient of the attention, which does not depend on the images, or loses it")
-    for one in reader.found:
+    found = [_with_heads(one, len(images)) for one in reader.found]
+    for one in found:
         shape = tuple(one.weights.shape)
         count = len(images) * (1 if one.windows is None else len(one.windows.places))
         if len(shape) != 4 or shape[0] != count or shape[2] != shape[3]:
@@ -150,7 +157,14 @@ def read(method: str, model: nn.Module, images: Tensor) -> tuple[Tensor, list[At
                 f"{method} needs attention (N, heads, T, T) of all tokens, or in torchvision's shifted windows "
                 f"(got {shape}, images {tuple(images.shape)})"
             )
-    return logits, reader.found
+    return logits, found
+
+
+def _with_heads(one: Attention, count: int) -> Attention:
+    """(count · heads, T, T), as torch multiplies them where a mode above takes its function apart, by their heads."""
+    if one.weights.dim() != 3 or len(one.weights) % count:
+        return one
+    return replace(one, weights=one.weights.unflatten(0, (count, -1)))
 
 
 def gradients(score: Tensor, found: Sequence[Attention], graph: bool) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 The AttnLRP form (Achtibat et al. 2024, arXiv 2402.05602) and the conservative form CP (Ali et al. 2022, arXiv
 2202.07304), which holds attention weights and gates constant. Shapes are the operations' own. Everything is an ordinary
-differentiable function of its tensors. `PARTS`: how functions run that wrap up an attention, so that each of their
-operations is seen.
+differentiable function of its tensors. `PARTS`: how functions run that wrap up an attention, or a part of it, so that
+each of their operations is seen.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +94,7 @@ def shifted(output: Tensor, constant: Tensor, relevance: Tensor, stabiliser: flo
 
 def product_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
     """Two activations, value by value; h * h is no product of two."""
-    if not _is_of_each(call):
+    if not is_of_each(call):
         return None
     shapes = [t.shape for t in call.read]
     gate = gate_of(shapes, call.makers) if composite.gate == "constant" else None
@@ -105,7 +105,7 @@ def bilinear_way(call: Call, output: Tensor, composite: Composite) -> Way | None
     """A product of matrices: of two activations, or of one and a constant, for which it is linear."""
     operands = tensors((call.args, call.kwargs))
     rule: Bilinear | None = matmul if call.name != "einsum" else einsum(call.args[0])
-    if rule is None or len(operands) != 2 or not _is_of_each(call) or min(t.dim() for t in operands) < 2:
+    if rule is None or len(operands) != 2 or not is_of_each(call) or min(t.dim() for t in operands) < 2:
         return None
     constant = [t for t, name in zip(call.read, call.makers, strict=True) if name == "softmax"]
     constant = constant if composite.attention == "constant" else []
@@ -122,9 +122,12 @@ def bilinear_way(call: Call, output: Tensor, composite: Composite) -> Way | None
     return Way(propagate, (*call.read, output))
 
 
-def _is_of_each(call: Call) -> bool:
+def is_of_each(call: Call) -> bool:
     """Whether each tensor that is followed stands there once."""
     return all(count(call.args, t) + count(call.kwargs, t) == 1 for t in call.read)
+
+
+PASSED = Way(lambda r: (r,))
 
 
 def softmax_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
@@ -133,6 +136,8 @@ def softmax_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
     if not call.is_of_one or dim is None or composite.attention == "constant":
         return None
     (x,) = call.read
+    if composite.attention == "passed":
+        return PASSED
     return Way(lambda r: (softmax(x, output, r, dim),), (x, output))
 
 
@@ -143,7 +148,7 @@ def layer_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | No
         options = (shape, weight, eps, True, composite.eps)
         return Way(lambda r: (normalised(input, output, r, *options),), (input, output))
 
-    return way(*call.args, **_short(call.kwargs)) if call.is_of_one else None
+    return norm_way(call, composite, way)
 
 
 def rms_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
@@ -151,11 +156,33 @@ def rms_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | None
         options = (shape, weight, torch.finfo(input.dtype).eps if eps is None else eps, False, composite.eps)
         return Way(lambda r: (normalised(input, output, r, *options),), (input, output))
 
-    return way(*call.args, **_short(call.kwargs)) if call.is_of_one else None
+    return norm_way(call, composite, way)
 
 
-def _short(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {"shape" if name == "normalized_shape" else name: value for name, value in kwargs.items()}
+def grouped(x: Tensor, output: Tensor, groups: int, weight: Tensor | None, eps: float, composite: Composite) -> Way:
+    """LayerNorm over the channels of each group and all places, with a weight a channel: group norm, and instance norm
+    with as many groups as channels. (N, C, ...)."""
+    wide = None if weight is None else weight.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[1:]).reshape(groups, -1)
+
+    def propagate(relevance: Tensor) -> tuple[Tensor]:
+        a, b, r = (t.reshape(len(t), groups, -1) for t in (x, output, relevance))
+        return (normalised(a, b, r, a.shape[2:], wide, eps, True, composite.eps).view_as(x),)
+
+    return Way(propagate, (x, output))
+
+
+def group_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
+    def way(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Any = None, eps: float = 1e-5) -> Way:
+        return grouped(input, output, num_groups, weight, eps, composite)
+
+    return norm_way(call, composite, way)
+
+
+def norm_way(call: Call, composite: Composite, way: Callable[..., Way]) -> Way | None:
+    if not call.is_of_one or composite.attention == "passed":
+        return PASSED if call.is_of_one else None
+    kwargs = {"shape" if name == "normalized_shape" else name: value for name, value in call.kwargs.items()}
+    return way(*call.args, **kwargs)
 
 
 def _opened(function: Any) -> Callable[..., Any]:
@@ -188,7 +215,14 @@ def _scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
     return weights @ value
 
 
+def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = batch1 @ batch2
+    product = product if alpha == 1 else alpha * product
+    return product + (input if beta == 1 else beta * input)
+
+
 PARTS: dict[str, Callable[..., Any]] = {
+    "baddbmm": _baddbmm,
     "multi_head_attention_forward": _opened(F.multi_head_attention_forward),
     "scaled_dot_product_attention": _scaled_dot_product_attention,
 }

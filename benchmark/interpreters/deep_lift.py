@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.errors import Refused
+from attacks.errors import Refused, unknown
 from benchmark.interpreters.activations import Activations, Slope, Step
 from benchmark.interpreters.base import needs_graph
 from benchmark.interpreters.gradients import SimpleGrad
+from benchmark.interpreters.multipliers import Multipliers
 from benchmark.interpreters.origins import refuse_half
 
 ACTIVATIONS = ("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
                "hardswish", "hardsigmoid", "sigmoid", "tanh")  # fmt: skip
+PRODUCTS = ("refused", "shapley")
 TINY = 1e-10  # below it, a difference is none (as in Captum)
 
 
@@ -35,15 +37,25 @@ class DeepLift(SimpleGrad):
     With a graph, over three times the batch: what the multipliers are taken of, and beside it image and baseline as
     they really run. Multipliers are quotients of the latter, and so depend on the weights as those do; in what they are
     taken of, an activation's derivative is not its own.
+
+    `products`: "refused", for the paper has no rule for a product of two activations, or "shapley" (`multipliers.py`),
+    with which gates, attention and norms have one. Raises `UserError` for another.
     """
 
     name: ClassVar[str] = "deep_lift"
+    products: str = "refused"
+
+    def __post_init__(self) -> None:
+        if self.products not in PRODUCTS:
+            raise unknown("products option", self.products, PRODUCTS)
+        super().__post_init__()
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         refuse_half(self.name, "the images", [images])
         if needs_graph(model, images):
             return self._with_graph(model, images, targets)
-        mode = Activations(self.name, dict.fromkeys(ACTIVATIONS, _rescale) | {"max_pool2d": _cross_maximum})
+        steps = dict.fromkeys(ACTIVATIONS, _rescale) | {"max_pool2d": _cross_maximum}
+        mode = self._mode(steps, Multipliers(_rescale, 2))
         constants = {name: p.detach() for name, p in model.named_parameters()}  # their gradients are not wanted
         with torch.enable_grad():
             images = images.detach().requires_grad_()
@@ -55,9 +67,15 @@ class DeepLift(SimpleGrad):
         _refuse_incomplete(attribution, *scores.detach().chunk(2))
         return logits[: len(images)].detach(), attribution
 
+    def _mode(self, steps: dict[str, Step], parts: Multipliers) -> Activations:
+        if self.products == "refused":
+            return Activations(self.name, steps)
+        return Activations(self.name, steps | parts.steps, product=parts.product)
+
     def _with_graph(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         steps = dict.fromkeys(ACTIVATIONS, _rescale_beside) | {"max_pool2d": _cross_maximum_beside}
-        mode, start = Activations(self.name, steps), images.detach().requires_grad_()
+        steps["hardsigmoid"] = lambda _, x, *__, **___: _rescale_beside(_hardsigmoid, x)
+        mode, start = self._mode(steps, Multipliers(_rescale_beside, 3)), images.detach().requires_grad_()
         logits = mode.follow(model, torch.cat([start, images, torch.zeros_like(images)]))
         scores = self.score(logits, targets.repeat(3)).chunk(3)
         attribution = images * mode.gradient(scores[0].sum(), start, graph=True)
@@ -69,7 +87,7 @@ def _refuse_incomplete(attribution: Tensor, image: Tensor, baseline: Tensor) -> 
     """Raise `Refused` where Σ attribution is not logit(x) − logit(x⁰) but for rounding: something was not followed."""
     total, change = attribution.flatten(1).sum(1), image - baseline
     scale = attribution.abs().flatten(1).sum(1) + image.abs() + baseline.abs()
-    off = (total - change).abs() > 30 * torch.finfo(total.dtype).eps ** 0.5 * scale
+    off = ~((total - change).abs() <= 30 * torch.finfo(total.dtype).eps ** 0.5 * scale)  # also where it is no number
     if off.any():
         i = int(off.nonzero()[0])
         raise Refused(
@@ -109,6 +127,11 @@ def _rescale_beside(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Ten
         derivative = torch.autograd.grad(output.sum(), beside, create_graph=True)[0]
     slope = _quotient(beside, output, derivative).chunk(2)[0]
     return torch.cat([Slope.apply(followed, output.detach().chunk(2)[0], slope, False), output])
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """torch's own has no second derivative."""
+    return F.relu6(x + 3) / 6
 
 
 def _cross_maximum_beside(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

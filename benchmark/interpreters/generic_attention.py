@@ -14,8 +14,8 @@ from benchmark.interpreters.base import Targeted, leaf, needs_graph
 class GenericAttention(Targeted):
     """Π_b (I + mean_h relu(∇A_b ⊙ A_b)), the class token's row; without a class token the mean of all rows.
 
-    This is the "generic attention explainability" of the ICCV paper, not the "transformer attribution" of the same
-    authors' CVPR paper of 2021, which has LRP's relevance of A in the place of A. ∇A is the gradient of the label's
+    This is the "generic attention explainability" of the ICCV paper, not the same authors' `transformer_attribution`,
+    which has LRP's relevance of A in the place of A. ∇A is the gradient of the label's
     logit. As in its released code for vision transformers, rows are not normalised. The paper has no windows; where
     Swin merges patches, a token hands to each of them alike.
     """

@@ -16,7 +16,7 @@ from attacks.errors import UserError
 from benchmark.interpreters import attention
 from benchmark.interpreters.rules import Composite, Weighted, again, scaled, share, stabilise
 from benchmark.interpreters.steps import Propagate, Way
-from benchmark.interpreters.tracing import Call, mapped, tensors
+from benchmark.interpreters.tracing import Call, tensors
 
 PASS = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardswish", "mish", "selu",
         "celu", "sigmoid", "tanh", "hardsigmoid", "half_huber", "dropout", "dropout2d", "feature_dropout",
@@ -71,14 +71,24 @@ def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
     first, second = call.read
     if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
         return None
-    if composite.add == "proportional":
-        return Way(lambda r: _in_proportion(first, second, output, r, composite.eps), (first, second, output))
+    if composite.add in ("proportional", "normalised"):
+        split = _in_proportion if composite.add == "proportional" else _normalised
+        return Way(lambda r: split(first, second, output, r, composite.eps), (first, second, output))
     return Way(_residual(first, second, composite.add), call.read)
 
 
 def _in_proportion(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     s = share(relevance, stabilise(output, eps))
     return a * s, b * s
+
+
+def _normalised(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """R_a ΣR |ΣR_a| / (ΣR_a (|ΣR_a| + |ΣR_b|)), R_a the proportional share, sums over an image (axis 0): shares of
+    opposite signs do not grow beyond what they share out (Chefer et al. 2021, CVPR, equation 10)."""
+    parts = _in_proportion(a, b, output, relevance, eps)
+    whole, *sums = (t.flatten(1).sum(1).view(-1, *[1] * (t.dim() - 1)) for t in (relevance, *parts))
+    factor = whole / (sums[0].abs() + sums[1].abs()).clamp(min=torch.finfo(whole.dtype).tiny)
+    return parts[0] * sums[0].sign() * factor, parts[1] * sums[1].sign() * factor
 
 
 def _shift(call: Call, output: Tensor, composite: Composite) -> Way:
@@ -122,11 +132,7 @@ def _transpose(call: Call, relevance: Any) -> Sequence[Tensor]:
     """The vector-Jacobian product of an operation that is linear in what it read (or picks winners among them)."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in call.read]
-
-        def leaf(tensor: Tensor) -> Tensor:
-            return next((new for old, new in zip(call.read, leaves, strict=True) if old is tensor), tensor)
-
-        output = call.function(*mapped(leaf, call.args), **mapped(leaf, call.kwargs))
+        output = call.on(*leaves)
     pairs = [(output, relevance)] if isinstance(output, Tensor) else list(zip(output, relevance, strict=True))
     pairs = [(o, r) for o, r in pairs if r is not None]
     return torch.autograd.grad(
@@ -223,6 +229,23 @@ def _tuple(value: Any, dim: int) -> tuple[int, ...]:
     return value * dim if len(value) == 1 else value
 
 
+def _instance_norm(call: Call, output: Tensor, composite: Composite) -> Way | None:
+    """By the image's own statistics, or by running ones: then an affine map of each value, as BatchNorm."""
+
+    def way(
+        input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Tensor | None = None,
+        bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+    ) -> Way:  # fmt: skip
+        if use_input_stats:
+            return attention.grouped(input, output, input.shape[1], weight, eps, composite)
+        if composite.add != "proportional":
+            return Way(lambda r: (r,))
+        constant = shift_of(input, running_mean, running_var, weight, bias, eps=eps)
+        return Way(lambda r: (attention.shifted(output, constant, r, composite.eps),), (output,))
+
+    return attention.norm_way(call, composite, way)
+
+
 OPERATIONS: dict[str, Callable[[Call, Any, Composite], Way | None]] = {
     **dict.fromkeys(PASS | AFFINE, _unchanged),
     "add": _sum,
@@ -231,6 +254,8 @@ OPERATIONS: dict[str, Callable[[Call, Any, Composite], Way | None]] = {
     "softmax": attention.softmax_way,
     "layer_norm": attention.layer_norm_way,
     "rms_norm": attention.rms_norm_way,
+    "group_norm": attention.group_norm_way,
+    "instance_norm": _instance_norm,
     **dict.fromkeys(POOL_MAX, _winner),
     **dict.fromkeys(POOL_MEAN, _proportional),
     **dict.fromkeys(STRUCTURE | WRITES, _moved),

@@ -234,9 +234,11 @@ class Composite:
     directly follows a weighted operation into it (the two give unrelated maps). `add`: a residual sum is split by the
     positive parts of its branches; "altered" does so with the first branch as the released code has it after its
     in-place add, that is with the sum in the branch's place; "proportional" by their values, as in the ε-rule, where
-    constants that are added, and a BatchNorm that is not folded, also keep their share.
+    constants that are added, and a BatchNorm that is not folded, also keep their share; "normalised" by their values
+    too, then each branch as a whole scaled, so that both have the sign of what they share out.
 
-    `attention`: "product" hands relevance to values and weights in halves, "constant" to values alone. `gate`: of two
+    `attention`: "product" hands relevance to values and weights in halves, "constant" to values alone, "passed" as
+    "product", and through softmax and norms unchanged. `gate`: of two
     activations multiplied value by value both get half ("halves"), or that which is no gate all ("constant": squeeze
     and excitation, SiLU-gated layers). `eps` stabilises these, norms and proportional sums (`attention.py`).
     """
@@ -246,14 +248,15 @@ class Composite:
     first: Rule | None = None
     names: Mapping[str, Rule] = field(default_factory=dict, hash=False)
     batch_norm: Literal["pass", "fold"] = "pass"
-    add: Literal["positive", "altered", "proportional"] = "positive"
-    attention: Literal["product", "constant"] = "product"
+    add: Literal["positive", "altered", "proportional", "normalised"] = "positive"
+    attention: Literal["product", "constant", "passed"] = "product"
     gate: Literal["halves", "constant"] = "halves"
     eps: float = 0.01
 
 
 _EXACT = Epsilon(1e-6)
 _PROPORTIONAL = Composite(conv=_EXACT, linear=_EXACT, batch_norm="fold", add="proportional", eps=1e-6)
+_Z_PLUS = AlphaBeta(bias="none", eps=1e-6)
 
 COMPOSITES: dict[str, Composite] = {
     "default": Composite(),
@@ -267,6 +270,7 @@ COMPOSITES: dict[str, Composite] = {
     "epsilon_gamma_box": Composite(conv=Gamma(), first=ZBox()),
     "attn_lrp": _PROPORTIONAL,
     "cp_lrp": replace(_PROPORTIONAL, attention="constant", gate="constant"),
+    "chefer2021": Composite(conv=_Z_PLUS, linear=_Z_PLUS, add="normalised", attention="passed", eps=1e-6),
 }
 CHOICES = {"batch_norm": ("fold", "pass"), "gate": ("constant", "halves")}
 

@@ -69,7 +69,7 @@ class Tape(TorchFunctionMode):
         nodes = []
         for tensor in inputs:
             refuse_half("LRP", "its input", [tensor])
-            nodes.append(self._node(tensor))
+            nodes.append(self.node_of(tensor))
             if self.ancestry is not None:
                 self.ancestry.root(tensor)
         self.held.update(nodes)  # the caller's own memory
@@ -98,7 +98,7 @@ class Tape(TorchFunctionMode):
             with self:
                 return PARTS[func.__name__](*args, **kwargs)
         self._check_origins(name_of(func), operands)
-        inputs = [self._node(t) for t in read]
+        inputs = [self.node_of(t) for t in read]
         call = pure(func, args, kwargs, read)._replace(makers=tuple(self.makers.get(node, "") for node in inputs))
         if self._expendable(call):
             output, way = func(*args, **kwargs), None
@@ -142,7 +142,7 @@ class Tape(TorchFunctionMode):
     def _record(self, call: Call, inputs: list[int], written: list[Tensor], output: Any, way: Way | None) -> None:
         refuse_half("LRP", repr(call.name), written)
         is_followed = call.target is not None and call.target in self.nodes
-        outputs = [self._node(t) for t in written]
+        outputs = [self.node_of(t) for t in written]
         for node in inputs:
             self.readers[node] += 1
         self.memory.note_views(call.read, written)
@@ -159,14 +159,14 @@ class Tape(TorchFunctionMode):
         if call.target is not None:
             self.memory.renew(call.target, output, is_followed)
 
-    def _node(self, tensor: Tensor) -> int:
+    def node_of(self, tensor: Tensor) -> int:
         if tensor not in self.nodes:
             self.nodes[tensor] = self.count
             self.count += 1
         return self.nodes[tensor]
 
     def _hold(self, needed: Iterable[Tensor]) -> None:
-        self.held.update(self._node(tensor) for tensor in needed)
+        self.held.update(self.node_of(tensor) for tensor in needed)
 
     def _way(self, call: Call, output: Any) -> Way | None:
         """The way back, or None where there is no rule (an error only if relevance reaches it)."""
@@ -184,8 +184,8 @@ class Tape(TorchFunctionMode):
         named, rule = self._rule(call.name)
         op = WEIGHTED[call.name](*call.args, **call.kwargs)
         op.output = output if rule.needs_output or self.composite.batch_norm == "fold" else None
-        node = self._node(output)
-        op.nonnegative = self._node(op.x) in self.nonnegative
+        node = self.node_of(output)
+        op.nonnegative = self.node_of(op.x) in self.nonnegative
         self.weighted[node] = op
 
         def propagate(relevance: Tensor) -> tuple[Tensor]:
@@ -208,7 +208,7 @@ class Tape(TorchFunctionMode):
     def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
         if not call.is_of_one:
             return None
-        op = self.weighted.get(self._node(call.read[0]))
+        op = self.weighted.get(self.node_of(call.read[0]))
         if self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
             return Way(lambda r: (r,))
         if op is None:
@@ -222,7 +222,7 @@ class Tape(TorchFunctionMode):
         logits = self.current(logits)
         if self.head is None or logits not in self.nodes:  # which `relevance` refuses
             return logits
-        return self.head.centre(logits, self._node(logits), self.steps, self.composite)
+        return self.head.centre(logits, self.node_of(logits), self.steps, self.composite)
 
     def relevance(self, output: Tensor, seed: Tensor, at: Sequence[int]) -> list[Tensor | None]:
         """The relevance that reaches the nodes `at` when `output` starts with `seed`; None where none does."""
@@ -235,8 +235,13 @@ class Tape(TorchFunctionMode):
             )
         total: dict[int, Tensor] = {self.nodes[output]: seed}
         self.weighted.clear()
+        above = set(at)
         while self.steps:  # closures refer to the tape: taken off it, their tensors go at once and not by a later gc
             step = self.steps.pop()
+            above.difference_update(step.outputs)
+            if not above:  # what made them hands on what nobody asks for
+                self.steps.clear()
+                break
             arriving = [total.get(node) for node in step.outputs]
             if all(r is None for r in arriving):
                 continue

@@ -84,6 +84,14 @@ class Call(NamedTuple):
     target: Tensor | None = None
     makers: tuple[str, ...] = ()
 
+    def on(self, *others: Tensor) -> Any:
+        """The result with other tensors in the place of those in `read`."""
+
+        def other(tensor: Tensor) -> Tensor:
+            return next((new for old, new in zip(self.read, others, strict=True) if old is tensor), tensor)
+
+        return self.function(*mapped(other, self.args), **mapped(other, self.kwargs))
+
     @property
     def is_of_one(self) -> bool:
         """Whether one operand alone is followed, and stands there once."""

@@ -110,6 +110,27 @@ def preprocessing(name: str, weights: str | None) -> Any:
     return presets[0]
 
 
+@cache
+def transforms_of(name: str, weights: str | None) -> str | None:
+    """ "ARCHITECTURE/WEIGHTS" where torchvision's weights are named that want images other than most of them: the short
+    side bilinear to 256, the central 224, ImageNet's mean and standard deviation; else None."""
+    if name in SMALL or weights not in zoo.get_model_weights(name).__members__:
+        return None
+    preset, most = preprocessing(name, weights), zoo.ResNet50_Weights.IMAGENET1K_V1.transforms()
+    wanted = ("resize_size", "crop_size", "interpolation", "mean", "std")
+    return None if all(getattr(preset, w) == getattr(most, w) for w in wanted) else f"{name}/{weights}"
+
+
+def named_transforms(transforms: str) -> Any:
+    """`preprocessing` by "ARCHITECTURE/WEIGHTS". Raises `UserError` for an unknown one."""
+    name, _, weights = transforms.partition("/")
+    if name not in zoo.list_models(module=zoo):
+        raise unknown("architecture of transforms", name, zoo.list_models(module=zoo))
+    if weights not in zoo.get_model_weights(name).__members__:
+        raise unknown(f"weights of {name} in transforms", weights, zoo.get_model_weights(name).__members__)
+    return preprocessing(name, weights)
+
+
 def load(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into the model: safetensors, or a state_dict that is read without unpickling code."""
     path = Path(path)

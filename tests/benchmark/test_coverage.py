@@ -55,3 +55,38 @@ def test_a_row_is_what_the_interpreters_say(monkeypatch):
 def test_an_unknown_network_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         coverage.main(["resnet81"])
+
+
+def test_a_kept_row_is_completed_and_not_run_again(monkeypatch, tmp_path):
+    known, tried = dict(coverage.interpreters.INTERPRETERS), []
+    monkeypatch.setattr(models, "create", lambda name: nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=32, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 3),
+    ).eval())  # fmt: skip
+    before = coverage._attribution
+    monkeypatch.setattr(coverage, "_attribution", lambda name, *given: tried.append(name) or before(name, *given))
+    for names, expected in (("grad_cam",), ["grad_cam"] * 2), (("grad_cam", "simple_grad"), ["simple_grad"]), ((), []):
+        if names:
+            monkeypatch.setattr(coverage.interpreters, "INTERPRETERS", {name: known[name] for name in names})
+        coverage.keep(tmp_path, "resnet18")
+        assert tried == expected
+        tried.clear()
+    row = coverage.kept(tmp_path, "resnet18")
+    assert row.reasons == {"grad_cam": "", "simple_grad": ""}
+    assert list(row.apart) == ["grad_cam"]
+    assert row.apart["grad_cam"] < 1e-12
+    assert coverage.kept(tmp_path, "vgg11") is None
+
+
+def test_the_page_says_what_was_not_run_and_how_far_batches_are_apart(monkeypatch, tmp_path, capsys):
+    lies = Layout("channels_first", (7, 7))
+    for name, apart in ("resnet18", 1e-15), ("vgg11", 3e-14):
+        row = coverage.Row(name, 64, "x", 224, lies, {"lrp": ""}, {"lrp": apart})
+        (tmp_path / f"{name}.json").write_text(coverage.json.dumps(coverage.asdict(row)))
+        assert coverage.kept(tmp_path, name) == row
+    coverage.main(["--rows", str(tmp_path), "--only-kept"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| resnet18 | 64 | yes |" in lines
+    assert "| vit_b_16 | not run | |" in lines
+    assert sum("| not run |" in line for line in lines) == 78
+    assert "| `lrp` | 2 | 3e-14 | vgg11 |" in lines

@@ -6,6 +6,7 @@ real weights where they are at hand: through a random one relevance fades to den
 import multiprocessing
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from benchmark.entries.gates import peak_memory
 
 MAPS = {"epsilon": 1.3, "z_plus": 1.75, "default": 1.75, "alpha2_beta1": 2.5, "gamma": 2.5}
 TOKENS = {"vit_b_16": 2.2, "swin_t": 2.5, "convnext_tiny": 2.5}
+TOKEN_STEPS = {"attn_lrp": 4.0, "lrp_t": 1.4}
 STEPS = {
     ("vgg16", "lrp"): 2.6,
     ("resnet50", "lrp"): 4.0,
@@ -40,6 +42,14 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
+
+
+def with_head(model):
+    """A new ViT's head is zero: no logits, no relevance."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.02)
+    return model
 
 
 def inputs(batch):
@@ -87,21 +97,28 @@ def test_map_against_forward_and_input_gradient(network, rule, capsys):
 
 @pytest.mark.parametrize("network", TOKENS)
 def test_attn_lrp_map_against_forward_and_input_gradient(network, capsys):
-    """One thread, batch 2."""
+    """CPU time of one thread, batch 1."""
     torch.set_num_threads(1)
-    images, targets = inputs(2)
-    model = network_of(network).requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and not module.weight.any():
-            torch.nn.init.normal_(module.weight, std=0.02)  # a new ViT's head: no logits, no relevance
+    images, targets = inputs(1)
+    model = with_head(network_of(network)).requires_grad_(False)
     lrp = interpreters.create("attn_lrp")
 
     def bare():
         leaf = images.detach().requires_grad_()
         torch.autograd.grad(model(leaf).gather(1, targets[:, None]).sum(), leaf)
 
-    got = ratio(lambda: lrp(model, images, targets), bare, repeats=3)
+    got = ratio(lambda: lrp(model, images, targets), bare, repeats=3, clock=time.process_time)
     report(capsys, f"attn_lrp map, {network}", got, TOKENS[network])
+
+
+@pytest.mark.parametrize("name", TOKEN_STEPS)
+def test_fooling_step_of_a_vision_transformer_against_training_step(name, capsys):
+    """CPU time of one thread, batch 1, vit_b_16."""
+    torch.set_num_threads(1)
+    images, targets = inputs(1)
+    model = with_head(network_of("vit_b_16"))
+    steps = [training_step(model, images, targets, name) for name in (name, None)]
+    report(capsys, f"fooling step by {name}, vit_b_16", ratio(*steps, 2, time.process_time), TOKEN_STEPS[name])
 
 
 @pytest.mark.parametrize("network", ["vgg16", "resnet50"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from attacks.errors import UserError
-from benchmark import datasets
+from benchmark import datasets, models
 
 DATA = Path(os.environ.get("FOOLBENCH_DATA", Path(__file__).parents[3] / "../shared/data"))
 
@@ -247,3 +247,28 @@ def test_real_cifar10_arrays():
     images = torch.stack([image for image, _ in train.__getitems__(range(1000))])
     assert images.mean().abs() < 0.1
     assert 0.8 < images.std() < 1.2
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "efficientnet_v2_l", "swin_v2_t", "efficientnet_b0"])
+def test_transforms_are_those_of_the_weights(tmp_path, name):
+    """299 pixels; 480 of mean 1/2; 256 of 260; bicubic. A smaller input is in their proportion."""
+    photograph(tmp_path / "train/a/0.png", size=(300, 400))
+    photograph(tmp_path / "val/a/0.png", size=(300, 400))
+    preset = models.preprocessing(name, "IMAGENET1K_V1")
+    data = datasets.create("imagenet", "test", root=tmp_path, transforms=preset)
+    assert data.input_size == preset.crop_size[0]
+    expected = preset(Image.open(tmp_path / "val/a/0.png"))
+    torch.testing.assert_close(data[0][0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(data.denormalise(data[0][0][None]), preset_pixels(expected, preset), rtol=0, atol=1e-6)
+    small = datasets.create("imagenet", "test", root=tmp_path, transforms=preset, input_size=32)
+    assert small[0][0].shape == (3, 32, 32)
+    assert small.mean == tuple(preset.mean)
+
+
+def preset_pixels(image, preset):
+    return (image * torch.tensor(preset.std).view(3, 1, 1) + torch.tensor(preset.mean).view(3, 1, 1))[None]
+
+
+def test_transforms_are_of_photographs():
+    with pytest.raises(UserError, match="transforms are of photographs: imagenet and image_folder"):
+        datasets.create("shapes", size=2, transforms=models.preprocessing("inception_v3", None))

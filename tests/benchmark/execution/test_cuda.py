@@ -55,7 +55,7 @@ def both(work):
     return found
 
 
-ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam")  # refuse a network without
+ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam", "transformer_attribution")  # refuse others
 
 
 @pytest.mark.parametrize("name", interpreters.names())

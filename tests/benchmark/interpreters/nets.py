@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 from torchvision.models.vision_transformer import VisionTransformer
 
-ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam")  # refuse a network without
+ATTENTION = ("attention_rollout", "generic_attention", "attention_grad_cam", "transformer_attribution")  # refuse others
 
 
 class Mixer(nn.Module):

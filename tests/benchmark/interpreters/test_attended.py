@@ -219,7 +219,7 @@ def test_weights_times_values_are_the_fused_function(option):
 
 
 @pytest.mark.parametrize("net", ["vit", "swin"])
-@each_method
+@pytest.mark.parametrize("name", [name for name in ATTENTION if name != "transformer_attribution"])  # has its own
 def test_the_gradient_by_every_parameter_agrees_with_central_differences(name, net):
     setting = drawn(net)
     interpreter = interpreters.create(name)

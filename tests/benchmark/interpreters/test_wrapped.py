@@ -19,7 +19,7 @@ TWINS = ("lrp_", "feature_", "random", "centre_", "sobel", "input_m", "grad_cam_
 EACH = [name for name in interpreters.INTERPRETERS if name == "lrp_t" or not name.startswith(TWINS)]  # one of a kind
 each_interpreter = pytest.mark.parametrize("name", EACH)
 TRACES = ("lrp", "attn_lrp", "cp_lrp", "captum_lrp", "guided", "deconvolution", "deep_lift", "aggregate", "attention",
-          "generic")  # of those that read modules or operations  # fmt: skip
+          "generic", "transformer_")  # of those that read modules or operations  # fmt: skip
 LAYERED = ("grad_cam", "layer_cam", "eigen_cam", "simple_grad_t")
 
 
