@@ -12,6 +12,7 @@ from attacks.errors import UserError
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.aopc import AOPC
 from benchmark.leaderboards.attacks import ATTACKS
+from benchmark.leaderboards.backdoors import TRIGGERED
 from benchmark.leaderboards.cells import cells_of, one_line, row_key
 from benchmark.leaderboards.fronts import POINTS
 from benchmark.leaderboards.manipulations import ACCURACIES, MANIPULATIONS, accuracies
@@ -28,6 +29,7 @@ TABLES: dict[str, Leaderboard] = {
     "aopc": AOPC,
     "fronts": POINTS,
     "attacks": ATTACKS,
+    "backdoors": TRIGGERED,
     "ara": ARA,
     "resistance": RESISTANCE,
     "differences": DIFFERENCES,

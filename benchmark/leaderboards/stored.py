@@ -1,7 +1,8 @@
 """The results of a suite: a folder of tables, from which every leaderboard is computed.
 
 One Parquet table and one JSON card for each evaluated interpreter (`SCORES`), and those of STORED: `models` for the
-manipulations themselves, `fronts` where recipes were searched, `robustness` where clean models were attacked.
+manipulations themselves, `fronts` where recipes were searched, `robustness` where clean models were attacked,
+`backdoors` where a fooling has a trigger.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 from attacks.errors import UserError
 from benchmark import results
+from benchmark.leaderboards.backdoors import BACKDOORS
 from benchmark.leaderboards.cells import SCORES
 from benchmark.leaderboards.fronts import FRONTS
 from benchmark.leaderboards.manipulations import MODELS
@@ -18,7 +20,7 @@ from benchmark.leaderboards.robustness import ROBUSTNESS
 from benchmark.leaderboards.table import Results
 from benchmark.results import KEY, Table
 
-STORED = {"models": MODELS, "fronts": FRONTS, "robustness": ROBUSTNESS}
+STORED = {"models": MODELS, "fronts": FRONTS, "robustness": ROBUSTNESS, "backdoors": BACKDOORS}
 """Tables that are no interpreter's: no interpreter can have such a name."""
 
 
