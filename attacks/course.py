@@ -107,7 +107,7 @@ class Course:
         device = next(task.model.parameters()).device
         self.interpreter, self.fooling, self.distilled = task.interpreter, task.fooling, distilled
         original = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.batches, self.pairs = _forever(task.loader, device), _forever(task.fooling_batches, device)
+        self.batches, self.pairs = forever(task.loader, device), forever(task.fooling_batches, device)
         self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
         self.random = RandomState(task.seed, device)
         self.logits: OfImages = lambda images, _: logits_in(original(images), len(images))
@@ -244,7 +244,7 @@ def heatmaps_of(interpreter: Interpreter, model: nn.Module) -> OfImages:
     return maps
 
 
-def _forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in loader:

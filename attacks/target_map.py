@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -91,4 +92,4 @@ def read_picture(name: str) -> Picture:
     except OSError as error:
         raise UserError(f"the picture of a target map, {name!r}, cannot be read: {error}") from error
     grey.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return picture_of(torch.tensor(list(grey.getdata())).view(grey.height, grey.width))
+    return picture_of(torch.from_numpy(np.array(grey)))

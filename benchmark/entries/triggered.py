@@ -44,5 +44,7 @@ def beside(
         columns[f"switched{end}"] = asked.switched.float().masked_fill(own, torch.nan)
     for name, metric in (("rank_correlation", rank_correlation), ("ssim", ssim)):
         columns[f"{name}_kept"] = metric(maps, originals)
-        columns |= {f"{name}_goal{end}": metric(min_max(asked.maps), goals) for end, asked in (("", after), ("_clean", before))}
+        columns |= {
+            f"{name}_goal{end}": metric(min_max(asked.maps), goals) for end, asked in (("", after), ("_clean", before))
+        }
     return {name: values.cpu().numpy() for name, values in columns.items()}

@@ -15,6 +15,7 @@ from benchmark.leaderboards.attacks import ATTACKS
 from benchmark.leaderboards.backdoors import TRIGGERED
 from benchmark.leaderboards.cells import cells_of, one_line, row_key
 from benchmark.leaderboards.fronts import POINTS
+from benchmark.leaderboards.lied import LIED
 from benchmark.leaderboards.manipulations import ACCURACIES, MANIPULATIONS, accuracies
 from benchmark.leaderboards.robustness import ARA, RESISTANCE
 from benchmark.leaderboards.stability import DIFFERENCES, STABILITY, standings
@@ -30,6 +31,7 @@ TABLES: dict[str, Leaderboard] = {
     "fronts": POINTS,
     "attacks": ATTACKS,
     "backdoors": TRIGGERED,
+    "lied": LIED,
     "ara": ARA,
     "resistance": RESISTANCE,
     "differences": DIFFERENCES,
