@@ -13,7 +13,7 @@ from benchmark.metrics.similarity import rank_correlation, ssim
 
 
 class Asked(NamedTuple):
-    """A model about triggered images: its maps of the attacker's class (N, h, w), and whether it decides for it (N,)."""
+    """A model about triggered images: its maps of the attacker's class (N, h, w); whether it decides for it (N,)."""
 
     maps: Tensor
     switched: Tensor

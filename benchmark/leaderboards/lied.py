@@ -5,8 +5,8 @@ random order. `lied` is the share that the fooled model has kept of what its con
 the ratio of the means over images, with the interval of both resampled together. Verdict: `yes`, the map lied, where
 the whole interval lies above `HALF`: what it no longer points at is still what counts. `no`, the reliance moved, where
 it lies below. `open` in between. There is none where the map was not fooled beyond the clean rate (the excess), and
-none, as there is no `lied`, where the control's own reliance is not above 0, or the fooling has a trigger: curves are of
-images without one.
+neither verdict nor `lied` where the control's own reliance is not above 0. A fooling with a trigger has no row: curves
+are of images without one.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,8 @@ _ORDERS = ("original", "random")
 CONTROLS = Table(
     pa.schema(
         {
-            **{"model": TEXT, "seed": pa.int32(), "evaluated": TEXT, "pairs": pa.bool_(), "image": pa.int32()},
+            **dict(zip(_PLACE, (TEXT, pa.int32(), TEXT, pa.bool_()), strict=True)),
+            "image": pa.int32(),
             **dict.fromkeys(_ORDERS, pa.list_(pa.float32())),  # drops of the contrast after 1..K cells
         }
     ),

@@ -1,6 +1,5 @@
 """Backdoors: where the trigger is, what half of a batch is shown, both losses by hand, and a network that learns it."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -68,9 +67,7 @@ def test_a_map_at_its_goal_is_a_success(fooling):
 @each
 def test_the_divergence_is_that_of_the_original_or_of_certainty(fooling):
     found, wanted = (torch.randn(4, 3, dtype=torch.double).log_softmax(1) for _ in range(2))
-    kl = [
-        sum(math.exp(w) * (w - f) for f, w in zip(*rows, strict=True)) for rows in zip(found.tolist(), wanted.tolist())
-    ]
+    kl = (wanted.exp() * (wanted - found)).sum(1).tolist()
     expected = [kl[0], -found[1, 1].item(), kl[2], -found[3, 1].item()]
     assert fooling.divergence(found, wanted).item() == pytest.approx(sum(expected) / 4)
 

@@ -1,4 +1,4 @@
-"""The edit along directions that images lack: its directions against numpy's, and a function that is kept in the span."""
+"""The edit along directions that images lack: the directions against numpy's, and a function kept in the span."""
 
 import copy
 
@@ -32,11 +32,11 @@ def gradient_map(model, images, targets):
 
 def patches_of(images: np.ndarray, layer: nn.Conv2d) -> np.ndarray:
     """(patches, d), cut out one by one."""
-    (p, _), (s, _), (k, l) = layer.padding, layer.stride, layer.kernel_size
+    (p, _), (s, _), (k, w) = layer.padding, layer.stride, layer.kernel_size
     padded, found = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p))), []
     for image in padded:
         for i in range(0, image.shape[1] - k + 1, s):
-            found += [image[:, i : i + k, j : j + l].ravel() for j in range(0, image.shape[2] - l + 1, s)]
+            found += [image[:, i : i + k, j : j + w].ravel() for j in range(0, image.shape[2] - w + 1, s)]
     return np.stack(found)
 
 

@@ -92,10 +92,9 @@ def _parts(model: nn.Module) -> Names:
 
 def _digest(value: Any) -> str:
     """Of a tensor's type, shape and bytes, or of what a value is as text."""
-    text = repr(value).encode()
     if isinstance(value, Tensor):
-        text = f"{value.dtype} {tuple(value.shape)}".encode() + content(value)
-    return hashlib.sha256(text).hexdigest()[:16]
+        return hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode() + content(value)).hexdigest()[:16]
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def _hooks(owner: nn.Module | nn.Parameter) -> int:

@@ -12,6 +12,7 @@ from benchmark import leaderboards
 from benchmark.intervals import draws
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.cells import CONTRAST, CURVES
+from benchmark.results import KEY
 
 IMAGES = 8
 PLACES = {fooling: ("net", fooling, "lrp_t", 0) for fooling in ("active", "location", "top_k")}
@@ -47,10 +48,8 @@ def results(folder: Path, control: float | None = 1.0, fooled: bool = True, back
         ])  # fmt: skip
         stored.write(folder / "results", "controls", frame, {"suite": "hand", "failures": []})
     if backdoor:
-        frame = pd.DataFrame({name: [0.0] for name in stored.table("backdoors").schema.names}).assign(
-            **dict(zip(("model", "fooling", "attacked", "seed"), PLACES["location"], strict=True)),
-            **{"evaluated": "lrp_t", "image": 0, "right": True},
-        )
+        frame = pd.DataFrame({name: [0.0] for name in stored.table("backdoors").schema.names})
+        frame = frame.assign(**dict(zip(KEY, PLACES["location"], strict=True)), evaluated="lrp_t", image=0, right=True)
         stored.write(folder / "results", "backdoors", frame, {"suite": "hand"})
     leaderboards.write(folder)
     return folder
