@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from attacks.backdoors import FullDisguise, RedHerring  # noqa: F401
     from attacks.borrowed import carlini_wagner, elastic_net, fgsm, pgd  # noqa: F401
     from attacks.course import Manipulated, Recipe  # noqa: F401
-    from attacks.foolings import Active, CenterMass, Fooling, Location, TopK  # noqa: F401
+    from attacks.foolings import Active, CenterMass, Location, TopK  # noqa: F401
     from attacks.half_huber import use_half_huber  # noqa: F401
     from attacks.manipulation import manipulate  # noqa: F401
+    from attacks.objective import Fooling  # noqa: F401
     from attacks.pixels import OnPixels  # noqa: F401
     from attacks.robust_training import Adversary, Regulariser, Robust  # noqa: F401
     from attacks.structured import structured_attack  # noqa: F401
@@ -26,9 +27,10 @@ _NAMES = {
     "backdoors": ("FullDisguise", "RedHerring"),
     "borrowed": ("carlini_wagner", "elastic_net", "fgsm", "pgd"),
     "course": ("Manipulated", "Recipe"),
-    "foolings": ("Active", "CenterMass", "Fooling", "Location", "TopK"),
+    "foolings": ("Active", "CenterMass", "Location", "TopK"),
     "half_huber": ("use_half_huber",),
     "manipulation": ("manipulate",),
+    "objective": ("Fooling",),
     "pixels": ("OnPixels",),
     "robust_training": ("Adversary", "Regulariser", "Robust"),
     "structured": ("structured_attack",),

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.fooling import Fooling
 from attacks.heatmaps import min_max
+from attacks.objective import Fooling
 from attacks.target_map import LIKENESS, Picture, likeness, target
 
 SHARE = 8  # the trigger's side is the image's by this

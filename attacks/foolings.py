@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attacks.backdoors import FullDisguise, RedHerring
 from attacks.errors import unknown
-from attacks.fooling import Fooling
 from attacks.heatmaps import border, centre_of_mass, min_max, top_pixels
+from attacks.objective import Fooling
 from attacks.ranks import rank_correlation
 from attacks.target_map import TargetMap, read_picture
 

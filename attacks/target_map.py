@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from attacks.errors import UserError
-from attacks.fooling import Fooling
 from attacks.heatmaps import min_max
+from attacks.objective import Fooling
 from attacks.ranks import rank_correlation
 from attacks.ssim import ssim
 

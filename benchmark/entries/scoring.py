@@ -22,7 +22,7 @@ from benchmark.run import Run, remembered
 
 CODE = (
     *curves.CODE,
-    *("attacks.foolings", "attacks.fooling", "attacks.target_map", "attacks.backdoors", "attacks.ssim"),
+    *("attacks.foolings", "attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim"),
     *("attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
     *("benchmark.entries.triggered", "benchmark.entries.scoring"),
 )
