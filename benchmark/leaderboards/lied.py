@@ -6,7 +6,7 @@ the ratio of the means over images, with the interval of both resampled together
 the whole interval lies above `HALF`: what it no longer points at is still what counts. `no`, the reliance moved, where
 it lies below. `open` in between. There is none where the map was not fooled beyond the clean rate (the excess), and
 neither verdict nor `lied` where the control's own reliance is not above 0. A fooling with a trigger has no row: curves
-are of images without one.
+are of images without one. A control that failed is a row with its error.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from attacks import strategies
 from benchmark.intervals import Floats, Mean, bootstrap_mean, exact, interval
-from benchmark.leaderboards.cells import CONTRAST, MEANS, Cell, Row, by_key, row_key
+from benchmark.leaderboards.cells import CONTRAST, MEANS, Cell, Row, by_key, one_line, row_key
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span, with_ends
 from benchmark.leaderboards.transfer import by_place
 from benchmark.results import TEXT, Table
@@ -92,12 +92,18 @@ def verdict(share: tuple[float, float, float]) -> str:
 
 def _rows(measured: Measured) -> list[Row]:
     means, rows = {name: reliances(measured.results, name) for name in measured.cells}, []
+    failures = measured.results.others["controls"][1]["failures"]
+    errors = {(each["model"], each["seed"], each["evaluated"]): one_line(each["error"]) for each in failures}
     for cell in by_place(measured):
-        mean = means[cell.evaluated].get(row_key(cell.manipulation))
-        if mean is None or cell.scores is None:
+        mean, m = means[cell.evaluated].get(row_key(cell.manipulation)), cell.manipulation
+        error = errors.get((m["model"], m["seed"], cell.evaluated))
+        if cell.scores is None or (mean is None and error is None):
             continue
-        row = cell.manipulation | {"evaluated": cell.evaluated, "n": mean.n}
-        row |= with_ends(("reliance", "reliance_control"), mean) | with_ends(MEANS, cell.scores)
+        row = m | {"evaluated": cell.evaluated, "n": mean.n if mean else 0} | with_ends(MEANS, cell.scores)
+        if mean is None:
+            rows.append(row | {"error": error})
+            continue
+        row |= with_ends(("reliance", "reliance_control"), mean)
         if share := kept([mean]):
             row |= span("lied", share) | {"verdict": verdict(share) if is_fooled(cell) else None}
         rows.append(row)
@@ -108,9 +114,9 @@ LIED = Leaderboard(
     columns=[
         *("model", "fooling", "attacked", "evaluated", "seed", "n", *intervals("excess")),
         *intervals("reliance", "reliance_control", "lied"),
-        "verdict",
+        *("verdict", "error"),
     ],
-    text=("model", "fooling", "attacked", "evaluated", "verdict"),
+    text=("model", "fooling", "attacked", "evaluated", "verdict", "error"),
     rows=_rows,
     exists=lambda results: "controls" in results.others,
     where="it has a control ([control])",

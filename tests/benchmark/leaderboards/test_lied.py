@@ -97,6 +97,19 @@ def test_a_fooling_with_a_trigger_has_no_row(tmp_path: Path) -> None:
     assert [row["fooling"] for row in table(results(tmp_path, backdoor=True), "lied")] == ["active", "top_k"]
 
 
+def test_a_control_that_failed_is_a_row_with_its_error(tmp_path: Path) -> None:
+    folder = results(tmp_path)
+    frame, card = stored.read(folder / "results").others["controls"]
+    failed = {"model": "net", "seed": 0, "evaluated": "lrp_t", "pairs": False, "error": "it\ndiverged"}
+    stored.write(folder / "results", "controls", frame[frame.pairs], card | {"failures": [failed]})
+    leaderboards.write(folder)
+    rows = table(folder, "lied")
+    assert [(row["fooling"], row["n"], row["error"]) for row in rows] == [
+        *(("active", str(IMAGES), ""), ("location", "0", "it diverged"), ("top_k", "0", "it diverged"))
+    ]
+    assert leaderboards.load(folder, "lied").lied.notna().tolist() == [True, False, False]
+
+
 def test_results_without_a_control_have_neither_table_nor_column(tmp_path: Path) -> None:
     folder = results(tmp_path, control=None)
     assert not (folder / "lied.csv").exists()
