@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ def beside(
     logits: Tensor,
     before: Asked,
     after: Asked,
-) -> dict[str, object]:
+) -> dict[str, np.ndarray]:
     """Columns (N,): of the images as they are, whether the fooled model's `logits` are right and how alike its `maps`
     and the clean ones are (`_kept`); of the triggered ones, whether the attacker's class was reached (NaN where it is
     the label) and how near the maps are to their goals (`_goal`), by the fooled model and by the clean one (`_clean`).

@@ -51,10 +51,10 @@ def reliances(results: Results, name: str) -> dict[tuple[object, ...], Mean]:
     found = {}
     for key, rows in by_key(results.entries[name][0]).items():
         control = controls.get((key[0], key[3], name, bool((rows.pair == 1).any())))
-        fooled = _aopc(rows[rows[orders[0]].notna()], orders)
-        both = pd.concat([fooled, control], axis=1, join="inner") if control is not None else ()
-        if len(both) and key[1] not in hidden:
-            found[key] = bootstrap_mean(both.to_numpy(), both.index)
+        measured = rows[rows[orders[0]].notna()]
+        if control is not None and len(measured) and key[1] not in hidden:
+            both = pd.concat([_aopc(measured, orders), control], axis=1, join="inner")
+            found[key] = bootstrap_mean(both.to_numpy(), both.index.to_numpy())
     return found
 
 
