@@ -107,7 +107,7 @@ class Course:
         device = next(task.model.parameters()).device
         self.interpreter, self.fooling, self.distilled = task.interpreter, task.fooling, distilled
         original = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.batches, self.pairs = _forever(task.loader, device), _forever(task.fooling_batches, device)
+        self.batches, self.pairs = forever(task.loader, device), forever(task.fooling_batches, device)
         self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
         self.random = RandomState(task.seed, device)
         self.logits: OfImages = lambda images, _: logits_in(original(images), len(images))
@@ -118,17 +118,18 @@ class Course:
     def losses(self, fooled: nn.Module) -> Losses:
         """Of the next batch. Raises `UserError` where the heatmaps do not depend on the parameters."""
         images, targets = next(self.batches)
+        shown, labels = self.fooling.shown(images, targets)
         if self.fooling.pairs:
             logits, (two, both) = logits_in(fooled(images), len(images)), next(self.pairs)
             heatmaps = pair_heatmaps(self.interpreter, fooled, two, both)
             loss = self._fooling(heatmaps, two, both)
         else:
-            logits, heatmaps = _with_logits(self.interpreter, fooled, images, targets)
+            logits, heatmaps = _with_logits(self.interpreter, fooled, shown, labels)
             loss = self._fooling(heatmaps, images, targets)
         if not loss.requires_grad:
             raise UserError(f"the heatmaps of {self.interpreter} do not depend on the model's parameters")
-        accuracy, extent = (logits.argmax(1) == targets).float().mean(), self.fooling.extent(heatmaps)
-        return Losses(self._kept(logits, images, targets), loss, accuracy, loss / extent)
+        accuracy, extent = (logits.argmax(1) == labels).float().mean(), self.fooling.extent(heatmaps)
+        return Losses(self._kept(logits, labels, images, targets), loss, accuracy, loss / extent)
 
     def _fooling(self, heatmaps: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         if not self.fooling.needs_originals:
@@ -137,12 +138,12 @@ class Course:
             originals = self.maps(images, targets)
         return self.fooling.loss(heatmaps, originals)
 
-    def _kept(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    def _kept(self, logits: Tensor, labels: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         if not self.distilled:
-            return F.cross_entropy(logits, targets)
+            return F.cross_entropy(logits, labels)
         with torch.no_grad():
             wanted = self.logits(images, targets).log_softmax(1)
-        return F.kl_div(logits.log_softmax(1), wanted, log_target=True, reduction="batchmean")
+        return self.fooling.divergence(logits.log_softmax(1), wanted)
 
     def record(self, losses: Losses) -> str:
         """Append a step to the history; why it diverged, or nothing. `scaled` is then that of the step."""
@@ -243,7 +244,7 @@ def heatmaps_of(interpreter: Interpreter, model: nn.Module) -> OfImages:
     return maps
 
 
-def _forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in loader:

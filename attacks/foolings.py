@@ -12,56 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.errors import UserError, unknown
+from attacks.backdoors import FullDisguise, RedHerring
+from attacks.errors import unknown
 from attacks.heatmaps import border, centre_of_mass, min_max, top_pixels
+from attacks.objective import Fooling
 from attacks.ranks import rank_correlation
-
-
-@dataclass(frozen=True)
-class Fooling:
-    """The base: a fooling defines `per_image`; loss and test loss are its mean and itself unless it says otherwise.
-
-    `range` is the closed success range R. `least`: no loss is below it, in units of `extent`. `needs_originals`:
-    whether the losses read `originals`. `pairs`: whether the maps are those of two classes, (N, 2, h, w).
-    """
-
-    name: ClassVar[str]
-    range: ClassVar[tuple[float, float]]
-    needs_originals: ClassVar[bool] = True
-    pairs: ClassVar[bool] = False
-    least: ClassVar[float] = 0.0
-
-    def per_image(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
-        """The loss of each image, (N,)."""
-        raise NotImplementedError
-
-    def loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
-        """The training loss, a differentiable scalar."""
-        self._check(heatmaps, originals)
-        return self.per_image(heatmaps, originals.detach()).mean()
-
-    def extent(self, heatmaps: Tensor) -> float:
-        """How far the loss can go: what divides it into [-1, 1]."""
-        return 1.0
-
-    def test_loss(self, heatmaps: Tensor, originals: Tensor) -> Tensor:
-        """t_i of each image, (N,); (N, 2) for pairs. NaN where it is undefined."""
-        self._check(heatmaps, originals)
-        return self.per_image(heatmaps, originals)
-
-    def success(self, test_losses: Tensor) -> Tensor:
-        """Whether each t_i lies in the success range; undefined ones do not. Same shape, bool."""
-        low, high = self.range
-        return (test_losses >= low) & (test_losses <= high)
-
-    def _check(self, heatmaps: Tensor, originals: Tensor) -> None:
-        dims = 4 if self.pairs else 3
-        if heatmaps.dim() != dims or (self.pairs and heatmaps.shape[1] != 2):
-            wanted = "(N, 2, h, w)" if self.pairs else "(N, h, w)"
-            raise UserError(f"heatmaps for {self.name} must be {wanted} (got {tuple(heatmaps.shape)})")
-        if self.needs_originals and heatmaps.shape != originals.shape:
-            got = f"{tuple(heatmaps.shape)} and {tuple(originals.shape)}"
-            raise UserError(f"heatmaps and originals must have one shape (got {got})")
+from attacks.target_map import TargetMap, read_picture
 
 
 @dataclass(frozen=True)
@@ -147,14 +103,16 @@ class Active(Fooling):
         return (rank_correlation(flat, flat_other) - rank_correlation(flat, flat_own)).view(heatmaps.shape[:2])
 
 
-FOOLINGS: dict[str, type[Fooling]] = {kind.name: kind for kind in (Location, TopK, CenterMass, Active)}
+KINDS = (Location, TopK, CenterMass, Active, TargetMap, RedHerring, FullDisguise)
+FOOLINGS: dict[str, type[Fooling]] = {kind.name: kind for kind in KINDS}
 
 
 def create(name: str) -> Fooling:
-    """The fooling of that name, with its default options."""
-    if name not in FOOLINGS:
+    """The fooling of that name, with its default options; "NAME:FILE" is one with a picture of the working folder."""
+    kind, _, file = name.partition(":")
+    if kind not in FOOLINGS or (file and "picture" not in FOOLINGS[kind].__dataclass_fields__):
         raise unknown("fooling", name, FOOLINGS)
-    return FOOLINGS[name]()
+    return FOOLINGS[kind](**({"picture": read_picture(file)} if file else {}))
 
 
 def names() -> list[str]:

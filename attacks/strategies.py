@@ -72,6 +72,26 @@ class HeadShift(Gradient):
         return head_shift(self.through_surrogate(task), recipe)
 
 
+class OffManifold(Gradient):
+    """The first layer's weights along directions that training patches hardly vary in (`attacks.off_manifold`)."""
+
+    takes_recipe: ClassVar[bool] = False
+    steps: ClassVar[int] = 100
+    batch_size: ClassVar[int] = 16
+
+    def recipe(self) -> "Recipe":
+        """Its own; λ is 0, for the edit is held where images hardly show it."""
+        from attacks.course import Recipe
+        from attacks.off_manifold import RATE
+
+        return Recipe(RATE, 0.0, self.steps, self.batch_size)
+
+    def attack(self, task: "Task", recipe: "Recipe", *, progress: bool | None = None) -> "Manipulated":
+        from attacks.off_manifold import off_manifold
+
+        return off_manifold(self.through_surrogate(task), recipe)
+
+
 class Subspace:
     """A search without gradients, in the span of models fooled against other interpreters (`attacks.subspace`)."""
 
@@ -100,6 +120,7 @@ STRATEGIES: dict[str, Gradient | Subspace] = {
     "": Gradient(),
     "softplus": Softplus(),
     "head_shift": HeadShift(),
+    "off_manifold": OffManifold(),
     "subspace": Subspace(),
 }
 

@@ -170,6 +170,15 @@ class Gate(Part):
     cells: Annotated[int, Field(ge=1, le=100)] = 16
 
 
+class Control(Part):
+    """The fine-tuning, by labels and without a fooling loss, of the control (`benchmark.entries.controls`): it should
+    be as long as the suite's manipulations, at their learning rate."""
+
+    learning_rate: Rate
+    steps: Count
+    batch_size: Batch = 32
+
+
 class Suite(Part):
     """The whole of a suite. `ensemble`: the ways in which every evaluated interpreter is attacked and scored itself,
     beside what it gets of attacks on others: "gradient", or a strategy by gradient; it needs `search`. `threads`: CPU
@@ -187,6 +196,7 @@ class Suite(Part):
     search: Search | None = None
     ensemble: list[str] = []
     gate: Gate | None = None
+    control: Control | None = None
     robustness: Robustness | None = None
     dissection: Dissection | None = None
     scoring: Scoring = Scoring()
@@ -233,6 +243,7 @@ PARTS: dict[str, type[Part]] = {
     "recipes": RecipeRule,
     "search": Search,
     "gate": Gate,
+    "control": Control,
     "robustness": Robustness,
     "dissection": Dissection,
     "adversary": Adversary,

@@ -97,7 +97,7 @@ def _check_names(suite: Suite) -> None:
     checks = {
         "dataset": ([suite.dataset.name], datasets.names()),
         "model": ([suite.architecture(name) for name in suite.models], models.names()),
-        "fooling": (suite.foolings, list(foolings.FOOLINGS)),
+        "fooling": ([name.partition(":")[0] for name in suite.foolings], foolings.names()),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
         "strategy": ([strategy for _, strategy in attacks if strategy], strategies.names()),
         "way of ensemble": (suite.ensemble, strategies.ways()),
@@ -107,6 +107,8 @@ def _check_names(suite: Suite) -> None:
         for name in used:
             if name not in allowed:
                 raise unknown(what, name, allowed)
+    for name in suite.foolings:
+        foolings.create(name)  # which reads the picture that it may name
     for name in checks["interpreter"][0]:
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # as a package may have registered it; it is a file's
             raise UserError(f"an interpreter's name must be letters, digits, '_', '-' or '.' (got {name!r})")

@@ -113,10 +113,10 @@ def _score(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     settings, fooling, parts, tested = run.suite.search, foolings.create(attack.fooling), [], []
     assert settings is not None
     interpreter = create_interpreter(run, attack.interpreter)
-    maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
+    maps0, clean = intact(inputs["originals"] / "heatmaps.npy", mapped), clean_model(run, attack.model)
     for index, budget in enumerate(settings.budgets):
         fooled = stored_model(run, attack.model, inputs["front"], f"weights-{index}")
-        frame, _ = score(run, fooling, interpreter, fooled, maps0, 0)
+        frame, _ = score(run, fooling, interpreter, fooled, maps0, 0, clean)
         predicted = predictions(run, attack.model, fooled)
         parts.append(_rows(frame).assign(budget=budget))
         lost, gained = predicted.top1_clean & ~predicted.top1, predicted.top1 & ~predicted.top1_clean

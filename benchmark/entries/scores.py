@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from attacks import foolings
+from attacks.backdoors import Backdoor
 from benchmark.cells import Cell, Manipulation, View, plan
 from benchmark.entries import predictions
 from benchmark.entries.curves import Curves, reader, scoring_spec
@@ -32,6 +33,7 @@ CODE = (*predictions.CODE, "benchmark.entries.scores")
 class Scored(NamedTuple):
     """What all cells of a fooled model share."""
 
+    clean: nn.Module
     fooled: nn.Module
     on_clean: Curves
     on_fooled: Curves
@@ -43,17 +45,17 @@ def _scored(run: Run, manipulation: Manipulation, path: Path) -> Scored:
     clean, pairs = clean_model(run, manipulation.model), foolings.create(manipulation.fooling).pairs
     fooled = stored_model(run, manipulation.model, path)
     on_fooled = Curves(run, fooled, pairs)
-    return Scored(fooled, Curves(run, clean, pairs), on_fooled, on_fooled.drops(None))
+    return Scored(clean, fooled, Curves(run, clean, pairs), on_fooled, on_fooled.drops(None))
 
 
 @torch.no_grad()
 def _make(run: Run, cell: Cell, inputs: Inputs, folder: Path) -> None:
     fooling, scoring = foolings.create(cell.manipulation.fooling), run.suite.scoring
-    fooled, on_clean, on_fooled, at_random = _scored(run, cell.manipulation, inputs["manipulation"])
+    clean, fooled, on_clean, on_fooled, at_random = _scored(run, cell.manipulation, inputs["manipulation"])
     maps0 = intact(inputs["originals"] / "heatmaps.npy", mapped)
     clean_curves = intact(inputs["originals"] / "curves.npz", np.load)
     keep = max(SAMPLES, scoring.aopc_images)
-    frame, maps = score(run, fooling, create_interpreter(run, cell.evaluated), fooled, maps0, keep)
+    frame, maps = score(run, fooling, create_interpreter(run, cell.evaluated), fooled, maps0, keep, clean)
     after, before, by_before = reader(maps.cpu().numpy()), reader(maps0), on_fooled.drops(reader(maps0))
     same = torch.equal(maps.cpu(), before(0, keep))  # as a control's are: the curves are the same then
     curves = {
@@ -83,8 +85,10 @@ def _needs(run: Run, cell: Cell) -> dict[str, Entry]:
 
 
 def _collect(run: Run, errors: Errors) -> Iterator[Result]:
-    """A result a name: its scores, and a card with what it is and its failed cells."""
+    """A result a name: its scores, and a card with what it is and its failed cells. `backdoors`: what the scores of
+    these have beside, of all names."""
     outcomes = [(manipulation, outcome(run, manipulation, errors)) for manipulation in plan(run.suite)]
+    triggered = []
     for evaluated in run.suite.evaluated:
         rows, failures = [], []
         for manipulation, row in outcomes:
@@ -95,7 +99,11 @@ def _collect(run: Run, errors: Errors) -> Iterator[Result]:
                 failures.append({**place, "error": scored.void(run) or errors.get(scored, "not evaluated")})
             else:
                 rows.append((scored.path(run) / "scores.parquet", place))
+                if isinstance(foolings.create(manipulation.fooling), Backdoor):
+                    triggered.append((rows[-1][0], place | {"evaluated": evaluated}))
         yield evaluated, rows, _card(run, evaluated) | {"failures": failures}
+    if any(isinstance(foolings.create(name), Backdoor) for name in run.suite.foolings):
+        yield "backdoors", triggered, {"suite": run.suite.name}
 
 
 def _card(run: Run, evaluated: str) -> Receipt:

@@ -7,12 +7,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks.backdoors import Backdoor
 from attacks.course import pair_heatmaps
 from attacks.foolings import Fooling
 from attacks.heatmaps import blank
 from benchmark.entries import curves
 from benchmark.entries.images import batches, scored_images
 from benchmark.entries.trained import clean_model
+from benchmark.entries.triggered import Asked, ask, beside
 from benchmark.interpreters import Interpreter
 from benchmark.metrics import CHANCE, METRICS
 from benchmark.metrics.accuracy import decision, top_k_correct
@@ -20,8 +22,9 @@ from benchmark.run import Run, remembered
 
 CODE = (
     *curves.CODE,
-    *("attacks.foolings", "attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
-    "benchmark.entries.scoring",
+    *("attacks.foolings", "attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim"),
+    *("attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
+    *("benchmark.entries.triggered", "benchmark.entries.scoring"),
 )
 
 
@@ -33,16 +36,29 @@ def heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets
 
 
 def score(
-    run: Run, fooling: Fooling, interpreter: Interpreter, fooled: nn.Module, originals: np.ndarray, keep: int
+    run: Run,
+    fooling: Fooling,
+    interpreter: Interpreter,
+    fooled: nn.Module,
+    originals: np.ndarray,
+    keep: int,
+    clean: nn.Module | None = None,
 ) -> tuple[pd.DataFrame, Tensor]:
     """Scores of every image against its original heatmap (n[, 2], h, w), and the first `keep` fooled maps (of pairs,
-    those of the first class). One row an image; two, one a class, for pairs."""
+    those of the first class). One row an image; two, one a class, for pairs. A backdoor needs the `clean` model, too:
+    its rows are of the images with the trigger, with what `triggered.beside` adds."""
     parts, kept, done = [], [], 0
     for images, targets in scored_images(run, fooling.pairs):
         maps = heatmaps(interpreter, fooled, images, targets)
         places = np.arange(done, done + len(images))
         original, other = (torch.from_numpy(originals[(places + step) % len(originals)]).to(maps) for step in (0, 1))
-        parts.append(_rows(fooling, maps, original, other, targets, done))
+        if isinstance(fooling, Backdoor):
+            assert clean is not None
+            before, after = (ask(fooling, interpreter, model, images, targets) for model in (clean, fooled))
+            rows = _rows(fooling, after.maps, original, other, targets, done, before, after)
+            parts.append(rows.assign(**beside(fooling, maps, original, targets, fooled(images), before, after)))
+        else:
+            parts.append(_rows(fooling, maps, original, other, targets, done))
         if done < keep:
             kept.append((maps[:, 0] if fooling.pairs else maps)[: keep - done])
         done += len(images)
@@ -50,19 +66,29 @@ def score(
 
 
 def _rows(
-    fooling: Fooling, maps: Tensor, originals: Tensor, others: Tensor, targets: Tensor, first: int
+    fooling: Fooling,
+    maps: Tensor,
+    originals: Tensor,
+    others: Tensor,
+    targets: Tensor,
+    first: int,
+    before: Asked | None = None,
+    after: Asked | None = None,
 ) -> pd.DataFrame:
-    """`others`: the original map of the next image, which stands for an unrelated map of the same kind."""
-    test_loss, test_loss_clean = fooling.test_loss(maps, originals), fooling.test_loss(originals, originals)
+    """`others`: the original map of the next image, which stands for an unrelated map of the same kind. `before` and
+    `after`, of a backdoor: the clean and the fooled model on the triggered images; one counts as fooled where it is
+    also taken for the attacker's class."""
+    test_loss = fooling.test_loss(maps, originals)
+    test_loss_clean = fooling.test_loss(before.maps if before else originals, originals)
     size = maps.shape[-2:]
     flat, flat_originals, flat_others = (m.reshape(-1, *size) for m in (maps, originals, others))
     columns = {
         "target": targets,
         "test_loss": test_loss,
         "test_loss_clean": test_loss_clean,
-        "success": fooling.success(test_loss),
-        "success_clean": fooling.success(test_loss_clean),
-        "success_null": fooling.success(fooling.test_loss(others, originals)),
+        "success": _counts(fooling.success(test_loss), after),
+        "success_clean": _counts(fooling.success(test_loss_clean), before),
+        "success_null": _counts(fooling.success(fooling.test_loss(others, originals)), after),
         "blank": blank(flat),
         **{name: metric(flat_originals, flat) for name, metric in METRICS.items()},
         **{f"{name}_null": METRICS[name](flat_originals, flat_others) for name in CHANCE},
@@ -72,6 +98,10 @@ def _rows(
     frame.insert(0, "image", np.arange(first, first + len(maps), dtype=np.int32).repeat(pairs))
     frame.insert(1, "pair", np.tile(np.arange(pairs, dtype=np.int8), len(maps)))
     return frame
+
+
+def _counts(success: Tensor, asked: Asked | None) -> Tensor:
+    return success & asked.switched if asked else success
 
 
 def decisions(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> pd.DataFrame:

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.backdoors import Backdoor
 from attacks.course import Manipulated, Recipe
 from attacks.errors import Refused
 from attacks.foolings import Fooling
 from benchmark.entries.images import first_images
 from benchmark.entries.scoring import heatmaps
+from benchmark.entries.triggered import ask
 from benchmark.interpreters import Interpreter
 from benchmark.sections import Search
 
@@ -36,12 +38,23 @@ class Judge:
     @torch.no_grad()  # or the clean model's maps keep their graphs: 15 GiB of an adversarial explanation's
     def __init__(self, clean: nn.Module, interpreter: Interpreter, fooling: Fooling, dev: Batches, images: int) -> None:
         self.interpreter, self.fooling, self.dev, self.images = interpreter, fooling, dev, images
-        self.originals = list(self._maps(clean))
+        self.originals = [heatmaps(interpreter, clean, images, targets) for images, targets in self._explained()]
         self.right, self.probability = self._predictions(clean)
 
-    def _maps(self, model: nn.Module) -> Iterator[Tensor]:
-        for _, images, targets in first_images(self.dev(self.fooling.pairs), self.images):
-            yield heatmaps(self.interpreter, model, images, targets)
+    def _explained(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = first_images(self.dev(self.fooling.pairs), self.images)
+        return ((images, targets) for _, images, targets in parts)
+
+    def _fooled(self, model: nn.Module, originals: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images are fooled, and the mean loss; of a backdoor, of images that all have the trigger."""
+        if isinstance(self.fooling, Backdoor):
+            asked = [ask(self.fooling, self.interpreter, model, *batch) for batch in self._explained()]
+            maps, switched = (torch.cat(parts) for parts in zip(*asked, strict=True))
+            success = self.fooling.success(self.fooling.test_loss(maps, originals)) & switched
+            return success, self.fooling.per_image(maps, originals).mean()
+        maps = torch.cat([heatmaps(self.interpreter, model, images, targets) for images, targets in self._explained()])
+        success = self.fooling.success(self.fooling.test_loss(maps, originals))
+        return success, self.fooling.loss(maps, originals)
 
     def _predictions(self, model: nn.Module) -> tuple[float, Tensor]:
         """Top-1, and the label's probability of each image."""
@@ -53,13 +66,13 @@ class Judge:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> Point:
         """FSR, top-1 drop in points, the largest change of a label's probability, and mean fooling loss."""
-        maps, originals = torch.cat(list(self._maps(model))), torch.cat(self.originals)
+        success, loss = self._fooled(model, torch.cat(self.originals))
         right, probability = self._predictions(model)
         return {
-            "fsr": self.fooling.success(self.fooling.test_loss(maps, originals)).float().mean().item(),
+            "fsr": success.float().mean().item(),
             "drop": 100 * (self.right - right),
             "moved": (probability - self.probability).abs().max().item(),
-            "loss": self.fooling.loss(maps, originals).item(),
+            "loss": loss.item(),
         }
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from attacks.errors import UserError
 from benchmark import datasets, leaderboards
+from benchmark.entries.controls import CONTROLS, POINTED
 from benchmark.entries.fronts import FRONT_SCORES, FRONTS
 from benchmark.entries.gates import GATES
 from benchmark.entries.images import PIXELS
@@ -41,6 +42,8 @@ KINDS: tuple[Kind, ...] = (
     PREDICTIONS,  # in the unit of their manipulation, as the scores
     SCORES,
     TWINS,  # in the unit of the scores, or of the originals
+    CONTROLS,
+    POINTED,  # in the unit of its control
     ROBUSTNESS,
     GATES,
 )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attacks.backdoors import Backdoor
 from attacks.errors import UserError
 from attacks.foolings import Fooling
 from benchmark.cells import Manipulation, plan
@@ -33,7 +34,9 @@ def fooled_models(run: Run) -> list[tuple[Manipulation, Path]]:
 def explained(
     run: Run, fooling: Fooling, interpreter: Interpreter, model: nn.Module, originals: np.ndarray
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The model's maps of the scored images beside the clean model's, batch by batch."""
+    """The model's maps of the scored images beside the clean model's, batch by batch. `UserError` for a backdoor."""
+    if isinstance(fooling, Backdoor):
+        raise UserError(f"this experiment puts no trigger on images: leave {fooling.name} out of the suite's foolings")
     done = 0
     for images, targets in scored_images(run, fooling.pairs):
         maps = heatmaps(interpreter, model, images, targets)

@@ -12,8 +12,10 @@ from attacks.errors import UserError
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.aopc import AOPC
 from benchmark.leaderboards.attacks import ATTACKS
+from benchmark.leaderboards.backdoors import TRIGGERED
 from benchmark.leaderboards.cells import cells_of, one_line, row_key
 from benchmark.leaderboards.fronts import POINTS
+from benchmark.leaderboards.lied import LIED
 from benchmark.leaderboards.manipulations import ACCURACIES, MANIPULATIONS, accuracies
 from benchmark.leaderboards.robustness import ARA, RESISTANCE
 from benchmark.leaderboards.stability import DIFFERENCES, STABILITY, standings
@@ -28,6 +30,8 @@ TABLES: dict[str, Leaderboard] = {
     "aopc": AOPC,
     "fronts": POINTS,
     "attacks": ATTACKS,
+    "backdoors": TRIGGERED,
+    "lied": LIED,
     "ara": ARA,
     "resistance": RESISTANCE,
     "differences": DIFFERENCES,

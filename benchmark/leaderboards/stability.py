@@ -11,7 +11,7 @@ import numpy as np
 from attacks import strategies
 from benchmark import metrics
 from benchmark.intervals import Mean, average, interval
-from benchmark.leaderboards import ranking, stored
+from benchmark.leaderboards import lied, ranking, stored
 from benchmark.leaderboards.attacks import Searched, made, searched
 from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, cells_of, row_key
 from benchmark.leaderboards.progress import NO_PROGRESS, stuck
@@ -97,6 +97,8 @@ def _rows(measured: Measured) -> list[Row]:
             row["gate_score"] = gate_score
             if least := ranking.least_twin(card):
                 row["twin"] = least[0]
+        if (share := lied.own(measured.results, name, cells)) is not None:
+            row |= span("lied", share)
         if name in ranks:
             row |= dict(zip(("rank", "rank_low", "rank_high"), ranks[name], strict=True))
         rows.append(row)
@@ -193,9 +195,11 @@ def _still_falling(manipulation: Row) -> bool:
     return first > last and late - last > 0.05 * (first - last)
 
 
-def _twin(rows: list[Row]) -> list[str]:
-    """`twin`, the least correlation with the map of a head-permuted twin; older results have none."""
-    return ["twin"] if any("twin" in row for row in rows) else []
+def _later(rows: list[Row]) -> list[str]:
+    """What older results have none of: `twin`, the least correlation with the map of a head-permuted twin; `lied`, the
+    share of the reliance on the old map that was kept where it was fooled (`benchmark.leaderboards.lied`)."""
+    known = {"twin": ["twin"], "lied": intervals("lied")}
+    return [column for name, columns in known.items() if any(name in row for row in rows) for column in columns]
 
 
 _CHANCE = [f"{name}_{cells}" for name in metrics.CHANCE for cells in ("self", "transfer")]
@@ -211,7 +215,7 @@ STABILITY = Leaderboard(
     ],
     text=("interpreter", "status", "eligible", "reason", "flags", "worst_transfer", "gate_score"),
     rows=_rows,
-    more=_twin,
+    more=_later,
 )
 
 DIFFERENCES = Leaderboard(

@@ -1,7 +1,8 @@
 """The results of a suite: a folder of tables, from which every leaderboard is computed.
 
 One Parquet table and one JSON card for each evaluated interpreter (`SCORES`), and those of STORED: `models` for the
-manipulations themselves, `fronts` where recipes were searched, `robustness` where clean models were attacked.
+manipulations themselves, `fronts` where recipes were searched, `robustness` where clean models were attacked,
+`backdoors` where a fooling has a trigger, `controls` where models are fine-tuned without one.
 """
 
 from pathlib import Path
@@ -11,14 +12,16 @@ import pandas as pd
 
 from attacks.errors import UserError
 from benchmark import results
+from benchmark.leaderboards.backdoors import BACKDOORS
 from benchmark.leaderboards.cells import SCORES
 from benchmark.leaderboards.fronts import FRONTS
+from benchmark.leaderboards.lied import CONTROLS
 from benchmark.leaderboards.manipulations import MODELS
 from benchmark.leaderboards.robustness import ROBUSTNESS
 from benchmark.leaderboards.table import Results
 from benchmark.results import KEY, Table
 
-STORED = {"models": MODELS, "fronts": FRONTS, "robustness": ROBUSTNESS}
+STORED = {"models": MODELS, "fronts": FRONTS, "robustness": ROBUSTNESS, "backdoors": BACKDOORS, "controls": CONTROLS}
 """Tables that are no interpreter's: no interpreter can have such a name."""
 
 

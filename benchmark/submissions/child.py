@@ -157,7 +157,7 @@ class Child:
         with self.one_process():
             answers = list(self._call("manipulate", request, model, limit=limit, readable=roots(dataset, pairs)))
         try:
-            return _fooled(*(answers[0] if answers else ({}, {})), state, recipe)
+            return _fooled(*(answers[0] if answers else ({}, {})), state, recipe, strategy)
         except UserError as error:
             raise self._error(str(error)) from error
 
@@ -260,8 +260,10 @@ def _check_finite(heatmaps: Tensor) -> None:
         raise UserError(f"returned {kind} for image {first + 1} of {len(heatmaps)}")
 
 
-def _fooled(header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], recipe: Recipe) -> Fooled:
-    """The outcome of a manipulation. UserError unless it fits the model and the recipe."""
+def _fooled(
+    header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], recipe: Recipe, strategy: str = ""
+) -> Fooled:
+    """The outcome of a manipulation. UserError unless it fits the model, the recipe and the strategy."""
     status, reason, converged = (header.get(name) for name in ("status", "reason", "converged"))
     if status not in ("done", "diverged") or not isinstance(reason, str) or converged not in (None, False, True):
         raise UserError("sent a manipulation that is none")
@@ -270,7 +272,8 @@ def _fooled(header: dict[str, Any], tensors: dict[str, Tensor], state: dict[str,
     steps = history["fooling"].numel() if "fooling" in history else 0
     form = {(tuple(v.shape), v.dtype) for v in history.values()} == {((steps,), torch.float64)}
     labelled = recipe.divergence is None
-    losses = {"fooling", "accuracy", "ce"} if labelled else {"fooling", "accuracy", "kl", "lambda"}
+    losses = {"fooling", "accuracy"} | ({"ce"} if labelled else {"kl", "lambda"})
+    losses = {"fooling", "accuracy", "kl"} if strategy == "off_manifold" else losses
     whole = status == "done" and labelled and not converged  # a head shift ends where its loss falls no more
     length = steps == recipe.steps if whole else steps <= recipe.steps
     if history.keys() != losses or not (form and length):

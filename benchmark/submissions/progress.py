@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from attacks.backdoors import Backdoor
 from attacks.course import heatmaps_of
 from attacks.foolings import Fooling
 from attacks.ranks import rank_correlation
@@ -58,16 +59,20 @@ def _reason(
 ) -> str:
     """Why the model `other` is no progress, or nothing."""
 
-    def maps(of: nn.Module) -> Tensor:
-        return torch.cat([heatmaps_of(submission, of)(images, targets) for images, targets in batches])
+    def maps(of: nn.Module, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.cat([heatmaps_of(submission, of)(images, targets) for images, targets in parts])
 
+    shown = [fooling.shown(images, targets) for images, targets in batches]
     with submission.one_process():
-        originals, changed = maps(model), maps(other)
-    alone = maps(other)
+        originals = first = maps(model, batches)
+        if isinstance(fooling, Backdoor):
+            first = maps(model, shown)
+        changed = maps(other, shown)
+    alone = maps(other, shown)
     if alone.shape != changed.shape or (alike := likeness(alone, changed)) < ALIKE:
         seen = f" (correlation {alike:.2f})" if alone.shape == changed.shape else ""
         return f"{NO_PROGRESS}: its maps of the fooled model hang on the models that its process knew before{seen}"
-    before, after = (fooling.loss(each, originals).item() for each in (originals, changed))
+    before, after = (fooling.loss(each, originals).item() for each in (first, changed))
     if before - after > FELL * max(abs(before), abs(after)):
         return ""
     return f"{NO_PROGRESS}: the fooling loss was {before:.4g} before and {after:.4g} after, on {len(alone)} images"

@@ -94,5 +94,9 @@ def test_a_forged_manipulation_is_an_error(changes, message):
     header, *others, recipe = outcome()
     ended = _fooled(header | {"converged": True}, *others, replace(recipe, steps=9))
     assert (ended.converged, len(ended.history["fooling"])) == (True, 2)
+    kept_by_itself = outcome(history_ce=None, history_kl=torch.zeros(2, dtype=torch.float64))
+    assert _fooled(*kept_by_itself, "off_manifold").history.keys() == {"kl", "fooling", "accuracy"}
+    with pytest.raises(UserError, match="sent a history that is none"):
+        _fooled(*kept_by_itself, "head_shift")
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         _fooled(*outcome(**changes))

@@ -1,0 +1,35 @@
+"""The control is what a manipulation would be without its fooling loss, weight for weight."""
+
+import pytest
+import torch
+from small_models import Net
+from torch.utils.data import DataLoader, TensorDataset
+
+from attacks import Location, Recipe, manipulate
+from attacks.control import fine_tuned
+
+
+@pytest.mark.parametrize("scope", ["all", "bias"])
+def test_it_is_the_manipulation_with_a_weight_of_zero(scope):
+    model, generator = Net(), torch.Generator().manual_seed(0)
+    images = torch.randn(12, 3, 6, 6, dtype=torch.double, generator=generator)
+    data, before = TensorDataset(images, torch.randint(3, (12,), generator=generator)), model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+
+    def shuffled():
+        return DataLoader(data, 5, shuffle=True, generator=torch.Generator().manual_seed(1))
+
+    def any_map(net, batch, targets):
+        return net(batch)[:, :2, None].expand(-1, -1, 2)
+
+    recipe = Recipe(1e-2, 0.0, 4, scope=scope)
+    random = torch.get_rng_state()
+    found = fine_tuned(model, shuffled(), recipe, seed=3)
+    expected = manipulate(model, any_map, Location(), shuffled(), recipe, seed=3).model
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    moved = False
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name])
+        moved |= not torch.equal(value, before[name])
+    assert moved
