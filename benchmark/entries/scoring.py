@@ -21,7 +21,7 @@ from benchmark.run import Run, remembered
 CODE = (
     *curves.CODE,
     *("attacks.foolings", "attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
-    "benchmark.entries.scoring",
+    *("attacks.batches", "attacks.trunk", "benchmark.entries.scoring"),
 )
 
 
