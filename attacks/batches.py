@@ -13,24 +13,27 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
-    """Those of a loader, on a device. `begun` is how the generators stood when this pass through the loader began:
-    torch's own, from which augmentation draws, and the loader's; `taken` counts the batches since."""
+    """Those of a loader, on a device. `taken` counts the batches of this pass through the loader."""
 
     def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
-        self.loader, self.device = loader, device
-        self.begun, self.taken = list[Tensor](), 0
+        self.loader, self.device, self.taken = loader, device, 0
+        self._begun = list[Tensor]()
         self._batches = self._forever()
 
     def __next__(self) -> Batch:
         return next(self._batches)
 
+    def begun(self) -> list[Tensor]:
+        """How the generators stood when this pass began, or as they are before the first one: torch's own, from which
+        augmentation draws, and the loader's."""
+        return self._begun or [torch.get_rng_state(), *(generator.get_state() for generator in self._generators())]
+
     def go_to(self, begun: list[Tensor], taken: int) -> None:
         """To where another one stood: its pass is begun anew, and what it took is loaded and left. Torch's generator
         is the caller's to give back."""
-        if begun:
-            torch.set_rng_state(begun[0])
-            for generator, state in zip(self._generators(), begun[1:], strict=True):
-                generator.set_state(state)
+        torch.set_rng_state(begun[0])
+        for generator, state in zip(self._generators(), begun[1:], strict=True):
+            generator.set_state(state)
         for _ in range(taken):
             next(self)
 
@@ -42,8 +45,8 @@ class Batches:
 
     def _forever(self) -> Iterator[Batch]:
         while True:
-            self.begun = [torch.get_rng_state(), *(generator.get_state() for generator in self._generators())]
-            self.taken = 0
+            self._begun, self.taken = [], 0
+            self._begun = self.begun()
             for batch in self.loader:
                 images, targets = _pair(batch)
                 self.taken += 1

@@ -97,7 +97,7 @@ class Keeper(Protocol):
         """What was kept last; None where there is nothing."""
 
     def keep(self, run: Resumable) -> None:
-        """Told of it after each step, by its own choice: keep its state."""
+        """Told of the run at its start and after each step; by its own choice, keep its state."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Course:
 
     def state(self) -> State:
         batches, known = self._parts()
-        states = {"random": self.random.states} | {name: part.begun for name, part in batches.items()}
+        states = {"random": self.random.states} | {name: part.begun() for name, part in batches.items()}
         tensors = {f"{name}.{i}": state for name, found in states.items() for i, state in enumerate(found)}
         values = {"history": self.history, "taken": {name: part.taken for name, part in batches.items()}}
         rows = {f"{name}.{key.hex()}": row for name, part in known.items() for key, row in part.rows.items()}

@@ -36,6 +36,8 @@ class Walk:
         self.optimiser = torch.optim.Adam(self.moved, lr=recipe.learning_rate)
         if kept is not None:
             self._restore(kept)
+        if self.keeper:
+            self.keeper.keep(self)
 
     def now(self, converged: bool | None = None) -> Manipulated:
         """Between two steps, or at the end."""
