@@ -12,7 +12,7 @@ from torch import nn
 
 from attacks import foolings
 from attacks.course import Keeper, Manipulated, Recipe, Task
-from attacks.errors import Refused
+from attacks.errors import Refused, UserError
 from attacks.strategies import STRATEGIES, Gradient, Subspace
 from benchmark import datasets
 from benchmark.cells import Attack, Manipulation
@@ -21,7 +21,7 @@ from benchmark.entries.images import batches
 from benchmark.entries.kind import Entry
 from benchmark.entries.search import Judge
 from benchmark.entries.trained import clean_model
-from benchmark.run import Run, create_interpreter, dataset
+from benchmark.run import Run, create_interpreter, dataset, remembered
 
 JUDGED = 64  # dev images on which a search without gradients measures its candidates
 BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budget
@@ -79,7 +79,7 @@ def trunks_before(run: Run, attack: Attack, scopes: Iterable[str]) -> list[Entry
     """Those that attacks of these scopes may run on."""
     found = []
     for scope in scopes if run.suite.views else ():
-        with suppress(Refused):
+        with suppress(UserError):  # which who needs it meets again
             found += trunks.needed(run, attack, scope)
     return [*dict.fromkeys(found)]
 
@@ -96,9 +96,15 @@ def on_trunk(run: Run, attack: Attack, task: Task, recipe: Recipe) -> Task:
         cut = trunks.check(run, needed[0], task.model, asked)
         outputs = [trunks.loader(run, entry, recipe.batch_size, task.seed) for entry in needed]
     except Refused as error:
-        sys.stderr.write(f"{attack}: the whole network runs at each step: {error}\n")
+        _say(run, f"{attack}: the whole network runs at each step: {error}\n")
         return task
     return replace(task, cut=cut, loader=outputs[0], fooling_loader=outputs[1] if len(outputs) > 1 else None)
+
+
+@remembered
+def _say(run: Run, line: str) -> None:
+    """Once, and not for each candidate of a search."""
+    sys.stderr.write(line)
 
 
 def without_gradient(run: Run, manipulation: Manipulation, fooled: list[Any]) -> Manipulated:
