@@ -85,7 +85,8 @@ class State(NamedTuple):
 class Resumable(Protocol):
     """What counts its steps, and can say its state between two of them."""
 
-    step: int
+    @property
+    def step(self) -> int: ...
 
     def state(self) -> State: ...
 
