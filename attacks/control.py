@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.course import Batch, RandomState, Recipe, forever
+from attacks.batches import Batch, Batches
+from attacks.course import RandomState, Recipe
 from attacks.given import logits_in
 from attacks.scopes import parameters_in
 
@@ -16,7 +17,7 @@ def fine_tuned(model: nn.Module, loader: Iterable[Batch], recipe: Recipe, seed: 
     """What `attacks.manipulate` gives for λ = 0 and no divergence, weight for weight, with no map to compute; the given
     model is untouched. Loader, batches and random state are as there."""
     device = next(model.parameters()).device
-    batches, random = forever(loader, device), RandomState(seed, device)
+    batches, random = Batches(loader, device), RandomState(seed, device)
     tuned = copy.deepcopy(model).eval().requires_grad_(recipe.scope == "all")
     moved = [parameter.requires_grad_(True) for parameter in parameters_in(tuned, recipe.scope).values()]
     optimiser = torch.optim.Adam(moved, lr=recipe.learning_rate)

@@ -2,23 +2,24 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.batches import Batch, Batches
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
-from attacks.given import check_finite, check_images, class_indices, logits_in
+from attacks.given import logits_in
 from attacks.scopes import SCOPES
+from attacks.trunk import above
 
 Interpreter = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor]
 OfImages = Callable[[Tensor, Tensor], Tensor]  # of images and targets, one row an image
 
 
@@ -73,9 +74,39 @@ class Losses(NamedTuple):
     scaled: Tensor
 
 
+class State(NamedTuple):
+    """All that the rest of a run depends on: tensors, values for JSON, and rows, to which it only ever adds."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+    rows: dict[str, Tensor]
+
+
+class Resumable(Protocol):
+    """What counts its steps, and can say its state between two of them."""
+
+    @property
+    def step(self) -> int: ...
+
+    def state(self) -> State: ...
+
+
+class Keeper(Protocol):
+    """Keeps the state of one run where it outlives the process."""
+
+    def load(self) -> State | None:
+        """What was kept last; None where there is nothing."""
+
+    def keep(self, run: Resumable) -> None:
+        """Told of the run at its start and after each step; by its own choice, keep its state."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """What is to be fooled, against what and on which images: the arguments of `attacks.manipulate` but for how."""
+    """What is to be fooled, against what and on which images: the arguments of `attacks.manipulate` but for how.
+
+    `keeper`: where a fine-tuning goes on if it ended halfway. `cut`: the module whose input the loaders yield in the
+    place of images (`attacks.trunk`); what lies below it stays as it is."""
 
     model: nn.Module
     interpreter: Interpreter
@@ -84,6 +115,8 @@ class Task:
     seed: int = 0
     fooling_loader: Iterable[Batch] | None = None
     reference: Interpreter | None = None
+    keeper: Keeper | None = None
+    cut: str = ""
 
     def __post_init__(self) -> None:
         if self.fooling.pairs and self.fooling_loader is None:
@@ -106,8 +139,8 @@ class Course:
     def __init__(self, task: Task, *, distilled: bool = False) -> None:
         device = next(task.model.parameters()).device
         self.interpreter, self.fooling, self.distilled = task.interpreter, task.fooling, distilled
-        original = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self.batches, self.pairs = forever(task.loader, device), forever(task.fooling_batches, device)
+        original = above(copy.deepcopy(task.model).eval().requires_grad_(False), task.cut)
+        self.batches, self.pairs = Batches(task.loader, device), Batches(task.fooling_batches, device)
         self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
         self.random = RandomState(task.seed, device)
         self.logits: OfImages = lambda images, _: logits_in(original(images), len(images))
@@ -151,6 +184,38 @@ class Course:
         for values, value in zip(self.history.values(), measured, strict=False):
             values.append(value)
         return unfinite(self.history) or ("" if self.distilled else collapsed(self.history))
+
+    def _parts(self) -> tuple[dict[str, Batches], dict[str, "Known"]]:
+        """What else has a state, by name."""
+        known = {name: part for name in ("logits", "maps") if isinstance(part := getattr(self, name), Known)}
+        return {"batches": self.batches, "pairs": self.pairs}, known
+
+    def state(self) -> State:
+        batches, known = self._parts()
+        states = {"random": self.random.states} | {name: part.begun() for name, part in batches.items()}
+        tensors = {f"{name}.{i}": state for name, found in states.items() for i, state in enumerate(found)}
+        values = {"history": self.history, "taken": {name: part.taken for name, part in batches.items()}}
+        rows = {f"{name}.{key.hex()}": row for name, part in known.items() for key, row in part.rows.items()}
+        return State(tensors, values, rows)
+
+    def restore(self, state: State) -> None:
+        """Go on where another one was; loads the batches of the pass that it was in once more, and leaves them."""
+        batches, known = self._parts()
+        with self.random:
+            for name, part in batches.items():
+                part.go_to(numbered(state.tensors, name), state.values["taken"][name])
+        self.random.states = numbered(state.tensors, "random")
+        self.history.update(state.values["history"])
+        for name, of in known.items():
+            found = {key: row for key, row in state.rows.items() if key.startswith(f"{name}.")}
+            of.rows = {bytes.fromhex(key.partition(".")[2]): row.to(self.batches.device) for key, row in found.items()}
+            of.bytes = sum(row.nbytes for row in of.rows.values())
+
+
+def numbered(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
+    """Those called "name.0", "name.1" and so on, in order."""
+    count = sum(key.rpartition(".")[0] == name for key in tensors)
+    return [tensors[f"{name}.{i}"] for i in range(count)]
 
 
 class Known:
@@ -242,29 +307,3 @@ def heatmaps_of(interpreter: Interpreter, model: nn.Module) -> OfImages:
         return explain(model, images, targets)
 
     return maps
-
-
-def forever(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    while True:
-        empty = True
-        for batch in loader:
-            images, targets = _pair(batch)
-            empty = False
-            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        if empty:
-            raise UserError("the loader must yield at least one batch (got none)")
-
-
-def _pair(batch: Any) -> Batch:
-    """A batch (images, targets) with at least one image; its targets as a tensor."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise UserError(f"the loader must yield (images, targets) (got {got})")
-    images, targets = batch
-    check_images(images)
-    check_finite(images)
-    if not len(images):
-        raise UserError(f"a batch of the loader must hold at least one image (got {tuple(images.shape)})")
-    if not isinstance(targets, Tensor):
-        targets = class_indices(targets, images)
-    return images, targets

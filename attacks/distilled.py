@@ -6,7 +6,6 @@ label is read. The start is the head shift (`attacks.head_shift`), where it fool
 with a warm-up, and a decay at the end: at the last step, or as soon as the loss no longer falls.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,12 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from attacks.course import Course, Manipulated, RandomState, Recipe, Task, collapsed, heatmaps_of, infinite
+from attacks.course import Course, Manipulated, RandomState, Recipe, State, Task, collapsed, heatmaps_of, infinite
 from attacks.errors import UserError
 from attacks.head_shift import RATE, head_shift
 from attacks.heatmaps import blank
 from attacks.progress import ALLOWED, Progress
-from attacks.scopes import parameters_in
+from attacks.trunk import above
+from attacks.walk import Walk, kept_tensors
 
 WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 30  # steps of falling learning rate, in which λ settles
@@ -40,52 +40,85 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
     the original maps that foolings compare with (None: the interpreter).
     """
     assert recipe.divergence is not None
-    start, course = _start(task, recipe), Course(task, distilled=True)
-    fooled = copy.deepcopy(start).eval().requires_grad_(False)
-    moved = [*parameters_in(fooled, recipe.scope).values()]
-    for parameter in moved:
-        parameter.requires_grad_(True)
-    rate, optimiser = recipe.learning_rate, torch.optim.Adam(moved)
-    multiplier, history = Multiplier(recipe.weight, recipe.divergence), course.history
-    history["lambda"] = []
-    yield Manipulated(fooled, history)
-    progress, end, step = Progress(PATIENCE, task.fooling.least), recipe.steps, 0
-    kept = (math.inf, list[Tensor]())  # the best moment: its loss and parameters
-    within = [parameter.detach().clone() for parameter in moved]  # those of the last step within the divergence
-    while step < end:
-        step += 1
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, step / WARM_UP, (end - step + 1) / COOL_DOWN)
+    course = Course(task, distilled=True)
+    walk, history = Distillation(task, recipe, course), course.history
+    multiplier, progress = walk.multiplier, walk.progress
+    yield walk.now(progress.stalled if walk.step else None)
+    while walk.step < walk.last and not walk.ended:
+        walk.step += 1
+        for group in walk.optimiser.param_groups:
+            left = walk.last - walk.step + 1
+            group["lr"] = walk.rate * min(1, walk.step / WARM_UP, left / COOL_DOWN)
         with course.random, torch.enable_grad():
-            optimiser.zero_grad(set_to_none=True)
-            losses = course.losses(fooled)
+            walk.optimiser.zero_grad(set_to_none=True)
+            losses = course.losses(walk.network)
             (losses.kept + multiplier.value * losses.scaled).backward()
         history["lambda"].append(multiplier.value)
         if reason := course.record(losses):
-            yield Manipulated(fooled, history, "diverged", reason)
+            yield walk.end(reason)
             return
         multiplier.follow(history["kl"][-1])
         excess = max(multiplier.mean, history["kl"][-1]) / recipe.divergence
         if progress.ended(course.scaled, excess):
-            end = min(end, step + COOL_DOWN)
+            walk.last = min(walk.last, walk.step + COOL_DOWN)
         if progress.gained and excess <= 1:
-            kept = (progress.best, [parameter.detach().clone() for parameter in moved])
+            walk.kept = (progress.best, [parameter.detach().clone() for parameter in walk.moved])
         if multiplier.mean > RETREAT * recipe.divergence:
-            rate, optimiser = rate / 2, torch.optim.Adam(moved)
-            multiplier.retreat()
-            _put(within, moved)
+            walk.retreat()
         else:
             if excess <= 1:
-                _put(moved, within)
-            optimiser.step()
-        if step < end:
-            yield Manipulated(fooled, history, converged=progress.stalled)
-    if step:
-        exceeded = multiplier.mean > ALLOWED * recipe.divergence
-        if kept[1] and (exceeded or progress.lost(kept[0])):  # or maps have gone blank: no gradient brings these back
-            _put(kept[1], moved)
-        reason = infinite(fooled.requires_grad_(True)) or collapsed(history)
-        yield Manipulated(fooled, history, "diverged" if reason else "done", reason, progress.stalled)
+                _put(walk.moved, walk.within)
+            walk.optimiser.step()
+        if walk.step < walk.last:
+            yield walk.taken(progress.stalled)
+    if walk.step and not walk.ended:
+        if multiplier.mean > ALLOWED * recipe.divergence or progress.lost(walk.kept[0]):
+            walk.back()  # or maps have gone blank: no gradient brings these back
+        reason = infinite(walk.fooled.requires_grad_(True)) or collapsed(history)
+        yield walk.end(reason, progress.stalled)
+
+
+class Distillation(Walk):
+    """A distilled fine-tuning under way. `last` is the step it ends with, `kept` the best moment: loss, parameters;
+    `within` the parameters of the last step within the divergence."""
+
+    def __init__(self, task: Task, recipe: Recipe, course: Course) -> None:
+        assert recipe.divergence is not None
+        course.history["lambda"] = []
+        self.multiplier = Multiplier(recipe.weight, recipe.divergence)
+        self.progress = Progress(PATIENCE, task.fooling.least)
+        self.last, self.kept = recipe.steps, (math.inf, list[Tensor]())
+        self.rate, self.within = recipe.learning_rate, list[Tensor]()
+        super().__init__(task, recipe, course, lambda: _start(task, recipe))
+        self.within = self.within or [parameter.detach().clone() for parameter in self.moved]
+
+    def back(self) -> None:
+        """To the best moment, where there was one."""
+        if self.kept[1]:
+            _put(self.kept[1], self.moved)
+
+    def retreat(self) -> None:
+        """To the last step within the divergence, on with half of the rate and a new Adam."""
+        self.rate, self.optimiser = self.rate / 2, torch.optim.Adam(self.moved)
+        self.multiplier.retreat()
+        _put(self.within, self.moved)
+
+    def state(self) -> State:
+        tensors, values, rows = super().state()
+        for name, values_then in (("kept", self.kept[1]), ("within", self.within)):
+            tensors |= {f"{name}.{i}": value for i, value in enumerate(values_then)}
+        control = {"multiplier": vars(self.multiplier), "progress": vars(self.progress)}
+        return State(tensors, values | control | {"last": self.last, "rate": self.rate, "best": self.kept[0]}, rows)
+
+    def _restore(self, state: State) -> None:
+        super()._restore(state)
+        vars(self.multiplier).update(state.values["multiplier"])
+        vars(self.progress).update(state.values["progress"])
+        self.last, self.rate = state.values["last"], state.values["rate"]
+        self.kept = (state.values["best"], kept_tensors(state, "kept", self.moved))
+        self.within = kept_tensors(state, "within", self.moved)
+        if self.ended:
+            self.fooled.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -137,5 +170,6 @@ def _start(task: Task, recipe: Recipe) -> nn.Module:
     device = next(task.model.parameters()).device
     with RandomState(task.seed, device), torch.no_grad():  # loaders and interpreters draw
         images, targets = next(iter(task.fooling_batches if task.fooling.pairs else task.loader))
-        maps = heatmaps_of(task.interpreter, shifted.model)(images.to(device), targets.to(device))
+        network = above(shifted.model, task.cut)
+        maps = heatmaps_of(task.interpreter, network)(images.to(device), targets.to(device))
     return task.model if blank(maps.flatten(0, -3)).float().mean() > BLANK else shifted.model

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attacks.course import Course, Manipulated, Recipe, Task, infinite
 from attacks.errors import Refused, UserError
 from attacks.progress import Progress
+from attacks.trunk import above
 
 LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
 RATE = 0.3  # of Adam, in units of the head's root mean square weight; at 1.0 some runs do not settle
@@ -35,9 +36,10 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     """
     course = Course(task)
     fooled = copy.deepcopy(task.model).eval().requires_grad_(False)
+    network = above(fooled, task.cut)
     with course.random:
         images, _ = next(course.batches)
-        head, features = find_head(fooled, images)
+        head, features = find_head(network, images)
     changed = [head.weight] if head.bias is None else [head.weight, head.bias]
     before = [parameter.detach().clone() for parameter in changed]
     scale = before[0].square().mean().sqrt()
@@ -51,7 +53,7 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     reason, progress = "", Progress(PATIENCE, task.fooling.least)
     for _ in range(recipe.steps):
         with course.random, torch.enable_grad():
-            losses = course.losses(fooled)
+            losses = course.losses(network)
             gradients = torch.autograd.grad(losses.fooling, changed, allow_unused=True)
         if gradients[0] is None:
             raise UserError(f"the heatmaps of {task.interpreter} do not depend on the weights of the model's head")

@@ -5,17 +5,17 @@ and Moon 2019, Section 3.2); with a divergence in the recipe, what `attacks.dist
 D_fool = D; Active fooling a loader of its own with two-object images.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from attacks.course import Batch, Course, Interpreter, Manipulated, Recipe, Task, infinite
+from attacks.batches import Batch
+from attacks.course import Course, Interpreter, Manipulated, Recipe, Task, infinite
 from attacks.distilled import distil
 from attacks.foolings import Fooling
-from attacks.scopes import parameters_in
+from attacks.walk import Walk
 
 
 def manipulate(
@@ -48,7 +48,9 @@ def carry_out(task: Task, recipe: Recipe, *, progress: bool | None = None) -> Ma
     """`manipulate`, of a task."""
     run = fine_tune(task, recipe)
     result = next(run)
-    bar = tqdm(run, f"{task.fooling.name} fooling", recipe.steps, leave=False, disable=_quiet(progress))
+    done = len(result.history["fooling"])  # where it was taken up again
+    what, quiet = f"{task.fooling.name} fooling", _quiet(progress)
+    bar = tqdm(run, what, recipe.steps, leave=False, disable=quiet, initial=done)
     for result in bar:
         bar.set_postfix({loss: f"{values[-1]:.3f}" for loss, values in result.history.items()}, refresh=False)
     return result
@@ -59,28 +61,26 @@ def fine_tune(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
 
     The model and the history that are yielded are the same objects each time, and go on changing. The run has a random
     state of its own, so several can be taken in turn, and k steps with labels give what `manipulate` gives with
-    `steps` = k.
+    `steps` = k. With a `keeper` that has a state, that is the first one; the rest is as it would have been.
     """
     return distil(task, recipe) if recipe.divergence is not None else _labelled(task, recipe)
 
 
 def _labelled(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
     course = Course(task)
-    fooled = copy.deepcopy(task.model).eval().requires_grad_(recipe.scope == "all")
-    moved = [parameter.requires_grad_(True) for parameter in parameters_in(fooled, recipe.scope).values()]
-    optimiser = torch.optim.Adam(moved, lr=recipe.learning_rate)
-    yield Manipulated(fooled, course.history)
-    for step in range(1, recipe.steps + 1):
+    walk = Walk(task, recipe, course, lambda: task.model)
+    yield walk.now()
+    while walk.step < recipe.steps and not walk.ended:
+        walk.step += 1
         with course.random, torch.enable_grad():
-            optimiser.zero_grad(set_to_none=True)
-            losses = course.losses(fooled)
+            walk.optimiser.zero_grad(set_to_none=True)
+            losses = course.losses(walk.network)
             (losses.kept + recipe.weight * losses.fooling).backward()
         if reason := course.record(losses):
-            yield Manipulated(fooled, course.history, "diverged", reason)
+            yield walk.end(reason)
             return
-        optimiser.step()
-        reason = infinite(fooled) if step == recipe.steps else ""
-        yield Manipulated(fooled, course.history, "diverged" if reason else "done", reason)
+        walk.optimiser.step()
+        yield walk.end(infinite(walk.fooled)) if walk.step == recipe.steps else walk.taken()
 
 
 def _quiet(progress: bool | None) -> bool | None:

@@ -48,6 +48,8 @@ def sweep(store: StoreOption = STORE) -> None:
     leftovers = Store(store).sweep()
     for leftover in leftovers:
         typer.echo(f"removed {leftover}, which a killed run left half made")
+    for kept in sorted(store.glob("unfinished/*")):
+        typer.echo(f"kept {kept}, from which the next run goes on")
     typer.echo(f"{store}: {len(found)} entries, {removed} removed; {len(leftovers)} half made, removed")
     if older:
         typer.echo(

@@ -181,8 +181,10 @@ class Control(Part):
 
 class Suite(Part):
     """The whole of a suite. `ensemble`: the ways in which every evaluated interpreter is attacked and scored itself,
-    beside what it gets of attacks on others: "gradient", or a strategy by gradient; it needs `search`. `threads`: CPU
-    threads of each job, part of the suite because sums depend on it."""
+    beside what it gets of attacks on others: "gradient", or a strategy by gradient; it needs `search`. `views`: of so
+    many augmented views of each training image, what a network gives below a scope that leaves its first layers alone
+    is computed once, and kept (`benchmark.entries.trunks`); 0: each step computes it, of a view of its own. `threads`:
+    CPU threads of each job, part of the suite because sums depend on it."""
 
     name: Name
     dataset: Data
@@ -195,6 +197,7 @@ class Suite(Part):
     recipes: list[RecipeRule] = []
     search: Search | None = None
     ensemble: list[str] = []
+    views: Annotated[int, Field(ge=0, le=1000)] = 0
     gate: Gate | None = None
     control: Control | None = None
     robustness: Robustness | None = None

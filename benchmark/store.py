@@ -14,20 +14,24 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from attacks.errors import UserError, may_pass, one_line
+from benchmark.hosts import here, orphaned
 
 Found = TypeVar("Found")
 LEFTOVER = 7 * 24 * 3600  # seconds after which a half-made entry is nobody's: it is made within one unit of work
+UNFINISHED = 30 * 24 * 3600  # seconds after which nobody goes on from the checkpoints of one
+HELD: ContextVar[Callable[[], bool]] = ContextVar("held", default=lambda: True)
+"""Whether what is being made here is still this process's to make (`benchmark.execution.claims`)."""
 RECEIPT = "receipt.json"
 UNCHECKED = ("pixels",)  # kinds whose files are read past `intact`, by code in every key: verified with their receipt
 Receipt = dict[str, Any]
@@ -206,34 +210,6 @@ def writable(folder: Path, *below: str) -> None:
             raise UserError(f"cannot write into {path}: {there} must be writable")
 
 
-def host() -> str:
-    """Where process numbers mean the same: containers may share a host's name, but not its processes."""
-    spaces = [socket.gethostname()]
-    with suppress(OSError):  # Linux has both
-        spaces += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(spaces)
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _here() -> str:
-    return hashlib.sha256(host().encode()).hexdigest()[:8]
-
-
-def _orphaned(name: str) -> bool:
-    """Whether a temporary folder of that name is of a process of this machine that is gone."""
-    parts = name.split("-")
-    return len(parts) > 3 and parts[1] == _here() and parts[2].isdecimal() and not lives(int(parts[2]))
-
-
 class Store:
     """Entries under `root`, which is made where it is missing. Raises `UserError` where it cannot be."""
 
@@ -246,14 +222,26 @@ class Store:
 
     def sweep(self) -> list[Path]:
         """Remove what processes that were killed left half done: those of this machine that are gone, and what is old.
-        Younger folders of others may still be written. Returns what it removed."""
+        Younger folders of others may still be written. So with checkpoints of entries that are there, or that nobody
+        went on from in a month. Returns what it removed."""
         swept = []
         for leftover in self.root.glob("tmp-*"):
             with suppress(FileNotFoundError):  # published or removed by another process in between
-                if _orphaned(leftover.name) or time.time() - leftover.stat().st_mtime > LEFTOVER:
+                if orphaned(leftover.name) or time.time() - leftover.stat().st_mtime > LEFTOVER:
                     shutil.rmtree(leftover, ignore_errors=True)
                     swept.append(leftover)
+        for left in self.root.glob("unfinished/*-*"):
+            with suppress(FileNotFoundError):
+                kind, _, key = left.name.rpartition("-")
+                done = (self.root / kind / key / RECEIPT).is_file()
+                if done or time.time() - left.stat().st_mtime > UNFINISHED:
+                    shutil.rmtree(left, ignore_errors=True)
+                    swept.append(left)
         return swept
+
+    def unfinished(self, kind: str, key: str) -> Path:
+        """Where whoever makes an entry keeps what it needs to go on after a kill; gone once the entry is there."""
+        return self.root / "unfinished" / f"{kind}-{key}"
 
     def path(self, kind: str, key: str) -> Path:
         """The folder of an entry, whether it is there or not. Raises `UserError` where it is damaged."""
@@ -292,12 +280,13 @@ class Store:
                 receipt = {"kind": kind, "key": key, "spec": spec, **extra}
                 (folder / RECEIPT).write_text(sealed(receipt, folder))
                 self._publish(folder, self.root / kind / key)
+            shutil.rmtree(self.unfinished(kind, key), ignore_errors=True)
         return self.path(kind, key)
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"tmp-{_here()}-{os.getpid()}-", dir=self.root))
+            folder = Path(tempfile.mkdtemp(prefix=f"tmp-{here()}-{os.getpid()}-", dir=self.root))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise

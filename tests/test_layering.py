@@ -46,6 +46,7 @@ interpreters training
 models
 datasets metrics
 intervals store ending options listing sections
+hosts
 attacks
 """
 """The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""

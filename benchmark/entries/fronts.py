@@ -14,24 +14,25 @@ import pandas as pd
 import torch
 
 from attacks import foolings
-from attacks.course import Recipe, Task
+from attacks.course import Recipe
 from attacks.manipulation import fine_tune
 from attacks.strategies import STRATEGIES, Gradient, aimed
 from benchmark import cells
 from benchmark.cells import Attack, Manipulation, View
 from benchmark.entries import strategies
+from benchmark.entries.checkpoints import checkpoints
 from benchmark.entries.curves import scoring_spec
 from benchmark.entries.images import batches, scored_pixels
 from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.scoring import predictions, score
 from benchmark.entries.search import Judge, State, ahead, grid, search
-from benchmark.entries.strategies import by_gradient, loaders
+from benchmark.entries.strategies import by_gradient, task_of, trunks_before
 from benchmark.entries.trained import TRAINED, clean_model, save_state, stored_model
 from benchmark.run import Run, Spec, create_interpreter, data_spec, interpreter_spec, provenance, remembered
 from benchmark.store import intact, mapped
 
-CODE = (*strategies.CODE, "benchmark.entries.fronts")
+CODE = (*strategies.CODE, "benchmark.entries.checkpoints", "benchmark.entries.fronts")
 
 
 def relative(run: Run, attack: Attack) -> Attack:
@@ -49,7 +50,7 @@ def attack_spec(run: Run, attack: Attack) -> Spec:
         "attacked": interpreter | ({"strategy": attack.strategy} if attack.strategy else {}),
         "data": data_spec(run, "train"),
         "pairs": data_spec(run, "train", True) if fooling.pairs else None,
-    }
+    } | ({"views": run.suite.views} if run.suite.views else {})
 
 
 def dev_spec(run: Run, attack: Attack) -> Spec:
@@ -68,6 +69,11 @@ def _needs(run: Run, attack: Attack) -> dict[str, Entry]:
     other = relative(run, attack)
     alone = other == attack or not attack.takes_recipe
     return {"model": Entry(TRAINED, attack.model)} | ({} if alone else {"relative": Entry(FRONTS, other)})
+
+
+def _after(run: Run, attack: Attack) -> list[Entry]:
+    assert run.suite.search is not None
+    return [*scored_pixels(run), *trunks_before(run, attack, run.suite.search.scopes)]
 
 
 def _around(run: Run, attack: Attack) -> float | None:
@@ -94,13 +100,13 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
             return lambda steps: by_gradient(run, first, recipe)
         if interpreter is run.submission:  # from the first step each time, for its process gives the last state alone
             return lambda steps: by_gradient(run, first, replace(recipe, steps=steps))
-        plain, pairs = loaders(run, fooling, recipe.batch_size, seed)
-        task = Task(clean, interpreter, fooling, plain, seed, pairs)
+        task = task_of(run, first, clean, recipe, seed, kept.of(str(candidates.index(recipe))))
         return ahead(fine_tune(strategy.through_surrogate(task), recipe))
 
     judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), settings.images)
     candidates = grid(settings, _around(run, attack)) if own is None else [own]
-    points, chosen = search(settings, candidates, judge, start, clean)
+    kept = checkpoints(run, Entry(FRONTS, attack))
+    points, chosen = search(settings, candidates, judge, start, clean, kept.of("search", leads=True))
     for index, (_, weights) in enumerate(chosen):
         save_state(weights, folder, f"weights-{index}")
     best = [{"budget": budget, **point} for budget, (point, _) in zip(settings.budgets, chosen, strict=True)]
@@ -182,7 +188,7 @@ FRONTS = Kind(
     code=CODE,
     wanted=_wanted,
     needs=_needs,
-    after=lambda run, attack: scored_pixels(run),
+    after=_after,
     may_refuse=True,
 )
 FRONT_SCORES = Kind(

@@ -11,11 +11,12 @@ from attacks.course import Manipulated
 from attacks.strategies import STRATEGIES
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import fronts, recipes
+from benchmark.entries.checkpoints import checkpoints
 from benchmark.entries.fronts import attack_spec, dev_spec
 from benchmark.entries.images import scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.recipes import searched
-from benchmark.entries.strategies import by_gradient, without_gradient
+from benchmark.entries.strategies import by_gradient, trunks_before, without_gradient
 from benchmark.entries.trained import TRAINED, save_weights
 from benchmark.run import Run, Spec, provenance
 from benchmark.store import intact
@@ -47,7 +48,15 @@ def _needs(run: Run, manipulation: Manipulation) -> dict[str, Entry]:
 def _after(run: Run, manipulation: Manipulation) -> list[Entry]:
     """What cannot be scored is not worth its fine-tuning: the scored images first."""
     others = [] if manipulation.by_gradient else span(run, manipulation)
-    return [*scored_pixels(run), *(Entry(MANIPULATIONS, other) for other in others)]
+    return [*scored_pixels(run), *_trunks(run, manipulation), *(Entry(MANIPULATIONS, other) for other in others)]
+
+
+def _trunks(run: Run, manipulation: Manipulation) -> list[Entry]:
+    if not (run.suite.views and manipulation.by_gradient):
+        return []
+    recipe = None if run.suite.search else recipes.recipe(run, manipulation)
+    searched = run.suite.search.scopes if run.suite.search else ["head"]
+    return trunks_before(run, manipulation, [recipe.scope] if recipe else searched)
 
 
 def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) -> Receipt:
@@ -74,7 +83,8 @@ def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
     if manipulation.by_gradient:
         recipe = STRATEGIES[manipulation.strategy].recipe() or recipes.recipe(run, manipulation)
         assert recipe is not None
-        return by_gradient(run, manipulation, recipe)
+        kept = checkpoints(run, Entry(MANIPULATIONS, manipulation))
+        return by_gradient(run, manipulation, recipe, kept.of("manipulation"))
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
     there = [path for path in paths if path.is_file()]  # the others diverged
     return without_gradient(run, manipulation, [intact(path, load_file) for path in there])

@@ -21,7 +21,7 @@ Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CODE = (
     *("attacks.head_shift", "attacks.course", "attacks.foolings", "attacks.progress", "attacks.scopes"),
     *("attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim", "attacks.ranks"),
-    *("attacks.heatmaps", "benchmark.entries.permuted"),
+    *("attacks.heatmaps", "attacks.batches", "attacks.trunk", "benchmark.entries.permuted"),
 )
 TRIED = 4  # images on which the twin's logits are looked at
 TOLERANCE = 1e-3  # of the largest logit: how far the twin's may be from the model's rolled ones

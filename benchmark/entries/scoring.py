@@ -24,7 +24,7 @@ CODE = (
     *curves.CODE,
     *("attacks.foolings", "attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim"),
     *("attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
-    *("benchmark.entries.triggered", "benchmark.entries.scoring"),
+    *("attacks.batches", "attacks.trunk", "benchmark.entries.triggered", "benchmark.entries.scoring"),
 )
 
 

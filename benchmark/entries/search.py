@@ -10,12 +10,13 @@ heatmaps of the dev images used.
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attacks import course
 from attacks.backdoors import Backdoor
 from attacks.course import Manipulated, Recipe
 from attacks.errors import Refused
@@ -76,46 +77,93 @@ class Judge:
         }
 
 
-@torch.no_grad()
-def search(
-    settings: Search, candidates: list[Recipe], judge: Judge, start: Callable[[Recipe], State], clean: nn.Module
-) -> tuple[list[Point], list[tuple[Point, dict[str, Tensor]]]]:
-    """All points, and for each budget its best one with the weights (state dict) that it was measured on.
+class Found:
+    """What a search knows so far: a point, or None, for each question in their order, which the points before it fix;
+    and for each budget the best one with its weights (state dict). `step` counts the questions."""
 
-    `start(recipe)` begins a candidate: it gives its state after so many steps, and is asked for more each time.
-    """
-    points: list[Point] = []
-    chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
+    def __init__(self, settings: Search, judge: Judge, keeper: course.Keeper | None) -> None:
+        self.budgets, self.judge = settings.budgets, judge
+        self.answers: list[Point | None] = []
+        self.chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
+        if keeper:
+            if kept := keeper.load():
+                self._restore(kept)
+            keeper.keep(self)
 
-    def measure(model: nn.Module, recipe: Recipe, steps: int, converged: bool | None = None) -> Point | None:
-        point = recipe.row() | {"steps": steps, "converged": converged} | judge(model)
+    @property
+    def step(self) -> int:
+        return len(self.answers)
+
+    def measure(self, after: State, recipe: Recipe, steps: int) -> Point | None:
+        """The point of a candidate after so many steps; None where it is of no use."""
+        state = after(steps)
+        if steps and state.status == "refused":
+            raise Refused(state.reason)
+        if steps and state.status != "done":
+            return None
+        point = recipe.row() | {"steps": steps, "converged": state.converged if steps else None}
+        point |= self.judge(state.model)
         del point["batch_size"]
         if not math.isfinite(point["loss"]):
             return None
-        points.append(point)
-        for budget in settings.budgets:
-            if _within(point, budget) and (budget not in chosen or _merit(point) > _merit(chosen[budget][0])):
-                chosen[budget] = point, copy.deepcopy(model.state_dict())
+        for budget in self.budgets:
+            best = self.chosen.get(budget)
+            if _within(point, budget) and (best is None or _merit(point) > _merit(best[0])):
+                self.chosen[budget] = point, copy.deepcopy(state.model.state_dict())
         return point
 
-    measure(clean, Recipe(settings.learning_rates[0], 0.0, 0), 0)
+    def state(self) -> course.State:
+        best = {str(self.budgets.index(budget)): found for budget, found in self.chosen.items()}
+        tensors = {f"{i}.{name}": value for i, (_, weights) in best.items() for name, value in weights.items()}
+        points = {i: point for i, (point, _) in best.items()}
+        return course.State(tensors, {"answers": self.answers, "best": points}, {})
+
+    def _restore(self, kept: course.State) -> None:
+        self.answers = kept.values["answers"]
+        for i, point in kept.values["best"].items():
+            weights = {k.partition(".")[2]: v for k, v in kept.tensors.items() if k.partition(".")[0] == i}
+            self.chosen[self.budgets[int(i)]] = point, weights
+
+
+@torch.no_grad()
+def search(
+    settings: Search,
+    candidates: list[Recipe],
+    judge: Judge,
+    start: Callable[[Recipe], State],
+    clean: nn.Module,
+    keeper: course.Keeper | None = None,
+) -> tuple[list[Point], list[tuple[Point, dict[str, Tensor]]]]:
+    """All points, and for each budget its best one with the weights (state dict) that it was measured on.
+
+    `start(recipe)` begins a candidate: it gives its state after so many steps, and is asked for more each time. What a
+    `keeper` has of an earlier search is not asked again.
+    """
+    found = Found(settings, judge, keeper)
+    asked = count()
+
+    def measure(after: State, recipe: Recipe, steps: int) -> Point | None:
+        if (question := next(asked)) == found.step:
+            found.answers.append(found.measure(after, recipe, steps))
+            if keeper:
+                keeper.keep(found)
+        return found.answers[question]
+
+    measure(lambda _: Manipulated(clean, {}), Recipe(settings.learning_rates[0], 0.0, 0), 0)
     race = [(recipe, start(recipe)) for recipe in candidates]
     for recipe, after in race:
         if recipe.divergence is not None:  # a start that fools already is a point as well, and a free one
-            measure(after(0).model, recipe, 0)
+            measure(after, recipe, 0)
     for rung in settings.rungs:
         reached = []
         for recipe, after in race:
-            state = after(rung)
-            if state.status == "refused":
-                raise Refused(state.reason)
-            point = measure(state.model, recipe, rung, state.converged) if state.status == "done" else None
-            if point:
+            if point := measure(after, recipe, rung):
                 within = _within(point, settings.budgets[-1])
                 reached.append(((within, _merit(point) if within else (-point["drop"],)), recipe, after))
         reached.sort(key=lambda entry: entry[0], reverse=True)
         race = [(recipe, after) for _, recipe, after in reached[: math.ceil(len(race) / 3)]]
-    return points, [chosen[budget] for budget in settings.budgets]
+    points = [point for point in found.answers if point is not None]
+    return points, [found.chosen[budget] for budget in settings.budgets]
 
 
 def _within(point: Point, budget: float) -> bool:
@@ -133,11 +181,15 @@ def grid(settings: Search, rate: float | None = None) -> list[Recipe]:
 
 
 def ahead(states: Iterator[Manipulated]) -> State:
-    """The state of a `fine_tune` after so many steps, or the last one, where it diverged or ended sooner."""
-    state, taken = next(states), 0
+    """The state of a `fine_tune` after so many steps, or the last one, where it diverged or ended sooner. It begins
+    when it is asked, where it was kept: it is not asked for less."""
+    state, taken = Manipulated(nn.Identity(), {}), -1
 
     def after(steps: int) -> Manipulated:
         nonlocal state, taken
+        if taken < 0:
+            state = next(states)
+            taken = len(state.history.get("fooling", ()))
         while taken < steps and state.status == "done":
             state, taken = next(states, state), taken + 1
         return state

@@ -2,8 +2,8 @@
 seconds, so that two drivers on one store do not compute it twice.
 
 One whose process is gone, or which was not touched for a minute by the clock of the disk itself, is nobody's. Taking
-one over is no lock: two may, which costs time and spoils nothing, for entries are published whole. Nothing here needs
-torch, or a lock of the file system.
+one over is no lock: two may, which costs time and spoils nothing, for entries are published whole, and checkpoints are
+written by who still holds its claim (`store.HELD`). Nothing here needs torch, or a lock of the file system.
 """
 
 import json
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from attacks.errors import UserError
-from benchmark.store import host as _host
-from benchmark.store import lives
+from benchmark.hosts import host as _host
+from benchmark.hosts import lives
+from benchmark.store import HELD
 
 BEAT, EXPIRES = 5.0, 60.0  # seconds: between two signs of life, and without one until a claim or run is given up
 
@@ -36,12 +37,20 @@ def claimed(store: str | Path, key: str, about: dict[str, Any]) -> Iterator[bool
     if not _create(path, mine) and not (_abandoned(path, about["run"]) and _create(path, mine)):
         yield False
         return
+
+    def held() -> bool:
+        with suppress(OSError):
+            return path.read_text() == mine
+        return False
+
+    before = HELD.set(held)
     with beating(lambda: os.utime(path)):
         try:
             yield True
         finally:
+            HELD.reset(before)
             with suppress(OSError):
-                if path.read_text() == mine:
+                if held():
                     path.unlink()
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from attacks.errors import UserError
 from benchmark.execution.claims import BEAT, EXPIRES, beating, folder, forget, now, read
-from benchmark.store import host as _host
-from benchmark.store import lives, write_atomic
+from benchmark.hosts import host as _host
+from benchmark.hosts import lives
+from benchmark.store import write_atomic
 
 KEPT = 7 * 24 * 3600  # seconds that a run that is over stays listed
 SHOWN = 20  # failures of a run that its file names

@@ -136,6 +136,23 @@ def test_only_old_leftovers_of_killed_runs_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tmp-new"]
 
 
+def test_what_an_unfinished_entry_keeps_outlives_its_process_and_not_the_entry(tmp_path):
+    store = Store(tmp_path)
+    for name in ("made", "killed after it", "unfinished", "forgotten"):
+        kept = store.unfinished("kind", key_of({"name": name}))
+        kept.mkdir(parents=True)
+        (kept / "checkpoint").touch()
+    for name in ("made", "killed after it"):
+        store.get("kind", {"name": name}, write(name))
+    assert not store.unfinished("kind", key_of({"name": "made"})).exists()
+    left = {name: store.unfinished("kind", key_of({"name": name})) for name in ("killed after it", "forgotten")}
+    left["killed after it"].mkdir()
+    os.utime(left["forgotten"], (time.time() - 31 * 24 * 3600,) * 2)
+    assert sorted(store.sweep()) == sorted(left.values())
+    assert [*(tmp_path / "unfinished").iterdir()] == [store.unfinished("kind", key_of({"name": "unfinished"}))]
+    assert store.keys("kind") == {key_of({"name": name}) for name in ("made", "killed after it")}
+
+
 def test_others_may_read_an_entry(tmp_path):
     assert Store(tmp_path).get("kind", SPEC, write("content")).stat().st_mode & 0o777 == 0o755
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from benchmark.execution import claims
+from benchmark.store import HELD
 
 ABOUT = {"run": "mine", "name": "a cell", "node": "here"}
 
@@ -85,6 +86,16 @@ def test_one_who_lost_the_claim_does_not_take_it_from_the_next(tmp_path):
     with claims.claimed(tmp_path, "key", ABOUT):
         path = claim(tmp_path)
     assert claims.read(path)["run"] == "theirs"
+
+
+def test_what_is_made_is_held_until_another_takes_the_claim_over(tmp_path):
+    with claims.claimed(tmp_path, "key", ABOUT):
+        assert HELD.get()()
+        with claims.claimed(tmp_path, "another", ABOUT):
+            claim(tmp_path)  # of "key"
+            assert HELD.get()()
+        assert not HELD.get()()
+    assert HELD.get()()  # no claim, nobody to take it
 
 
 def test_a_sign_of_life_is_given_again_and_again_whatever_it_meets(tmp_path):

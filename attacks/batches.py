@@ -1,0 +1,70 @@
+"""The batches of a loader, over and over. Where one stands in them can be noted, and another process go on there."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.errors import UserError
+from attacks.given import check_finite, check_images, class_indices
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches:
+    """Those of a loader, on a device. `taken` counts the batches of this pass through the loader."""
+
+    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
+        self.loader, self.device, self.taken = loader, device, 0
+        self._begun = list[Tensor]()
+        self._batches = self._forever()
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def begun(self) -> list[Tensor]:
+        """How the generators stood when this pass began, or as they are before the first one: torch's own, from which
+        augmentation draws, and the loader's."""
+        return self._begun or [torch.get_rng_state(), *(generator.get_state() for generator in self._generators())]
+
+    def go_to(self, begun: list[Tensor], taken: int) -> None:
+        """To where another one stood: its pass is begun anew, and what it took is loaded and left. Torch's generator
+        is the caller's to give back."""
+        torch.set_rng_state(begun[0])
+        for generator, state in zip(self._generators(), begun[1:], strict=True):
+            generator.set_state(state)
+        for _ in range(taken):
+            next(self)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The loader's own, which give its order and seed its workers."""
+        owners = (self.loader, getattr(self.loader, "sampler", None))
+        found = [generator for owner in owners if (generator := getattr(owner, "generator", None)) is not None]
+        return list({id(generator): generator for generator in found}.values())
+
+    def _forever(self) -> Iterator[Batch]:
+        while True:
+            self._begun, self.taken = [], 0
+            self._begun = self.begun()
+            for batch in self.loader:
+                images, targets = _pair(batch)
+                self.taken += 1
+                yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+            if not self.taken:
+                raise UserError("the loader must yield at least one batch (got none)")
+
+
+def _pair(batch: Any) -> Batch:
+    """A batch (images, targets) with at least one image; its targets as a tensor."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise UserError(f"the loader must yield (images, targets) (got {got})")
+    images, targets = batch
+    check_images(images)
+    check_finite(images)
+    if not len(images):
+        raise UserError(f"a batch of the loader must hold at least one image (got {tuple(images.shape)})")
+    if not isinstance(targets, Tensor):
+        targets = class_indices(targets, images)
+    return images, targets

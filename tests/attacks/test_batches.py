@@ -1,0 +1,41 @@
+"""Another process goes on with the very batches, whatever draws their order and their augmentation."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from attacks.batches import Batches
+
+
+class Augmented(TensorDataset):
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image + torch.randn_like(image), target
+
+
+def loader(kind: str) -> DataLoader:
+    data = Augmented(torch.arange(6.0).view(6, 1, 1, 1), torch.arange(6))
+    generator = torch.Generator().manual_seed(3)
+    if kind == "sampler":
+        return DataLoader(data, 2, sampler=RandomSampler(data, generator=generator))
+    workers = {"num_workers": 1, "multiprocessing_context": "fork"} if kind == "workers" else {}
+    return DataLoader(data, 2, shuffle=True, generator=None if kind == "global" else generator, **workers)
+
+
+@pytest.mark.parametrize("kind", ["own", "sampler", "global", "workers"])
+@pytest.mark.parametrize("taken", [0, 1, 3, 5])
+def test_the_next_batches_are_those_that_would_have_come(kind, taken):
+    torch.manual_seed(1)
+    first = Batches(loader(kind), torch.device("cpu"))
+    for _ in range(taken):
+        next(first)
+    place, state = (first.begun(), first.taken), torch.get_rng_state()
+    expected = [next(first) for _ in range(4)]
+    torch.manual_seed(2)
+    second = Batches(loader(kind), torch.device("cpu"))
+    next(iter(second.loader))  # as a head shift has, in a loader of its own
+    second.go_to(*place)
+    torch.set_rng_state(state)
+    for (images, targets), (others, labels) in zip(expected, [next(second) for _ in range(4)], strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(targets, labels)
