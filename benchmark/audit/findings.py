@@ -1,0 +1,193 @@
+"""What an audit found, as tables and a verdict on each interpreter: a pure function of its units. No torch.
+
+excess   of the share of maps that are fooled (FSR) beyond chance, (fsr - chance) / (1 - chance); chance is the larger
+         of two shares of the honest network: of its own maps, and of another image's map in their place
+alike    mean Spearman correlation of honest and fooled maps: the witness is whose least one is highest
+drop     points of top-1; without labels, the share of predictions that changed, in points
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attacks.errors import UserError, one_line
+from benchmark.audit.state import Unit, units
+from benchmark.intervals import bootstrap_mean
+from benchmark.leaderboards.ranking import CHANCE_LIMIT, KEPT, eligibility
+from benchmark.store import write_atomic
+
+FOOLED = 0.5  # of the excess
+PLACE = "network"  # what ranking calls a model: there is one
+ATTACKS = ("fooling", "way", "attacked", "evaluated", "status", "reason", "steps", "wanted", "converged", "seconds",
+           "fsr", "low", "high", "chance", "excess", "alike", "alike_low", "alike_high", "blank", "drop", "drop_low",
+           "drop_high", "agreement", "moved", "within")  # fmt: skip
+INTERPRETERS = ("interpreter", "verdict", "fsr", "low", "high", "chance", "excess", "fooling", "way", "attacked", "drop",
+                "drop_low", "drop_high", "alike", "aimed", "gate", "reason")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`attacks`: a row for each interpreter under each attack (columns `ATTACKS`); `interpreters`: for each its worst
+    attack within the budget, how far its maps moved, and what the gate says (`INTERPRETERS`); `about` and `settings`:
+    what was audited and how; `arrays`: maps and images to look at; `witness`: who moved least, if anybody."""
+
+    about: dict[str, Any]
+    settings: dict[str, Any]
+    attacks: pd.DataFrame
+    interpreters: pd.DataFrame
+    witness: str | None
+    top1: float
+    arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Audit":
+        """Of the units in the folder. Raises `UserError` where these are none, or not what an audit writes."""
+        found = units(folder)
+        if not found:
+            raise UserError(f"{folder} holds no audit")
+        try:
+            return _judged(found)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(f"{folder}: not what an audit writes ({one_line(error)}); delete it") from error
+
+    def write(self, out: str | Path) -> Path:
+        """audit.html, which needs nothing beside it, audit.json, interpreters.csv and attacks.csv, each in one step."""
+        from benchmark.audit.page import page
+
+        out = Path(out)
+        for name in ("interpreters", "attacks"):
+            text = getattr(self, name).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            write_atomic(out / f"{name}.csv", text.encode())
+        whole = {"about": self.about, "settings": self.settings, "top1": self.top1, "witness": self.witness}
+        whole |= {name: getattr(self, name).to_dict("records") for name in ("interpreters", "attacks")}
+        text = json.dumps(_plain(whole), indent=1, sort_keys=True, allow_nan=False)
+        write_atomic(out / "audit.json", f"{text}\n".encode())
+        write_atomic(out / "audit.html", page(self).encode())
+        return out / "audit.html"
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Of one interpreter under one attack."""
+    if row["status"] != "done":
+        return str(row["status"])
+    if row["chance"] > CHANCE_LIMIT:
+        return "says nothing"
+    if not row["within"]:
+        return "over budget"
+    beyond = row["low"] > row["chance"]
+    return "fooled" if beyond and row["excess"] >= FOOLED else "in part" if beyond else "not fooled"
+
+
+def _judged(found: list[Unit]) -> Audit:
+    honest = next(unit for unit in found if unit.record["kind"] == "honest")
+    arrays = {name: array for name, array in honest.arrays.items() if name != "right"}
+    rows: list[dict[str, Any]] = []
+    labelled, settings = bool(honest.record["about"]["labelled"]), dict(honest.record["settings"])
+    for unit in found:
+        if unit.record["kind"] == "attack":
+            rows += _rows(unit, labelled, float(settings["budget"]))
+            arrays |= _maps(unit)
+    attacks = pd.DataFrame(rows, columns=list(ATTACKS))
+    gates = _gates(found)
+    names = [str(name) for name in honest.record["interpreters"]]
+    table = pd.DataFrame([_interpreter(name, attacks, gates.get(name)) for name in names], columns=list(INTERPRETERS))
+    for name, why in honest.record["refusals"].items():
+        table.loc[len(table)] = {"interpreter": name, "verdict": "refused", "reason": why, "aimed": 0}
+    about = {**honest.record["about"], **{key: honest.record[key] for key in ("versions", "device")}}
+    top1 = float(honest.arrays["right"].mean())
+    return Audit(about, settings, attacks, table, _witness(table), top1, arrays)
+
+
+def _rows(unit: Unit, labelled: bool, budget: float) -> list[dict[str, Any]]:
+    record = unit.record
+    shared = {name: record.get(name) for name in ("fooling", "way", "attacked", "status", "reason", "steps", "wanted",
+                                                  "converged", "seconds")}  # fmt: skip
+    if record["status"] != "done":
+        return [{**shared, "evaluated": record["attacked"], "within": False}]
+    arrays = {name: np.asarray(array, np.float64) for name, array in unit.arrays.items()}
+    lost = arrays["right_clean"] - arrays["right"] if labelled else 1 - arrays["agree"]
+    cost = bootstrap_mean(100 * lost)
+    drop = {"drop": cost.value[0], "drop_low": cost.low[0], "drop_high": cost.high[0]}
+    shared |= drop | {"agreement": arrays["agree"].mean(), "moved": arrays["moved"].max(), "within": drop["drop"] <= budget}
+    return [{**shared, "evaluated": name, **_cell(arrays, name)} for name in record["evaluated"]]
+
+
+def _cell(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
+    """The scores of one interpreter, means over the held-out images with 95 % intervals."""
+    columns = ("success", "alike", "clean", "null", "blank")
+    mean = bootstrap_mean(np.stack([arrays[f"{name}.{column}"] for column in columns], 1))
+    fsr, alike, clean, null, blank = map(float, mean.value)
+    chance = max(clean, null)
+    excess = (fsr - chance) / (1 - chance) if chance < 1 else 0.0
+    ends = {"low": mean.low[0], "high": mean.high[0], "alike_low": mean.low[1], "alike_high": mean.high[1]}
+    return {"fsr": fsr, "chance": chance, "excess": excess, "alike": alike, "blank": blank, **ends}
+
+
+def _maps(unit: Unit) -> dict[str, np.ndarray]:
+    """Those to look at, by fooling, way, attacked and evaluated interpreter."""
+    record = unit.record
+    place = ".".join(str(record[part]) for part in ("fooling", "way", "attacked"))
+    return {f"{place}.{name[:-5]}": array for name, array in unit.arrays.items() if name.endswith(".maps")}
+
+
+def _gates(found: list[Unit]) -> dict[str, tuple[bool, str]]:
+    """Whether the gate lets each interpreter through, and why not."""
+    cards: dict[str, dict[str, Any]] = {}
+    for record in (unit.record for unit in found if unit.record["kind"] == "gate"):
+        card: dict[str, Any] = {"control": bool(record["control"])}
+        if "values" in record:
+            card |= {"gate": {PLACE: record["values"]}, "gate_twin": {PLACE: record["twin"]}}
+        else:
+            card["gate_errors"] = {PLACE: str(record["error"])}
+        cards[str(record["interpreter"])] = card
+    named = [name for name, card in cards.items() if not card["control"]]
+    return {name: eligibility(name, cards, [PLACE], []) for name in named}
+
+
+def _interpreter(name: str, attacks: pd.DataFrame, gate: tuple[bool, str] | None) -> dict[str, Any]:
+    """Its worst attack within the budget, whomever it was aimed at; how far its maps moved under any of these."""
+    asked = attacks[(attacks.evaluated == name) & (attacks.status == "done")]
+    inside = asked[asked.within.astype(bool) & (asked.chance <= CHANCE_LIMIT)]
+    aimed = attacks[(attacks.attacked == name) & (attacks.evaluated == name)]
+    done = aimed[aimed.status == "done"]
+    row: dict[str, Any] = {"interpreter": name, "aimed": len(done)}
+    if gate is not None:
+        row |= {"gate": "passed" if gate[0] else "not passed", "reason": gate[1]}
+    if inside.empty:
+        return row | {"verdict": "says nothing" if len(asked) else "not attacked"}
+    worst = inside.loc[inside.excess.astype(float).idxmax()]
+    kept = ("fsr", "low", "high", "chance", "excess", "fooling", "way", "attacked", "drop", "drop_low", "drop_high")
+    row |= {key: worst[key] for key in kept} | {"alike": inside.alike.min(), "verdict": verdict(worst.to_dict())}
+    if not len(done) and row["verdict"] == "not fooled":
+        row["verdict"] = "not attacked itself"
+    return row
+
+
+def _witness(table: pd.DataFrame) -> str | None:
+    """Whose maps moved least under all attacks within the budget; of those that were attacked themselves, and were not
+    fooled, and that the gate lets through where it lets any."""
+    asked = table[(table.aimed > 0) & table.alike.notna() & ~table.verdict.isin(["fooled", "in part"])]
+    passed = asked[asked.gate == "passed"]
+    best = passed if len(passed) else asked
+    return None if best.empty else str(best.loc[best.alike.astype(float).idxmax()].interpreter)
+
+
+def kept_function(row: Mapping[str, Any]) -> bool:
+    """Whether an attack left every probability of the held-out images where it was."""
+    return bool(row["moved"] <= KEPT)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: no NaN, and no numbers of NumPy's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
