@@ -7,6 +7,7 @@ import typer
 
 from attacks.errors import UserError, unknown
 from benchmark import ending, figures, keeping
+from benchmark.audit.command import audit
 from benchmark.options import (
     CONCEPTS_HELP,
     EXPERIMENTS,
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
 app.add_typer(keeping.app, name="store")
+app.command()(audit)
 
 
 @app.callback()
@@ -106,9 +108,10 @@ def leaderboard(
 
 @app.command()
 def submit(
-    submission: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A class or function in a file.")],
+    submission: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="Or MODULE:NAME, of a package.")],
     suite: SuiteOption = "default",
     check_only: Annotated[bool, typer.Option("--check-only", help="Check it, and score nothing.")] = False,
+    layer: Annotated[str | None, typer.Option(help="Of a package's method. [each architecture's target layer]")] = None,
     data: DataOption = None,
     store: StoreOption = STORE,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results. [submissions/NAME-SUITE]")] = None,
@@ -119,13 +122,13 @@ def submit(
     its own; only submit code that you would also run by hand."""
     from benchmark.execution import compute
     from benchmark.submissions import submit
+    from benchmark.submissions.installed import parse
     from benchmark.submissions.remote import remote
-    from benchmark.submissions.submission import parse
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
     if out is not None:
         _folder(out, "results")
-    start, parsed = _run(_load_suite(suite), store, data, device), parse(submission)
+    start, parsed = _run(_load_suite(suite), store, data, device), parse(submission, layer, store)
     flags = submit.check(remote(parsed), start.device, typer.echo)
     if check_only:
         return
@@ -148,8 +151,7 @@ def verify(
     """Recompute one committed cell from nothing, training included, and compare it with the results."""
     from benchmark import verify
 
-    chosen = _load_suite(suite)
-    folder = out or _default_out(suite)
+    chosen, folder = _load_suite(suite), out or _default_out(suite)
     compared = verify.verify(_run(chosen, "", data, device), verify.parse(cell, chosen), folder)
     for name, value in compared.items():
         typer.echo(f"{name}: {value:g}")
@@ -251,8 +253,7 @@ def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
 
     if kind not in LISTED:
         raise unknown("kind", kind, LISTED)
-    for name in import_module(LISTED[kind]).names():
-        typer.echo(name)
+    typer.echo("\n".join(import_module(LISTED[kind]).names()))
 
 
 @app.command()
@@ -283,8 +284,7 @@ def new_interpreter(
     """Write an interpreter that works, to be changed into your own, and its test."""
     from benchmark.submissions import template
 
-    for path in template.write(name, folder):
-        typer.echo(str(path))
+    typer.echo("\n".join(map(str, template.write(name, folder))))
 
 
 def _run(

@@ -18,7 +18,7 @@ import pandas as pd
 from attacks.errors import UserError, one_line
 from benchmark.audit.state import Unit, units
 from benchmark.intervals import bootstrap_mean
-from benchmark.leaderboards.ranking import CHANCE_LIMIT, KEPT, eligibility
+from benchmark.leaderboards.ranking import CHANCE_LIMIT, eligibility
 from benchmark.store import write_atomic
 
 FOOLED = 0.5  # of the excess
@@ -26,8 +26,8 @@ PLACE = "network"  # what ranking calls a model: there is one
 ATTACKS = ("fooling", "way", "attacked", "evaluated", "status", "reason", "steps", "wanted", "converged", "seconds",
            "fsr", "low", "high", "chance", "excess", "alike", "alike_low", "alike_high", "blank", "drop", "drop_low",
            "drop_high", "agreement", "moved", "within")  # fmt: skip
-INTERPRETERS = ("interpreter", "verdict", "fsr", "low", "high", "chance", "excess", "fooling", "way", "attacked", "drop",
-                "drop_low", "drop_high", "alike", "aimed", "gate", "reason")  # fmt: skip
+INTERPRETERS = ("interpreter", "verdict", "fsr", "low", "high", "chance", "excess", "fooling", "way", "attacked",
+                "drop", "drop_low", "drop_high", "alike", "aimed", "gate", "reason")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def _judged(found: list[Unit]) -> Audit:
-    honest = next(unit for unit in found if unit.record["kind"] == "honest")
+    [honest] = [unit for unit in found if unit.record["kind"] == "honest"]
     arrays = {name: array for name, array in honest.arrays.items() if name != "right"}
     rows: list[dict[str, Any]] = []
     labelled, settings = bool(honest.record["about"]["labelled"]), dict(honest.record["settings"])
@@ -95,9 +95,10 @@ def _judged(found: list[Unit]) -> Audit:
     attacks = pd.DataFrame(rows, columns=list(ATTACKS))
     gates = _gates(found)
     names = [str(name) for name in honest.record["interpreters"]]
-    table = pd.DataFrame([_interpreter(name, attacks, gates.get(name)) for name in names], columns=list(INTERPRETERS))
+    judged = [_interpreter(name, attacks, gates.get(name)) for name in names]
     for name, why in honest.record["refusals"].items():
-        table.loc[len(table)] = {"interpreter": name, "verdict": "refused", "reason": why, "aimed": 0}
+        judged.append({"interpreter": name, "verdict": "refused", "reason": why, "aimed": 0})
+    table = pd.DataFrame(judged, columns=list(INTERPRETERS))
     about = {**honest.record["about"], **{key: honest.record[key] for key in ("versions", "device")}}
     top1 = float(honest.arrays["right"].mean())
     return Audit(about, settings, attacks, table, _witness(table), top1, arrays)
@@ -112,8 +113,13 @@ def _rows(unit: Unit, labelled: bool, budget: float) -> list[dict[str, Any]]:
     arrays = {name: np.asarray(array, np.float64) for name, array in unit.arrays.items()}
     lost = arrays["right_clean"] - arrays["right"] if labelled else 1 - arrays["agree"]
     cost = bootstrap_mean(100 * lost)
-    drop = {"drop": cost.value[0], "drop_low": cost.low[0], "drop_high": cost.high[0]}
-    shared |= drop | {"agreement": arrays["agree"].mean(), "moved": arrays["moved"].max(), "within": drop["drop"] <= budget}
+    shared |= {
+        "drop": cost.value[0],
+        "drop_low": cost.low[0],
+        "drop_high": cost.high[0],
+        "moved": arrays["moved"].max(),
+    }
+    shared |= {"agreement": arrays["agree"].mean(), "within": bool(cost.value[0] <= budget)}
     return [{**shared, "evaluated": name, **_cell(arrays, name)} for name in record["evaluated"]]
 
 
@@ -175,11 +181,6 @@ def _witness(table: pd.DataFrame) -> str | None:
     passed = asked[asked.gate == "passed"]
     best = passed if len(passed) else asked
     return None if best.empty else str(best.loc[best.alike.astype(float).idxmax()].interpreter)
-
-
-def kept_function(row: Mapping[str, Any]) -> bool:
-    """Whether an attack left every probability of the held-out images where it was."""
-    return bool(row["moved"] <= KEPT)
 
 
 def _plain(value: Any) -> Any:

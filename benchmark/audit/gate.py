@@ -42,14 +42,12 @@ class Gate:
 
     @torch.no_grad()
     def asked(self, interpreter: Interpreter) -> dict[str, Any]:
-        """"values": those of `benchmark.entries.gates`, image by image; "twin": what the head-permuted one shows."""
+        """Its "values" (`benchmark.entries.gates`), image by image, and what its head-permuted "twin" shows."""
         others = (self.targets + 1) % self.honest.logits.shape[1]
         networks = self.model, self.fast, self.random
         data = self.images, self.targets, others
         try:
-            values = gates.measure(
-                interpreter, *networks, *data, self.grid, self.cells, self.honest.batch, self.seed
-            )
+            values = gates.measure(interpreter, *networks, *data, self.grid, self.cells, self.honest.batch, self.seed)
             size = self.honest.batch
             twin = permuted.compare(interpreter, self.model, self.images[:size], self.targets[:size], self.seed)
         except UserError as error:
@@ -58,7 +56,7 @@ class Gate:
 
 
 def _grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
-    """The target layer's, where the network has one; else an eighth of the image. At most as fine as there are cells."""
+    """The target layer's, where the network has one; else an eighth of the image. No finer than AOPC goes."""
     try:
         grid = target_grid(model, images)
     except UserError:

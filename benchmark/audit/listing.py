@@ -1,4 +1,4 @@
-"""Which image files an audit looks at: those that the attacks train on, and those, held out, that all numbers come from.
+"""Which image files an audit looks at: some that the attacks train on, and some, held out, that all numbers come from.
 
 DIR/CLASS/*, or these in DIR/train and DIR/test (or val), whose names are kept apart; a folder of images alone, or a CSV
 with a column `path`, which has labels where it has a column `label`. No torch: nothing is decoded here.
@@ -121,14 +121,18 @@ def _table(path: Path) -> list[File]:
         raise UserError(f"--data {path} must be a folder of images or a CSV file ({error})") from error
     if not rows or "path" not in rows[0]:
         got = ", ".join(map(str, rows[0])) if rows else "no row"
-        raise UserError(f"--data {path} needs a first line with the column path, and label if there are any (got {got})")
+        raise UserError(
+            f"--data {path} needs a first line with the column path, and label if there are any (got {got})"
+        )
     files = []
     for number, row in enumerate(rows, 2):
         image, label = path.parent / (row["path"] or ""), row.get("label")
         if not image.is_file():
             raise UserError(f"--data {path}, line {number}: no file {image}")
         if "label" in row and not (label or "").isdecimal():
-            raise UserError(f"--data {path}, line {number}: label must be the index of a class, 0, 1, ... (got {label!r})")
+            raise UserError(
+                f"--data {path}, line {number}: label must be the index of a class, 0, 1, ... (got {label!r})"
+            )
         files.append(File(image, int(label) if label else None))
     return files
 

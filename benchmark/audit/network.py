@@ -47,11 +47,9 @@ def from_file(file: Path, attribute: str, digest: str, classes: int | None) -> n
 def _made(definition: Any, name: str, classes: int | None) -> Any:
     if isinstance(definition, nn.Module) or not callable(definition):
         return definition
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(definition).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
+    parameters = inspect.signature(definition).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [parameter.name for parameter in required]
     if needed == ["num_classes"] and classes is not None:
         return definition(num_classes=classes)
     if needed:
@@ -69,7 +67,8 @@ def _in_words(error: BaseException, file: Path) -> str:
         return f"{file.name} called sys.exit({one_line(repr(error.code))}) when it was imported{where}"
     text, beside = one_line(str(error))[:300], ""
     name = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    if isinstance(error, PermissionError) or any((file.parent / f"{name}{end}").exists() for end in (".py", "") if name):
+    near = [file.parent / f"{name}{end}" for end in (".py", "") if name]
+    if isinstance(error, PermissionError) or any(path.exists() for path in near):
         beside = (
             ": a network is one file, which reads itself, installed packages, its weights and the images; what is in "
             "more files is audited from Python (benchmark.audit.run), or installed"
@@ -105,8 +104,8 @@ def logits(model: nn.Module, images: Tensor, batch: int) -> Tensor:
                 ) from error
             if not (isinstance(output, Tensor) and output.dim() == 2 and len(output) == len(part)):
                 raise UserError(
-                    f"{type(model).__name__} must return logits (N, classes) alone (got {_form(output)}): return these, "
-                    "for example from a function that wraps it"
+                    f"{type(model).__name__} must return logits (N, classes) alone (got {_form(output)}): wrap it in "
+                    "one that does"
                 )
             found.append(output.detach())
     together = torch.cat(found)
@@ -136,7 +135,7 @@ def check_classes(model: nn.Module, count: int, classes: Sequence[str], targets:
             "folders must be those that it was trained on, or the images a folder or CSV without labels"
         )
     if int(targets.max()) >= count:
-        raise UserError(f"{kind} has {count} classes, and an image has the label {int(targets.max())}: 0 to {count - 1}")
+        raise UserError(f"{kind} has the classes 0 to {count - 1}, and an image has the label {int(targets.max())}")
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def run(
     try:
         double = copy.deepcopy(model).to(settings.device).eval().requires_grad_(True)
     except Exception as error:  # whatever a foreign model holds fails in its own ways
-        raise UserError(f"{type(model).__name__} cannot be copied ({error}), and it must be given back unchanged") from error
+        raise UserError(f"{type(model).__name__} cannot be copied, to be given back unchanged: {error}") from error
     about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": form}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out) / ".state" if out else Path(scratch)
@@ -88,13 +88,15 @@ def taken(dataset: Any, images: int, seed: int) -> Photographs:
         raise UserError(f"dataset must hold at least {FEWEST} different images (got {len(found)})")
     if len({image.shape for image, _ in found.values()}) > 1:
         raise UserError("dataset must give images of one shape")
-    pictures, targets = torch.stack([image for image, _ in found.values()]), torch.tensor([t for _, t in found.values()])
+    pictures = torch.stack([image for image, _ in found.values()])
+    targets = torch.tensor([target for _, target in found.values()])
     check_images(pictures)
     check_finite(pictures)
     half = len(pictures) // 2
     if len(targets[:half].unique()) < 2:
         raise UserError("dataset must give images of at least two classes")
-    return Photographs((pictures[half:], targets[half:]), (pictures[:half], targets[:half]), _visible(dataset, pictures[:SHOWN]))
+    attacked, held = (pictures[half:], targets[half:]), (pictures[:half], targets[:half])
+    return Photographs(attacked, held, _visible(dataset, pictures[:SHOWN]))
 
 
 def moved(photographs: Photographs, device: str) -> Photographs:

@@ -18,6 +18,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from benchmark.audit.findings import Audit
 
+SHOWN = 6  # columns of pictures
 WORDS = {
     "fooled": "can be fooled",
     "in part": "can be fooled in part",
@@ -83,8 +84,9 @@ def _witness(audit: "Audit") -> str:
     if audit.witness is None:
         return "No interpreter is a good witness: each was fooled, or not attacked."
     row = audit.interpreters.set_index("interpreter").loc[audit.witness]
-    doubt = "" if row.gate == "passed" else ", but the gate does not vouch for it" if row.gate == "not passed" else (
-        "; the gate was not asked")
+    doubt = {"passed": "", "not passed": ", but the gate does not vouch for it"}.get(
+        row.gate, "; the gate was not asked"
+    )
     return (
         f"The best witness is {audit.witness}: its maps moved least (rank correlation with the honest ones at least "
         f"{row.alike:.2f}){doubt}."
@@ -95,11 +97,11 @@ def _lead(audit: "Audit") -> str:
     *found, witness = sentences(audit)
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
     about = audit.about
-    right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else "explained by the network's own predictions"
+    right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else "targets are the network's predictions"
     return (
         f'<p class="lead">{escape(witness)}</p>\n<ul>{items}</ul>\n<p class="note">All numbers are of {about["held"]} '
-        f"held-out images ({escape(right)}); attacks were trained on {about['attacked']} others. Intervals are 95 %, over "
-        "images. That an attack failed within its time does not show that a better one would.</p>"
+        f"held-out images ({escape(right)}); attacks were trained on {about['attacked']} others. Intervals are 95 %, "
+        "over images. That these attacks failed does not show that a better one would.</p>"
     )
 
 
@@ -112,7 +114,8 @@ def _interpreters(audit: "Audit") -> str:
         rows.append([
             _cell(row["interpreter"]), f'<td class="{kind}">{escape(str(row["verdict"]))}</td>',
             _number(_share(row, "fsr")), _number(_percent(row.get("chance"))), _cell(worst),
-            _number(_interval(row, "drop")), _number(_plain(row.get("alike"))), _cell(row["gate"] if _known(row["gate"]) else ""),
+            _number(_interval(row, "drop")), _number(_plain(row.get("alike"))),
+            _cell(row["gate"] if _known(row["gate"]) else ""),
         ])  # fmt: skip
     return _section("Who can be fooled, within the budget", _table(head, rows))
 
@@ -125,14 +128,11 @@ def _pictures(audit: "Audit") -> str:
         if honest is None or not _known(row.get("fooling")):
             continue
         fooled = audit.arrays.get(f"{row['fooling']}.{row['way']}.{row['attacked']}.{name}")
-        lines = [("image", _photos(audit.arrays.get("shown"))), ("honest map", _maps(honest)), ("fooled map", _maps(fooled))]
-        cells = "".join(
-            f"<span>{escape(label)}</span>{''.join(_image(uri, f'{name}, {label} {i + 1}', label == 'image') for i, uri in enumerate(uris))}"
-            for label, uris in lines if len(uris) == 6
-        )  # fmt: skip
+        photos = _photos(audit.arrays.get("shown"))
+        cells = _line("image", photos, True) + _line("honest map", _maps(honest)) + _line("fooled map", _maps(fooled))
         told = f"{name}: {row['fooling']}, {WAYS[row['way']]} of {row['attacked']}"
         parts.append(f'<h3>{escape(told)}</h3>\n<div class="wide"><div class="maps">{cells}</div></div>')
-    note = '<p class="note">The first held-out images, not chosen; each map from its least (dark) to its largest value.</p>'
+    note = '<p class="note">The first held-out images, not chosen; each map from its least (dark) to its largest.</p>'
     return _section("What a fooled map looks like", note + "\n".join(parts)) if parts else ""
 
 
@@ -158,11 +158,12 @@ def _gate(audit: "Audit") -> str:
     asked = [row for row in audit.interpreters.to_dict("records") if _known(row["gate"])]
     rows = [[_cell(row["interpreter"]), _cell(row["gate"]), _cell(row["reason"])] for row in asked]
     note = (
-        '<p class="note">Does a map depend on the weights and on the class, does the label\'s score fall where it points '
-        "more than where controls do, and does it stay where only the order of the classes changes?</p>"
+        '<p class="note">Does a map depend on the weights and on the class, does the label\'s score fall where it '
+        "points more than where controls do, and does it stay where only the order of the classes changes?</p>"
     )
-    return _section("What the gate says of each on these images", note + _table(("interpreter", "gate", "why"), rows)) if rows else (
-        _section("The gate", "<p>It was not asked: there was no time left.</p>"))
+    if not rows:
+        return _section("The gate", "<p>It was not asked: there was no time left.</p>")
+    return _section("What the gate says of each on these images", note + _table(("interpreter", "gate", "why"), rows))
 
 
 def _how(audit: "Audit") -> str:
@@ -171,7 +172,7 @@ def _how(audit: "Audit") -> str:
     listed = {
         "network": about["model"],
         "weights": about["weights"],
-        "images": f"{about['data']}; {about['attacked']} to attack with, {about['held']} held out, {kept}; no two alike",
+        "images": f"{about['data']}: {about['attacked']} attacked, {about['held']} held out, {kept}; no two alike",
         "labels": "as given" if about["labelled"] else "none: the network's own predictions",
         "preprocessing": about["preprocess"],
         "budget": f"{settings['budget']:g} points of top-1; {settings['minutes']:g} minutes",
@@ -223,22 +224,26 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.1f} [{ends[0]:.1f}, {ends[1]:.1f}]" if _known(row.get(name)) else ""
 
 
-def _image(uri: str, label: str, photo: bool) -> str:
-    return f'<img{" class=photo" if photo else ""} alt="{escape(label)}" src="{uri}">'
+def _line(label: str, uris: list[str], photos: bool = False) -> str:
+    """One row of the grid, which has SHOWN columns of pictures."""
+    kind = ' class="photo"' if photos else ""
+    images = "".join(f'<img{kind} alt="{escape(label)} {i}" src="{uri}">' for i, uri in enumerate(uris, 1))
+    missing = "<i></i>" * (SHOWN - len(uris))
+    return f"<span>{escape(label)}</span>{images}{missing}"
 
 
 def _maps(maps: Any) -> list[str]:
     """(m, h, w) -> a picture of each, from its least to its largest value; grey where a map is not finite."""
     from matplotlib import colormaps
 
-    if not isinstance(maps, np.ndarray) or maps.ndim != 3:
+    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or not 0 < len(maps) <= SHOWN:
         return []
     colours, found = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8), []
     for map_ in np.asarray(maps, np.float64):
         low, high = map_.min(), map_.max()
         levels = (map_ - low) / (high - low) if high > low else np.zeros_like(map_)
-        good = np.isfinite(map_).all()
-        found.append(_png(colours[(levels * 255).round().astype(np.uint8)] if good else np.full((*map_.shape, 3), 128, np.uint8)))
+        pixels = colours[(np.nan_to_num(levels) * 255).round().astype(np.uint8)]
+        found.append(_png(pixels if np.isfinite(map_).all() else np.full_like(pixels, 128)))
     return found
 
 
@@ -246,7 +251,7 @@ def _photos(images: Any) -> list[str]:
     """(m, 3, H, W) bytes -> a picture of each, at most 160 pixels wide."""
     if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] != 3:
         return []
-    return [_png(image.transpose(1, 2, 0), 160) for image in images]
+    return [_png(image.transpose(1, 2, 0), 160) for image in images[:SHOWN]]
 
 
 def _png(pixels: np.ndarray, most: int = 256) -> str:

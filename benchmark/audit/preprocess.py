@@ -46,8 +46,8 @@ class Preprocess:
 
 
 def create(text: str) -> Preprocess:
-    """"imagenet", a torchvision classifier (as its own weights want it), one of our datasets, or a TOML or JSON file
-    with size, mean, std and, if it is another, resize. Raises `UserError`."""
+    """By name: imagenet, a torchvision classifier (as its own weights want it) or one of our datasets; or of a TOML or
+    JSON file with size, mean, std and, if it is another, resize. Raises `UserError`."""
     if text == "imagenet":
         return Preprocess([256], [224], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     if text in DATASETS:

@@ -75,7 +75,14 @@ class Clock:
 
 class _Course:
     def __init__(
-        self, model: nn.Module, photographs: Photographs, settings: Settings, folder: Any, about: Any, say: Say, clock: Clock
+        self,
+        model: nn.Module,
+        photographs: Photographs,
+        settings: Settings,
+        folder: Any,
+        about: dict[str, Any],
+        say: Say,
+        clock: Clock,
     ) -> None:
         self.model, self.settings, self.say, self.clock = model, settings, say, clock
         (images, labels), (held, held_labels) = photographs.attacked, photographs.held
@@ -90,8 +97,8 @@ class _Course:
         held_targets = own.argmax(1) if held_labels is None else held_labels
         if len(held_targets.unique()) < 2:
             raise UserError(
-                f"{type(model).__name__} sees one class only in the held-out images (class {int(held_targets[0])}): what "
-                "fooling costs cannot be told"
+                f"{type(model).__name__} sees one class only in the held-out images (class {int(held_targets[0])}): "
+                "what fooling costs cannot be told"
             )
         self.attacker = Attacker(model, images, targets, settings.budget, settings.seed, clock.start + clock.whole)
         self.state = State(folder, _about(model, (images, targets, held, held_targets), own, settings))
@@ -152,7 +159,8 @@ class _Course:
             "refusals": self.refusals,
         }
         shown = (self.photographs.shown.clamp(0, 1) * 255).round().byte().cpu().numpy()
-        self.state.add({"kind": "honest", "now": record}, Unit(record, {"shown": shown, **self.honest.shown(), "right": right}))
+        arrays = {"shown": shown, **self.honest.shown(), "right": right}
+        self.state.add({"kind": "honest", "now": record}, Unit(record, arrays))
         named = "".join(f"; {name} is left out: {why}" for name, why in self.refusals.items())
         self.say(f"{held} held-out images, {100 * right.mean():.1f} % of them {kind}; {', '.join(self.seconds)}{named}")
 
@@ -189,10 +197,10 @@ class _Course:
         begin = time.monotonic()
         try:
             made = self.attacker.attack(interpreter, fooling, way, seconds - looking, known)
-            record: dict[str, Any] = {"status": made.result.status, "reason": made.result.reason, "allowed": made.allowed,
-                                      "converged": made.result.converged, "wanted": made.wanted}  # fmt: skip
-            record["steps"] = len(made.result.history["fooling"])
-            fooled: nn.Module | None = made.result.model if made.result.status == "done" else None
+            result, steps = made.result, len(made.result.history["fooling"])
+            record: dict[str, Any] = {"status": result.status, "reason": result.reason, "converged": result.converged}
+            record |= {"steps": steps, "allowed": made.allowed, "wanted": made.wanted}
+            fooled: nn.Module | None = result.model if result.status == "done" else None
         except OutOfTime:
             if found:
                 self.state.follow(spec)
@@ -217,9 +225,9 @@ class _Course:
         found = Audit.load(self.state.folder).attacks
         row = found[(found.fooling == record["fooling"]) & (found.way == record["way"]) & (found.attacked == name)
                     & (found.evaluated == name)].iloc[-1]  # fmt: skip
-        cost = f"at a drop of {row['drop']:.1f} points" if record["way"] != "head_shift" else "and no probability changes"
-        chance = f"(by chance {100 * row.chance:.0f} %)"
-        return f"{100 * row.fsr:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] of its maps are fooled {chance}, {cost}"
+        cost = "no probability changes" if record["way"] == "head_shift" else f"a drop of {row['drop']:.1f} points"
+        share = f"{100 * row.fsr:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] of its maps are fooled"
+        return f"{share} (by chance {100 * row.chance:.0f} %), {cost}"
 
     def _gate(self) -> None:
         """Each interpreter and control on as many held-out images as a share of the time allows."""
@@ -243,8 +251,8 @@ class _Course:
 
 
 def _create(name: str, layer: str | None) -> Interpreter:
-    options = {"layer": layer} if layer is not None and "layer" in {f.name for f in fields(interpreters.kind(name))} else {}  # type: ignore[arg-type]
-    return interpreters.create(name, **options)
+    has_layer = any(field.name == "layer" for field in fields(interpreters.kind(name)))  # type: ignore[arg-type]
+    return interpreters.create(name, **({"layer": layer} if layer is not None and has_layer else {}))
 
 
 def _about(model: nn.Module, data: tuple[Tensor, ...], own: Tensor, settings: Settings) -> dict[str, Any]:
