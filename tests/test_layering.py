@@ -22,10 +22,12 @@ LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "be
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
 LIGHT += ["benchmark.listing", "benchmark.submissions.template", "benchmark.main", "benchmark.ending"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
-LIGHT += ["benchmark.figures.transfer"]
+LIGHT += ["benchmark.figures.transfer", "benchmark.audit", "benchmark.audit.command", "benchmark.audit.settings"]
+LIGHT += ["benchmark.audit.listing", "benchmark.audit.page"]
 FLOORS = """
 main
 cli
+audit
  experiments dissection submissions keeping
  explain verify coverage
 execution

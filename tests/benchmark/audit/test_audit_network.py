@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import NET, network
+from audited import NET, network
 from torch import nn
 
 from attacks.errors import UserError

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import NET
+from audited import NET
 
 from benchmark import cli
 from benchmark.audit import process

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from conftest import write
+from audited import write
 
 from attacks.errors import UserError
 from benchmark.audit.listing import find

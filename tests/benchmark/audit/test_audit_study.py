@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import network, picture
+from audited import network, picture
 
 from attacks import foolings
 from attacks.errors import UserError
@@ -179,7 +179,8 @@ def test_a_network_that_sees_one_class_only_is_refused():
         model.head.bias.copy_(torch.tensor([1.0, 0.0]))
     images = torch.stack([Pictures()[i][0] for i in range(12)])
     assert set(logits(model, images, 5).argmax(1).tolist()) == {0}
-    from benchmark.audit.study import Photographs, audit as study
+    from benchmark.audit.study import Photographs
+    from benchmark.audit.study import audit as study
 
     with pytest.raises(
         UserError, match=r"^Net sees one class only in the held-out images \(class 0\): what fooling costs"
