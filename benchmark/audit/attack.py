@@ -119,4 +119,4 @@ class _Until:
         for images, targets in self.batches:
             if time.monotonic() > self.deadline:
                 raise OutOfTime
-            yield images, targets  # type: ignore[misc]
+            yield images, targets

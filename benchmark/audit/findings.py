@@ -2,7 +2,9 @@
 
 excess   of the share of maps that are fooled (FSR) beyond chance, (fsr - chance) / (1 - chance); chance is the larger
          of two shares of the honest network: of its own maps, and of another image's map in their place
-alike    mean Spearman correlation of honest and fooled maps: the witness is whose least one is highest
+free     the largest excess under a head shift, which changes no probability
+alike    mean Spearman correlation of honest and fooled maps: the witness is whose least one is highest. Maps that an
+         attack did not fool as it meant to, and that are less alike than KEPT, have "moved"
 drop     points of top-1; without labels, the share of predictions that changed, in points
 """
 
@@ -22,12 +24,13 @@ from benchmark.leaderboards.ranking import CHANCE_LIMIT, eligibility
 from benchmark.store import write_atomic
 
 FOOLED = 0.5  # of the excess
+KEPT = 0.5  # of the correlation
 PLACE = "network"  # what ranking calls a model: there is one
 ATTACKS = ("fooling", "way", "attacked", "evaluated", "status", "reason", "steps", "wanted", "converged", "seconds",
            "fsr", "low", "high", "chance", "excess", "alike", "alike_low", "alike_high", "blank", "drop", "drop_low",
            "drop_high", "agreement", "moved", "within")  # fmt: skip
-INTERPRETERS = ("interpreter", "verdict", "fsr", "low", "high", "chance", "excess", "fooling", "way", "attacked",
-                "drop", "drop_low", "drop_high", "alike", "aimed", "gate", "reason")  # fmt: skip
+INTERPRETERS = ("interpreter", "verdict", "fsr", "low", "high", "chance", "excess", "free", "fooling", "way",
+                "attacked", "drop", "drop_low", "drop_high", "alike", "aimed", "gate", "reason")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Audit:
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{folder}: not what an audit writes ({one_line(error)}); delete it") from error
 
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """Those of `attacks` or `interpreters`."""
+        found: Any = getattr(self, table).to_dict("records")
+        return found
+
     def write(self, out: str | Path) -> Path:
         """audit.html, which needs nothing beside it, audit.json, interpreters.csv and attacks.csv, each in one step."""
         from benchmark.audit.page import page
@@ -64,7 +72,7 @@ class Audit:
             text = getattr(self, name).to_csv(index=False, float_format="%.6g", lineterminator="\n")
             write_atomic(out / f"{name}.csv", text.encode())
         whole = {"about": self.about, "settings": self.settings, "top1": self.top1, "witness": self.witness}
-        whole |= {name: getattr(self, name).to_dict("records") for name in ("interpreters", "attacks")}
+        whole |= {name: self.rows(name) for name in ("interpreters", "attacks")}
         text = json.dumps(_plain(whole), indent=1, sort_keys=True, allow_nan=False)
         write_atomic(out / "audit.json", f"{text}\n".encode())
         write_atomic(out / "audit.html", page(self).encode())
@@ -80,7 +88,9 @@ def verdict(row: Mapping[str, Any]) -> str:
     if not row["within"]:
         return "over budget"
     beyond = row["low"] > row["chance"]
-    return "fooled" if beyond and row["excess"] >= FOOLED else "in part" if beyond else "not fooled"
+    if beyond:
+        return "fooled" if row["excess"] >= FOOLED else "in part"
+    return "moved" if row["alike"] < KEPT else "not fooled"
 
 
 def _judged(found: list[Unit]) -> Audit:
@@ -156,7 +166,8 @@ def _gates(found: list[Unit]) -> dict[str, tuple[bool, str]]:
 
 
 def _interpreter(name: str, attacks: pd.DataFrame, gate: tuple[bool, str] | None) -> dict[str, Any]:
-    """Its worst attack within the budget, whomever it was aimed at; how far its maps moved under any of these."""
+    """Its worst attack within the budget, whomever it was aimed at, and of equal ones that under which its maps are
+    least alike; how far they moved under any of these."""
     asked = attacks[(attacks.evaluated == name) & (attacks.status == "done")]
     inside = asked[asked.within.astype(bool) & (asked.chance <= CHANCE_LIMIT)]
     aimed = attacks[(attacks.attacked == name) & (attacks.evaluated == name)]
@@ -166,21 +177,25 @@ def _interpreter(name: str, attacks: pd.DataFrame, gate: tuple[bool, str] | None
         row |= {"gate": "passed" if gate[0] else "not passed", "reason": gate[1]}
     if inside.empty:
         return row | {"verdict": "says nothing" if len(asked) else "not attacked"}
-    worst = inside.loc[inside.excess.astype(float).idxmax()]
+    inside = inside.astype({"excess": float, "alike": float})
+    worst = inside.sort_values(["excess", "alike"], ascending=[False, True], kind="stable").iloc[0]
+    shifts = inside[inside.way == "head_shift"]
     kept = ("fsr", "low", "high", "chance", "excess", "fooling", "way", "attacked", "drop", "drop_low", "drop_high")
-    row |= {key: worst[key] for key in kept} | {"alike": inside.alike.min(), "verdict": verdict(worst.to_dict())}
+    row |= {key: worst[key] for key in kept} | {"alike": inside.alike.min(), "free": shifts.excess.max()}
+    row["verdict"] = verdict({**{str(key): value for key, value in worst.items()}, "alike": row["alike"]})
     if not len(done) and row["verdict"] == "not fooled":
         row["verdict"] = "not attacked itself"
     return row
 
 
 def _witness(table: pd.DataFrame) -> str | None:
-    """Whose maps moved least under all attacks within the budget; of those that were attacked themselves, and were not
-    fooled, and that the gate lets through where it lets any."""
-    asked = table[(table.aimed > 0) & table.alike.notna() & ~table.verdict.isin(["fooled", "in part"])]
+    """Whose maps moved least under all attacks within the budget; of those that were attacked themselves and are "not
+    fooled", and that the gate lets through where it lets any."""
+    asked = table[(table.aimed > 0) & (table.verdict == "not fooled")]
     passed = asked[asked.gate == "passed"]
     best = passed if len(passed) else asked
-    return None if best.empty else str(best.loc[best.alike.astype(float).idxmax()].interpreter)
+    ordered = best.astype({"alike": float}).sort_values("alike", ascending=False, kind="stable")
+    return None if best.empty else str(ordered.interpreter.iloc[0])
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ SHOWN = 6  # columns of pictures
 WORDS = {
     "fooled": "can be fooled",
     "in part": "can be fooled in part",
+    "moved": "was not fooled as the attack meant to, but its maps moved",
     "not fooled": "was not fooled",
     "not attacked": "was not attacked",
     "not attacked itself": "was attacked through others alone",
@@ -65,7 +66,7 @@ def page(audit: "Audit") -> str:
 
 def sentences(audit: "Audit") -> list[str]:
     """What was found, in words, one interpreter a line."""
-    return [*(_sentence(row) for row in audit.interpreters.to_dict("records")), _witness(audit)]
+    return [*(_sentence(row) for row in audit.rows("interpreters")), _witness(audit)]
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
@@ -77,19 +78,23 @@ def _sentence(row: Mapping[str, Any]) -> str:
     share = f"{100 * row['fsr']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] of its maps"
     by = f"by {WAYS[row['way']]}" + (f" aimed at {row['attacked']}" if row["attacked"] != row["interpreter"] else "")
     cost = "no probability changes" if row["way"] == "head_shift" else f"at {row['drop']:.1f} points of top-1"
-    return f"{text}: {share} ({row['fooling']}, {by}, {cost}; by chance {100 * row['chance']:.0f} %)."
+    if row["verdict"] == "moved":
+        text = f"{text} (rank correlation with the honest ones {row['alike']:.2f})"
+    free = row["way"] != "head_shift" and _known(row["free"]) and row["free"] > 0.05
+    also = f"; {100 * row['free']:.0f} % beyond chance by a head shift alone, for free" if free else ""
+    return f"{text}: {share} ({row['fooling']}, {by}, {cost}; by chance {100 * row['chance']:.0f} %{also})."
 
 
 def _witness(audit: "Audit") -> str:
     if audit.witness is None:
-        return "No interpreter is a good witness: each was fooled, or not attacked."
-    row = audit.interpreters.set_index("interpreter").loc[audit.witness]
+        return "No interpreter is a good witness: the maps of each were fooled or moved, or it was not attacked."
+    row = next(row for row in audit.rows("interpreters") if row["interpreter"] == audit.witness)
     doubt = {"passed": "", "not passed": ", but the gate does not vouch for it"}.get(
-        row.gate, "; the gate was not asked"
+        row["gate"], "; the gate was not asked"
     )
     return (
         f"The best witness is {audit.witness}: its maps moved least (rank correlation with the honest ones at least "
-        f"{row.alike:.2f}){doubt}."
+        f"{row['alike']:.2f}){doubt}."
     )
 
 
@@ -106,14 +111,16 @@ def _lead(audit: "Audit") -> str:
 
 
 def _interpreters(audit: "Audit") -> str:
-    head = ("interpreter", "verdict", "fooled maps", "by chance", "worst attack", "drop, points", "maps alike", "gate")
+    head = ("interpreter", "verdict", "fooled maps", "by chance", "beyond it, for free", "worst attack", "drop, points",
+            "maps alike", "gate")  # fmt: skip
     rows = []
-    for row in audit.interpreters.to_dict("records"):
-        kind = {"fooled": "fooled", "in part": "part", "not fooled": "kept"}.get(row["verdict"], "")
+    for row in audit.rows("interpreters"):
+        kind = {"fooled": "fooled", "in part": "part", "moved": "part", "not fooled": "kept"}.get(row["verdict"], "")
         worst = f"{row['fooling']}, {WAYS[row['way']]} of {row['attacked']}" if _known(row.get("fsr")) else ""
         rows.append([
             _cell(row["interpreter"]), f'<td class="{kind}">{escape(str(row["verdict"]))}</td>',
-            _number(_share(row, "fsr")), _number(_percent(row.get("chance"))), _cell(worst),
+            _number(_share(row, "fsr")), _number(_percent(row.get("chance"))),
+            _number(_percent(row.get("free"))), _cell(worst),
             _number(_interval(row, "drop")), _number(_plain(row.get("alike"))),
             _cell(row["gate"] if _known(row["gate"]) else ""),
         ])  # fmt: skip
@@ -122,7 +129,7 @@ def _interpreters(audit: "Audit") -> str:
 
 def _pictures(audit: "Audit") -> str:
     parts = []
-    for row in audit.interpreters.to_dict("records"):
+    for row in audit.rows("interpreters"):
         name = str(row["interpreter"])
         honest = audit.arrays.get(f"honest.{name}")
         if honest is None or not _known(row.get("fooling")):
@@ -140,7 +147,7 @@ def _attacks(audit: "Audit") -> str:
     head = ("fooling", "attack", "aimed at", "seen by", "fooled maps", "by chance", "maps alike", "drop, points",
             "same decision", "steps", "")  # fmt: skip
     rows = []
-    for row in audit.attacks.to_dict("records"):
+    for row in audit.rows("attacks"):
         done = row["status"] == "done"
         state = "" if done and row["within"] else "over budget" if done else f"{row['status']}: {row['reason'] or ''}"
         if done and row["converged"] is not True and row["steps"] < row["wanted"]:
@@ -155,7 +162,7 @@ def _attacks(audit: "Audit") -> str:
 
 
 def _gate(audit: "Audit") -> str:
-    asked = [row for row in audit.interpreters.to_dict("records") if _known(row["gate"])]
+    asked = [row for row in audit.rows("interpreters") if _known(row["gate"])]
     rows = [[_cell(row["interpreter"]), _cell(row["gate"]), _cell(row["reason"])] for row in asked]
     note = (
         '<p class="note">Does a map depend on the weights and on the class, does the label\'s score fall where it '

@@ -85,7 +85,8 @@ def _read(path: Path) -> Preprocess:
     )
     if not isinstance(table, dict) or not {"size", "mean", "std"} <= table.keys() <= set(FIELDS):
         raise wrong
-    size, resize = table["size"], table.get("resize", table["size"])
+    size: Any = table["size"]
+    resize: Any = table.get("resize", size)
     try:
         mean, std = (tuple(float(value) for value in table[name]) for name in ("mean", "std"))
     except (TypeError, ValueError) as error:

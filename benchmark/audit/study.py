@@ -175,9 +175,12 @@ class _Course:
 
     def _fooled(self, fooling: str, name: str) -> bool:
         """Whether an attack within the budget has fooled it already."""
-        found = Audit.load(self.state.folder).attacks
-        own = found[(found.fooling == fooling) & (found.attacked == name) & (found.evaluated == name)]
-        return any(verdict(row) == "fooled" for row in own.to_dict("records"))
+        return any(verdict(row) == "fooled" for row in self._own(fooling, name))
+
+    def _own(self, fooling: str, name: str) -> list[dict[str, Any]]:
+        """An interpreter under the attacks that were aimed at it."""
+        rows, own = Audit.load(self.state.folder).rows("attacks"), (fooling, name, name)
+        return [row for row in rows if (row["fooling"], row["attacked"], row["evaluated"]) == own]
 
     def _attack(self, fooling_name: str, way: str, name: str, seconds: float) -> None:
         fooling, interpreter = foolings.create(fooling_name), self.honest.interpreters[name]
@@ -222,12 +225,10 @@ class _Course:
     def _told(self, record: dict[str, Any], name: str) -> str:
         if record["status"] != "done":
             return f"{record['status']}: {record['reason']}" if record["reason"] != "no time left" else "no time left"
-        found = Audit.load(self.state.folder).attacks
-        row = found[(found.fooling == record["fooling"]) & (found.way == record["way"]) & (found.attacked == name)
-                    & (found.evaluated == name)].iloc[-1]  # fmt: skip
+        [*_, row] = [row for row in self._own(record["fooling"], name) if row["way"] == record["way"]]
         cost = "no probability changes" if record["way"] == "head_shift" else f"a drop of {row['drop']:.1f} points"
-        share = f"{100 * row.fsr:.0f} % [{100 * row.low:.0f}, {100 * row.high:.0f}] of its maps are fooled"
-        return f"{share} (by chance {100 * row.chance:.0f} %), {cost}"
+        fsr, low, high, chance = (100 * row[key] for key in ("fsr", "low", "high", "chance"))
+        return f"{fsr:.0f} % [{low:.0f}, {high:.0f}] of its maps are fooled (by chance {chance:.0f} %), {cost}"
 
     def _gate(self) -> None:
         """Each interpreter and control on as many held-out images as a share of the time allows."""

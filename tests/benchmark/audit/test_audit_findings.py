@@ -88,6 +88,7 @@ def test_every_number_against_a_count_by_hand(filled):
         "first",
         "not passed",
     )
+    assert first["free"] == (7 / 8 - 2 / 8) / (6 / 8)
     assert first["alike"] == pytest.approx(0.1)  # of what is over the budget nothing counts
     assert (second["verdict"], second["gate"], second["reason"]) == ("not fooled", "passed", "")
     assert second["alike"] == pytest.approx(0.7)
@@ -114,13 +115,26 @@ def test_without_labels_the_cost_is_what_the_network_decides_otherwise(filled):
         ({}, "fooled"),
         ({"excess": 0.4}, "in part"),
         ({"low": 0.2}, "not fooled"),
+        ({"low": 0.2, "alike": 0.49}, "moved"),
         ({"within": False}, "over budget"),
         ({"chance": 0.95, "low": 1.0}, "says nothing"),
         ({"status": "refused"}, "refused"),
     ],
 )
 def test_the_verdict_on_one_attack(changes, expected):
-    assert verdict({"status": "done", "chance": 0.2, "within": True, "low": 0.7, "excess": 0.8} | changes) == expected
+    assert (
+        verdict({"status": "done", "chance": 0.2, "within": True, "low": 0.7, "excess": 0.8, "alike": 0.6} | changes)
+        == expected
+    )
+
+
+def test_maps_that_moved_otherwise_than_was_meant_are_no_witness(filled):
+    mild, wild = (cell("first", 0, alike=alike) | cell("second", 0, alike=0.9) for alike in (0.8, 0.2))
+    audit = filled(honest(), attack("head_shift", "first", mild), attack("gradient", "first", wild))
+    assert audit.interpreters.verdict.tolist() == ["moved", "not attacked itself", "refused"]
+    assert audit.interpreters.way[0] == "gradient"
+    assert "its maps moved (rank correlation with the honest ones 0.20)" in sentences(audit)[0]
+    assert audit.witness is None
 
 
 def test_nobody_is_a_witness_who_was_fooled_or_not_attacked(filled):

@@ -10,7 +10,7 @@ from attacks import foolings
 from attacks.errors import UserError
 from attacks.ranks import rank_correlation
 from benchmark import audit, interpreters
-from benchmark.audit import attack
+from benchmark.audit import attack, gate
 from benchmark.audit.attack import WAYS, Attacker, OutOfTime
 from benchmark.audit.findings import Audit
 from benchmark.audit.gate import CONTROLS, Gate
@@ -42,6 +42,7 @@ def short():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attack, "STEPS", {"head_shift": 12, "gradient": 8, "gentle": 6})
         patch.setattr(attack, "LEAST", dict.fromkeys(WAYS, 2))
+        patch.setattr(gate, "CELLS", 4)
         yield
 
 
@@ -80,7 +81,7 @@ def test_no_head_shift_moves_a_contrast(done):
 def test_the_gate_is_asked_of_each_beside_the_controls(done):
     rows = done[3].interpreters
     assert set(rows.gate) <= {"passed", "not passed"}
-    assert rows.verdict.isin(["fooled", "in part", "not fooled", "over budget"]).all()
+    assert rows.verdict.isin(["fooled", "in part", "moved", "not fooled"]).all()
 
 
 def test_scores_are_those_of_maps_made_by_hand(done, short):
@@ -135,10 +136,12 @@ def test_an_attack_that_is_not_worth_beginning_is_not(short, trained):
 
 
 def test_the_gate_takes_as_many_images_as_there_is_time_for():
-    cost = 13 * 3 * 0.01 + 6 * 0.1  # of one image: a forward pass for each cell and fill, and six maps
-    assert Gate.planned(10 * cost + 0.01, 0.01, [0.1], 100) == (10, 12)
-    assert Gate.planned(1e9, 0.01, [0.1], 20) == (20, 12)
-    assert Gate.planned(6 * (7 * 3 * 0.01 + 0.6) + 0.01, 0.01, [0.1], 100) == (6, 6)
+    cells = gate.CELLS
+    cost = (cells + 1) * 3 * 0.01 + 6 * 0.1  # of one image: a forward pass for each cell and fill, and six maps
+    assert Gate.planned(10 * cost + 0.01, 0.01, [0.1], 100) == (10, cells)
+    assert Gate.planned(1e9, 0.01, [0.1], 20) == (20, cells)
+    half = (cells // 2 + 1) * 3 * 0.01 + 0.6
+    assert Gate.planned(6 * half + 0.01, 0.01, [0.1], 100) == (6, cells // 2)
     assert Gate.planned(1.0, 0.01, [0.1], 100) is None
     assert {"random", "constant"} <= set(CONTROLS)
 
