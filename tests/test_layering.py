@@ -22,8 +22,7 @@ LIGHT = ["benchmark.leaderboards", "benchmark.figures", "benchmark.results", "be
 LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchmark.experiments"]
 LIGHT += ["benchmark.listing", "benchmark.submissions.template", "benchmark.main", "benchmark.ending"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
-LIGHT += ["benchmark.figures.transfer", "benchmark.audit", "benchmark.audit.command", "benchmark.audit.settings"]
-LIGHT += ["benchmark.audit.listing", "benchmark.audit.page"]
+LIGHT += ["benchmark.figures.transfer", "benchmark.audit", "benchmark.audit.command", "benchmark.audit.listing"]
 FLOORS = """
 main
 cli

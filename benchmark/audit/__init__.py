@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmark.audit.findings import Audit
     from benchmark.audit.notebook import run
+    from benchmark.audit.report import write
 
-__all__ = ["Audit", "run"]
+__all__ = ["Audit", "run", "write"]
 
 
 def __getattr__(name: str) -> Any:  # torch is loaded on first use
@@ -14,6 +15,10 @@ def __getattr__(name: str) -> Any:  # torch is loaded on first use
         from benchmark.audit.notebook import run
 
         return run
+    if name == "write":
+        from benchmark.audit.report import write
+
+        return write
     if name == "Audit":
         from benchmark.audit.findings import Audit
 

@@ -3,7 +3,7 @@
 head_shift  one vector added to the weights of every class: no probability changes (`attacks.head_shift`)
 gradient    fine-tuning within a divergence of the honest predictions (`attacks.distilled`): BUDGET nats for each point
             of top-1 that it may cost; Adam's rate is RATES of the root mean square weight
-gentle      the same at a tenth of the rate, for networks that do not bear the other
+gentle      the same at a tenth of the rate, where the other cost more than the budget or diverged
 """
 
 import copy
@@ -71,6 +71,8 @@ class Attacker:
     def attack(self, interpreter: Interpreter, fooling: Fooling, way: str, seconds: float, known: int = 0) -> Outcome:
         """As many steps as fit into so many seconds, if they are worth it and more than are `known`. Raises `OutOfTime`
         where not, `UserError` (`Refused` among them) where the interpreter or the network has no such attack."""
+        if seconds <= 0:
+            raise OutOfTime
         recipe = self.recipe(way)
         strategy = STRATEGIES[way if way == "head_shift" else ""]
         assert isinstance(strategy, Gradient)

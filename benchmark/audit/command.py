@@ -37,6 +37,7 @@ def audit(
     from benchmark.audit.listing import find
     from benchmark.audit.page import sentences
     from benchmark.audit.process import run
+    from benchmark.audit.report import write
     from benchmark.audit.settings import Settings
 
     start = time.monotonic()
@@ -59,7 +60,7 @@ def audit(
     finally:
         if (state / "course.json").is_file():
             done = Audit.load(state)
-            page = done.write(out)
+            page = write(done, out)
             typer.echo("\n".join(["", *sentences(done), f"report: {page}"]))
 
 

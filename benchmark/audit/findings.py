@@ -8,7 +8,6 @@ alike    mean Spearman correlation of honest and fooled maps: the witness is who
 drop     points of top-1; without labels, the share of predictions that changed, in points
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from attacks.errors import UserError, one_line
 from benchmark.audit.state import Unit, units
 from benchmark.intervals import bootstrap_mean
 from benchmark.leaderboards.ranking import CHANCE_LIMIT, eligibility
-from benchmark.store import write_atomic
 
 FOOLED = 0.5  # of the excess
 KEPT = 0.5  # of the correlation
@@ -62,21 +60,6 @@ class Audit:
         """Those of `attacks` or `interpreters`."""
         found: Any = getattr(self, table).to_dict("records")
         return found
-
-    def write(self, out: str | Path) -> Path:
-        """audit.html, which needs nothing beside it, audit.json, interpreters.csv and attacks.csv, each in one step."""
-        from benchmark.audit.page import page
-
-        out = Path(out)
-        for name in ("interpreters", "attacks"):
-            text = getattr(self, name).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-            write_atomic(out / f"{name}.csv", text.encode())
-        whole = {"about": self.about, "settings": self.settings, "top1": self.top1, "witness": self.witness}
-        whole |= {name: self.rows(name) for name in ("interpreters", "attacks")}
-        text = json.dumps(_plain(whole), indent=1, sort_keys=True, allow_nan=False)
-        write_atomic(out / "audit.json", f"{text}\n".encode())
-        write_atomic(out / "audit.html", page(self).encode())
-        return out / "audit.html"
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -196,14 +179,3 @@ def _witness(table: pd.DataFrame) -> str | None:
     best = passed if len(passed) else asked
     ordered = best.astype({"alike": float}).sort_values("alike", ascending=False, kind="stable")
     return None if best.empty else str(ordered.interpreter.iloc[0])
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: no NaN, and no numbers of NumPy's."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -15,6 +15,7 @@ from benchmark.audit import preprocess as preparing
 from benchmark.audit.findings import Audit
 from benchmark.audit.listing import Listing, find
 from benchmark.audit.measure import SHOWN
+from benchmark.audit.report import write
 from benchmark.audit.settings import FEWEST, Settings
 from benchmark.audit.study import Photographs, audit
 
@@ -57,7 +58,7 @@ def run(
         audit(double, moved(photographs, settings.device), settings, folder, about, say or _silent)
         found = Audit.load(folder)
     if out:
-        found.write(out)
+        write(found, out)
     return found
 
 

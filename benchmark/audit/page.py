@@ -10,13 +10,12 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    from benchmark.audit.findings import Audit
+from benchmark.audit.findings import Audit
 
 SHOWN = 6  # columns of pictures
 WORDS = {
@@ -49,7 +48,7 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem; overflow-wrap: anywhere; }
 """
 
 
-def page(audit: "Audit") -> str:
+def page(audit: Audit) -> str:
     """The whole document."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -64,7 +63,7 @@ def page(audit: "Audit") -> str:
     )
 
 
-def sentences(audit: "Audit") -> list[str]:
+def sentences(audit: Audit) -> list[str]:
     """What was found, in words, one interpreter a line."""
     return [*(_sentence(row) for row in audit.rows("interpreters")), _witness(audit)]
 
@@ -85,7 +84,7 @@ def _sentence(row: Mapping[str, Any]) -> str:
     return f"{text}: {share} ({row['fooling']}, {by}, {cost}; by chance {100 * row['chance']:.0f} %{also})."
 
 
-def _witness(audit: "Audit") -> str:
+def _witness(audit: Audit) -> str:
     if audit.witness is None:
         return "No interpreter is a good witness: the maps of each were fooled or moved, or it was not attacked."
     row = next(row for row in audit.rows("interpreters") if row["interpreter"] == audit.witness)
@@ -98,7 +97,7 @@ def _witness(audit: "Audit") -> str:
     )
 
 
-def _lead(audit: "Audit") -> str:
+def _lead(audit: Audit) -> str:
     *found, witness = sentences(audit)
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
     about = audit.about
@@ -110,7 +109,7 @@ def _lead(audit: "Audit") -> str:
     )
 
 
-def _interpreters(audit: "Audit") -> str:
+def _interpreters(audit: Audit) -> str:
     head = ("interpreter", "verdict", "fooled maps", "by chance", "beyond it, for free", "worst attack", "drop, points",
             "maps alike", "gate")  # fmt: skip
     rows = []
@@ -127,7 +126,7 @@ def _interpreters(audit: "Audit") -> str:
     return _section("Who can be fooled, within the budget", _table(head, rows))
 
 
-def _pictures(audit: "Audit") -> str:
+def _pictures(audit: Audit) -> str:
     parts = []
     for row in audit.rows("interpreters"):
         name = str(row["interpreter"])
@@ -143,7 +142,7 @@ def _pictures(audit: "Audit") -> str:
     return _section("What a fooled map looks like", note + "\n".join(parts)) if parts else ""
 
 
-def _attacks(audit: "Audit") -> str:
+def _attacks(audit: Audit) -> str:
     head = ("fooling", "attack", "aimed at", "seen by", "fooled maps", "by chance", "maps alike", "drop, points",
             "same decision", "steps", "")  # fmt: skip
     rows = []
@@ -161,7 +160,7 @@ def _attacks(audit: "Audit") -> str:
     return _section("Every attack, seen by every interpreter", _table(head, rows)) if rows else ""
 
 
-def _gate(audit: "Audit") -> str:
+def _gate(audit: Audit) -> str:
     asked = [row for row in audit.rows("interpreters") if _known(row["gate"])]
     rows = [[_cell(row["interpreter"]), _cell(row["gate"]), _cell(row["reason"])] for row in asked]
     note = (
@@ -173,7 +172,7 @@ def _gate(audit: "Audit") -> str:
     return _section("What the gate says of each on these images", note + _table(("interpreter", "gate", "why"), rows))
 
 
-def _how(audit: "Audit") -> str:
+def _how(audit: Audit) -> str:
     about, settings = audit.about, audit.settings
     kept = "kept apart by the folder" if about.get("parted") else "drawn at random"
     listed = {

@@ -1,4 +1,4 @@
-"""What an audit is asked for, beside the network and its images. No torch."""
+"""What an audit is asked for, beside the network and its images."""
 
 import math
 from dataclasses import dataclass

@@ -168,14 +168,15 @@ class _Course:
         for place, name in enumerate(names):
             if not self.honest.interpreters[name].differentiable:
                 continue
-            if way == "gentle" and self._fooled(fooling, name):
+            if way == "gentle" and not self._too_hard(fooling, name):
                 continue
             remaining = len(names) - place
             self._attack(fooling, way, name, min(share * self.clock.whole, self.clock.left() / remaining))
 
-    def _fooled(self, fooling: str, name: str) -> bool:
-        """Whether an attack within the budget has fooled it already."""
-        return any(verdict(row) == "fooled" for row in self._own(fooling, name))
+    def _too_hard(self, fooling: str, name: str) -> bool:
+        """Whether the attack by gradient cost more than the budget, or diverged."""
+        found = [verdict(row) for row in self._own(fooling, name) if row["way"] == "gradient"]
+        return bool({"over budget", "diverged"} & set(found))
 
     def _own(self, fooling: str, name: str) -> list[dict[str, Any]]:
         """An interpreter under the attacks that were aimed at it."""
@@ -195,8 +196,7 @@ class _Course:
             self.say(f"{label}: as found before")
             return
         looking = SLACK * len(self.honest.images) * (sum(self.seconds.values()) + self.forward)
-        if not found or seconds - looking > 0:
-            self.say(f"{label}, {self.clock.left() / 60:.1f} of {self.settings.minutes:g} minutes left ...")
+        self.say(f"{label}, {max(0.0, self.clock.left() / 60):.1f} of {self.settings.minutes:g} minutes left ...")
         begin = time.monotonic()
         try:
             made = self.attacker.attack(interpreter, fooling, way, seconds - looking, known)
@@ -207,6 +207,7 @@ class _Course:
         except OutOfTime:
             if found:
                 self.state.follow(spec)
+                self.say(f"{label}: as found before, for there is no time left")
                 return
             record, fooled = {"status": "no time", "reason": "no time left", "allowed": 0, "wanted": recipe.steps}, None
         except UserError as error:
@@ -224,7 +225,7 @@ class _Course:
 
     def _told(self, record: dict[str, Any], name: str) -> str:
         if record["status"] != "done":
-            return f"{record['status']}: {record['reason']}" if record["reason"] != "no time left" else "no time left"
+            return str(record["reason"] or record["status"])
         [*_, row] = [row for row in self._own(record["fooling"], name) if row["way"] == record["way"]]
         cost = "no probability changes" if record["way"] == "head_shift" else f"a drop of {row['drop']:.1f} points"
         fsr, low, high, chance = (100 * row[key] for key in ("fsr", "low", "high", "chance"))

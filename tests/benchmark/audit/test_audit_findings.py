@@ -10,6 +10,7 @@ import pytest
 from attacks.errors import UserError
 from benchmark.audit.findings import Audit, verdict
 from benchmark.audit.page import page, sentences
+from benchmark.audit.report import write
 from benchmark.audit.state import State, Unit, read, units
 
 EVIL = '<script>alert("x")</script>'
@@ -160,7 +161,7 @@ class Looking(HTMLParser):
 
 def test_the_page_needs_nothing_outside_and_lets_nothing_foreign_in(filled, tmp_path):
     audit = filled(*everything())
-    path = audit.write(tmp_path / "out")
+    path = write(audit, tmp_path / "out")
     text = path.read_text()
     found = Looking(text)
     assert not {"script", "link", "iframe", "object", "form", "a"} & set(found.tags)
