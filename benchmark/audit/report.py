@@ -12,8 +12,8 @@ from benchmark.store import write_atomic
 
 
 def write(audit: Audit, out: str | Path) -> Path:
-    """audit.html, which needs nothing beside it, audit.json, interpreters.csv and attacks.csv, each written in one step;
-    the page is returned."""
+    """audit.html, which needs nothing beside it and is returned, audit.json, interpreters.csv and attacks.csv; each is
+    written in one step."""
     out = Path(out)
     for name in ("interpreters", "attacks"):
         text = getattr(audit, name).to_csv(index=False, float_format="%.6g", lineterminator="\n")

@@ -132,7 +132,9 @@ class _Course:
             begin = time.perf_counter()
             try:
                 maps[name] = measure.explain(interpreter, self.model, images, targets, self.batch)
-            except Refused as error:
+            except UserError as error:
+                if not isinstance(error, Refused) and (asked is not None or self.settings.layer is not None):
+                    raise  # what was asked for is wrong
                 self.refusals[name] = one_line(error)
                 continue
             if not maps[name].isfinite().all():

@@ -1,11 +1,15 @@
 """Methods that people have, as submissions: each against the method itself, asked by hand."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
+from captum.attr import GuidedGradCam, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
 from torch import nn
 
+import benchmark
 from attacks.errors import UserError
 from attacks.heatmaps import min_max
 from benchmark.submissions.adapters import adapted, is_known
@@ -147,3 +151,16 @@ def test_what_is_known_and_what_is_not():
 def test_what_cannot_be_adapted_is_told_in_one_line(ask, message):
     with pytest.raises(UserError, match=message):
         ask()
+
+
+def test_the_documented_example_explains_as_captum_does(batch):
+    text = (Path(benchmark.__file__).parent.parent / "docs" / "submitting.md").read_text()
+    [code] = re.findall(r"```python\n(# mine\.py.*?)```", text, re.DOTALL)
+    space: dict = {}
+    exec(code, space)
+    model = network(1)
+    with torch.no_grad():
+        values = Occlusion(model).attribute(batch[0], (3, 8, 8), (3, 4, 4), target=batch[1])
+        torch.testing.assert_close(space["occluded"](model, *batch), min_max(values.abs().sum(1)))
+        torch.testing.assert_close(space["brightness"](model, *batch), min_max(batch[0].sum(1)))
+    assert [space[name].name for name in ("occluded", "brightness")] == ["occlusion_of_captum", "brightness"]
