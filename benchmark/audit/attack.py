@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from attacks import distilled
 from attacks.course import Course, Manipulated, Recipe, Task
+from attacks.errors import UserError
 from attacks.foolings import Fooling
 from attacks.head_shift import Head, find_head
 from attacks.manipulation import carry_out
@@ -78,7 +79,7 @@ class Attacker:
         assert isinstance(strategy, Gradient)
         task = strategy.through_surrogate(self._task(interpreter, fooling, recipe.batch_size))
         spent = self.seconds_a_step(task, way)
-        first = 0.0 if way == "head_shift" else distilled.SHIFT.steps * self.seconds_a_step(task, "head_shift")
+        first = 0.0 if way == "head_shift" else self._start(task)
         allowed = min(recipe.steps, math.floor((seconds - first) / max(spent, 1e-9)))
         if allowed < max(LEAST[way], min(recipe.steps, known + 1)):
             raise OutOfTime
@@ -87,6 +88,13 @@ class Attacker:
         if way == "head_shift":
             return Outcome(strategy.attack(fresh, planned, progress=False), allowed, recipe.steps)
         return Outcome(carry_out(strategy.through_surrogate(fresh), planned, progress=False), allowed, recipe.steps)
+
+    def _start(self, task: Task) -> float:
+        """Seconds of the head shift that an attack by gradient starts from; none where there is no such."""
+        try:
+            return distilled.SHIFT.steps * self.seconds_a_step(task, "head_shift")
+        except UserError:
+            return 0.0
 
     def seconds_a_step(self, task: Task, way: str) -> float:
         """Of one step of the attack, measured on one; nothing is changed. `Refused` where a head shift has no head."""

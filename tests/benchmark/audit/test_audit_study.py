@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from audited import network, picture
+from torch import nn
 
 from attacks import foolings
-from attacks.errors import UserError
+from attacks.errors import Refused, UserError
 from attacks.ranks import rank_correlation
 from benchmark import audit, interpreters
 from benchmark.audit import attack, gate
@@ -133,6 +134,16 @@ def test_an_attack_that_is_not_worth_beginning_is_not(short, trained):
         attacker.attack(*arguments, 1e-9, known=12)
     with pytest.raises(OutOfTime):
         Attacker(trained, *photographs.attacked, 1.0, 0, 0.0).attack(*arguments, 600.0)
+
+
+def test_a_network_without_a_head_of_its_own_is_attacked_by_gradient_alone(short, trained):
+    photographs = taken(Pictures(), 200, 0)
+    model = nn.Sequential(copy.deepcopy(trained), nn.Softmax(1)).eval()
+    attacker = Attacker(model, *photographs.attacked, 1.0, 0, float("inf"))
+    arguments = interpreters.create("grad_cam"), foolings.create("location")
+    with pytest.raises(Refused, match="Sequential has no such head"):
+        attacker.attack(*arguments, "head_shift", 600.0)
+    assert attacker.attack(*arguments, "gradient", 600.0).result.status == "done"
 
 
 def test_the_gate_takes_as_many_images_as_there_is_time_for():
