@@ -67,7 +67,9 @@ def _work(request: dict[str, Any]) -> None:
         if request["file"]:
             _confined(request)
         listing = _listing(request["listing"])
-        given = {name: tuple(v) if isinstance(v, list) else v for name, v in request["settings"].items()}
+        given: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in request["settings"].items()
+        }
         settings = Settings(**{**given, "device": device_of(given["device"])})
         model = _network(request, len(listing.classes) or None, say)
         about = {**request["about"], "preprocess": f"{named}: {form}"}
@@ -109,8 +111,8 @@ def _network(request: dict[str, Any], classes: int | None, say: Any) -> nn.Modul
 
 
 def _listing(given: dict[str, Any]) -> Listing:
-    halves = (tuple(File(Path(path), label) for path, label in given[part]) for part in ("attacked", "held"))
-    return Listing(*halves, tuple(given["classes"]), given["parted"])
+    attacked, held = (tuple(File(Path(path), label) for path, label in given[part]) for part in ("attacked", "held"))
+    return Listing(attacked, held, tuple(given["classes"]), given["parted"])
 
 
 if __name__ == "__main__":
