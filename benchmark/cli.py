@@ -7,6 +7,7 @@ import typer
 
 from attacks.errors import UserError, unknown
 from benchmark import ending, figures, keeping, publishing
+from benchmark.audit.command import audit
 from benchmark.detection.command import detect
 from benchmark.options import (
     CONCEPTS_HELP,
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
 app.add_typer(keeping.app, name="store")
+app.command()(audit)
 app.command()(detect)
 
 
@@ -91,9 +93,10 @@ report = app.command()(publishing.report)
 
 @app.command()
 def submit(
-    submission: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="A class or function in a file.")],
+    submission: Annotated[str, typer.Argument(metavar="FILE.py:NAME", help="Or MODULE:NAME, of a package.")],
     suite: SuiteOption = "default",
     check_only: Annotated[bool, typer.Option("--check-only", help="Check it, and score nothing.")] = False,
+    layer: Annotated[str | None, typer.Option(help="Of a package's method. [each architecture's target layer]")] = None,
     data: DataOption = None,
     store: StoreOption = STORE,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results. [submissions/NAME-SUITE]")] = None,
@@ -104,13 +107,13 @@ def submit(
     its own; only submit code that you would also run by hand."""
     from benchmark.execution import compute
     from benchmark.submissions import submit
+    from benchmark.submissions.installed import parse
     from benchmark.submissions.remote import remote
-    from benchmark.submissions.submission import parse
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
     if out is not None:
         _folder(out, "results")
-    start, parsed = _run(_load_suite(suite), store, data, device), parse(submission)
+    start, parsed = _run(_load_suite(suite), store, data, device), parse(submission, layer, store)
     flags = submit.check(remote(parsed), start.device, typer.echo)
     if check_only:
         return
@@ -235,8 +238,7 @@ def list_(kind: Annotated[str, typer.Argument(help=", ".join(LISTED))]) -> None:
 
     if kind not in LISTED:
         raise unknown("kind", kind, LISTED)
-    for name in import_module(LISTED[kind]).names():
-        typer.echo(name)
+    typer.echo("\n".join(import_module(LISTED[kind]).names()))
 
 
 @app.command()
@@ -267,8 +269,7 @@ def new_interpreter(
     """Write an interpreter that works, to be changed into your own, and its test."""
     from benchmark.submissions import template
 
-    for path in template.write(name, folder):
-        typer.echo(str(path))
+    typer.echo("\n".join(map(str, template.write(name, folder))))
 
 
 def _run(

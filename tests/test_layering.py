@@ -23,17 +23,13 @@ LIGHT += ["benchmark.dissection.figures", "benchmark.dissection.tables", "benchm
 LIGHT += ["benchmark.listing", "benchmark.submissions.template", "benchmark.main", "benchmark.ending"]
 LIGHT += ["benchmark.metrics", "benchmark.leaderboards.show", "benchmark.figures.boards", "benchmark.figures.heatmaps"]
 LIGHT += ["benchmark.figures.transfer", "benchmark.publishing", "benchmark.report.site", "benchmark.report.folder"]
+LIGHT += ["benchmark.audit", "benchmark.audit.command", "benchmark.audit.listing"]
 FLOORS = """
 main
 cli
-<<<<<<< HEAD
- detection
- experiments dissection submissions keeping
- explain verify coverage
-=======
- experiments dissection submissions keeping publishing
- explain verify coverage report
->>>>>>> h-report
+detection audit
+experiments dissection submissions keeping publishing
+explain verify coverage report
 execution
 entries
 detectors defences

@@ -41,8 +41,8 @@ class Remote(Interpreter):
     code: ClassVar = tuple(
         f"benchmark.submissions.{name}"
         for name in (
-            *("child", "checks.twins", "confine", "disguise", "equalise", "keeper", "pipe", "progress", "remote"),
-            *("sandbox", "wire", "zygote"),
+            *("adapters", "child", "checks.twins", "confine", "disguise", "equalise", "keeper", "pipe", "progress"),
+            *("remote", "sandbox", "wire", "zygote"),
         )
     )
 

@@ -51,6 +51,7 @@ from attacks.modes import eval_mode
 from attacks.strategies import STRATEGIES, Gradient
 from benchmark import datasets
 from benchmark.datasets import Dataset
+from benchmark.submissions.adapters import adapted, is_known
 from benchmark.submissions.checks.gradient import pulled_back
 from benchmark.submissions.checks.setting import raised, reseed, restored
 from benchmark.submissions.checks.tidy import traces
@@ -128,6 +129,8 @@ class Session:
             own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             raise unknown(f"name in {os.path.basename(file)}", attribute, own)
         definition = getattr(module, attribute)
+        if is_known(definition):  # of Captum's, or of pytorch-grad-cam's form
+            definition = adapted(definition)
         kind = "class" if isinstance(definition, type) else "function"
         self.function = definition() if isinstance(definition, type) else definition
         if not callable(self.function):

@@ -31,22 +31,22 @@ class Submission:
         return f"{self.file.name}:{self.attribute}"
 
 
-def parse(text: str) -> Submission:
-    """The submission `FILE.py:NAME`. The file is read, not run. Raises `UserError`."""
+def parse(text: str, what: str = "submission") -> Submission:
+    """The submission `FILE.py:NAME`. The file is read, not run. `what` it is, in words. Raises `UserError`."""
     path, colon, attribute = text.rpartition(":")
     if not (colon and path and attribute.isidentifier()):
-        raise UserError(f"a submission must be FILE.py:NAME, a class or function in a file (got {text!r})")
+        raise UserError(f"a {what} must be FILE.py:NAME, a class or function in a file (got {text!r})")
     file = Path(path).absolute()
     try:
         source = file.read_bytes()
         with warnings.catch_warnings(action="ignore"):
             ast.parse(source, file.name)
     except OSError as error:
-        raise UserError(f"submission {text!r}: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{what} {text!r}: {path} cannot be read: {error.strerror}") from error
     except SyntaxError as error:
-        raise UserError(f"submission {text!r}: SyntaxError: {error.msg} ({file.name}, line {error.lineno})") from error
+        raise UserError(f"{what} {text!r}: SyntaxError: {error.msg} ({file.name}, line {error.lineno})") from error
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nesting without end
-        raise UserError(f"submission {text!r}: {file.name} is no Python source: {one_line(str(error))}") from error
+        raise UserError(f"{what} {text!r}: {file.name} is no Python source: {one_line(str(error))}") from error
     return Submission(file, attribute, hashlib.sha256(source).hexdigest())
 
 

@@ -1,0 +1,136 @@
+"""`audit.run`: an audit of a network in this process, as a notebook has it."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.errors import UserError
+from attacks.given import check_finite, check_images
+from benchmark.audit import preprocess as preparing
+from benchmark.audit.findings import Audit
+from benchmark.audit.listing import Listing, find
+from benchmark.audit.measure import SHOWN
+from benchmark.audit.report import write
+from benchmark.audit.settings import FEWEST, Settings
+from benchmark.audit.study import Photographs, audit
+
+
+def run(
+    model: nn.Module,
+    dataset: Any,
+    interpreters: Iterable[str] | None = None,
+    *,
+    preprocess: str = "imagenet",
+    out: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Audit:
+    """Which interpreters of this network can be fooled, how far and at what cost (`Audit`).
+
+    `model` is given back unchanged: a copy is attacked. `dataset`: a folder or CSV of images, for which `preprocess`
+    counts (a name, or a file), or anything with a length that gives (image (C, H, W), class index), as the network
+    takes it. `interpreters` None: what the network supports of the usual ones. `out`: the folder of the report, in
+    which an audit also goes on where an earlier one was stopped; none is written where it is None. `say` takes each
+    line of progress. Other options are those of `benchmark.audit.settings.Settings`. Raises `UserError`.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module (got {type(model).__name__})")
+    named = None if interpreters is None else tuple(interpreters)
+    first = next(model.parameters(), torch.empty(0))
+    settings = Settings(named, **{"device": str(first.device), **options})
+    if isinstance(dataset, (str, Path)):
+        listing = find(Path(dataset), settings.images, settings.seed)
+        photographs, form = read(listing, preparing.create(preprocess)), preprocess
+    else:
+        photographs, form = taken(dataset, settings.images, settings.seed), "the data set's own"
+    try:
+        double = copy.deepcopy(model).to(settings.device).eval().requires_grad_(True)
+    except Exception as error:  # whatever a foreign model holds fails in its own ways
+        raise UserError(f"{type(model).__name__} cannot be copied, to be given back unchanged: {error}") from error
+    about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": form}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(out) / ".state" if out else Path(scratch)
+        audit(double, moved(photographs, settings.device), settings, folder, about, say or _silent)
+        found = Audit.load(folder)
+    if out:
+        write(found, out)
+    return found
+
+
+def read(listing: Listing, preprocess: preparing.Preprocess) -> Photographs:
+    """The listed files, decoded and normalised."""
+    halves = []
+    for files in (listing.attacked, listing.held):
+        pixels = preparing.decoded(files, preprocess)
+        labels = None if files[0].label is None else torch.tensor([file.label for file in files])
+        halves.append((preprocess.normalise(pixels), labels))
+    return Photographs(halves[0], halves[1], pixels[:SHOWN], listing.classes)
+
+
+def taken(dataset: Any, images: int, seed: int) -> Photographs:
+    """A data set's images in a random order, no two of the same values: half of them held out."""
+    try:
+        count = len(dataset)
+    except TypeError as error:
+        raise UserError(f"dataset must have a length (got {type(dataset).__name__})") from error
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    found: dict[bytes, tuple[Tensor, int]] = {}
+    for index in order:
+        image, target = _item(dataset[index], index)
+        found.setdefault(image.contiguous().numpy().tobytes(), (image, target))
+        if len(found) == images:
+            break
+    if len(found) < FEWEST:
+        raise UserError(f"dataset must hold at least {FEWEST} different images (got {len(found)})")
+    if len({image.shape for image, _ in found.values()}) > 1:
+        raise UserError("dataset must give images of one shape")
+    pictures = torch.stack([image for image, _ in found.values()])
+    targets = torch.tensor([target for _, target in found.values()])
+    check_images(pictures)
+    check_finite(pictures)
+    half = len(pictures) // 2
+    if len(targets[:half].unique()) < 2:
+        raise UserError("dataset must give images of at least two classes")
+    attacked, held = (pictures[half:], targets[half:]), (pictures[:half], targets[:half])
+    return Photographs(attacked, held, _visible(dataset, pictures[:SHOWN]))
+
+
+def moved(photographs: Photographs, device: str) -> Photographs:
+    """On that device."""
+    halves = [
+        (images.to(device), None if targets is None else targets.to(device))
+        for images, targets in (photographs.attacked, photographs.held)
+    ]
+    return Photographs(halves[0], halves[1], photographs.shown, photographs.classes)
+
+
+def _item(item: Any, index: int) -> tuple[Tensor, int]:
+    if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[0], Tensor) or item[0].dim() != 3:
+        raise UserError(f"dataset must give (image (C, H, W) as a tensor, class index) (item {index} is none)")
+    try:
+        return item[0].detach().cpu().float(), int(item[1])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"dataset must give one class index for each image (item {index} has {item[1]!r})") from error
+
+
+def _visible(dataset: Any, images: Tensor) -> Tensor:
+    """(m, 3, H, W) in [0, 1]: as the data set denormalises them, else each from its least to its largest value."""
+    own = getattr(dataset, "denormalise", None)
+    if callable(own):
+        return own(images).clamp(0, 1)
+    flat = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    low, high = flat.amin((1, 2, 3), keepdim=True), flat.amax((1, 2, 3), keepdim=True)
+    return (flat - low) / torch.where(high > low, high - low, 1)
+
+
+def _named(dataset: Any) -> str:
+    return str(dataset) if isinstance(dataset, (str, Path)) else type(dataset).__name__
+
+
+def _silent(_: str) -> None:
+    pass

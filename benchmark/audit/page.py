@@ -1,0 +1,268 @@
+"""An audit as one HTML page: nothing beside it is needed, nothing outside is asked for, no script runs.
+
+Whatever comes from the network, its files or its images is escaped; pictures are data URIs, and the content-security
+policy allows these and the one style sheet, by its digest.
+"""
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmark.audit.findings import Audit
+
+SHOWN = 6  # columns of pictures
+WORDS = {
+    "fooled": "can be fooled",
+    "in part": "can be fooled in part",
+    "moved": "was not fooled as the attack meant to, but its maps moved",
+    "not fooled": "was not fooled",
+    "not attacked": "was not attacked",
+    "not attacked itself": "was attacked through others alone",
+    "refused": "cannot explain this network",
+    "says nothing": "cannot be told: chance alone counts as fooled",
+}
+WAYS = {"head_shift": "head shift", "gradient": "gradient", "gentle": "gradient, gentle", "": ""}
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8882; --bad: #b3261e; --good: #1b6e3c; }
+@media (prefers-color-scheme: dark) { :root { --bad: #ff9a92; --good: #7fd6a0; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+.lead { font-size: 1.1rem; } .note { opacity: .8; font-size: .9rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; } td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.fooled, .part { color: var(--bad); font-weight: 600; } .kept { color: var(--good); font-weight: 600; }
+.maps { display: grid; grid-template-columns: 7rem repeat(6, minmax(4rem, 1fr)); gap: .3rem; min-width: 34rem; }
+.maps span { font-size: .8rem; align-self: center; overflow-wrap: anywhere; }
+.maps img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; }
+.maps img.photo { image-rendering: auto; object-fit: cover; }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem; overflow-wrap: anywhere; }
+@media print { body { max-width: none; } h2 { break-after: avoid; } }
+"""
+
+
+def page(audit: Audit) -> str:
+    """The whole document."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    title = f"Audit of {audit.about['model']}"
+    body = [_lead(audit), _interpreters(audit), _pictures(audit), _attacks(audit), _gate(audit), _how(audit)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(part for part in body if part) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def sentences(audit: Audit) -> list[str]:
+    """What was found, in words, one interpreter a line."""
+    return [*(_sentence(row) for row in audit.rows("interpreters")), _witness(audit)]
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    text = f"{row['interpreter']} {WORDS.get(row['verdict'], row['verdict'])}"
+    if row["verdict"] == "refused":
+        return f"{text}: {row['reason']}"
+    if not _known(row.get("fsr")):
+        return f"{text}."
+    share = f"{100 * row['fsr']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] of its maps"
+    by = f"by {WAYS[row['way']]}" + (f" aimed at {row['attacked']}" if row["attacked"] != row["interpreter"] else "")
+    cost = "no probability changes" if row["way"] == "head_shift" else f"at {row['drop']:.1f} points of top-1"
+    if row["verdict"] == "moved":
+        text = f"{text} (rank correlation with the honest ones {row['alike']:.2f})"
+    free = row["way"] != "head_shift" and _known(row["free"]) and row["free"] > 0.05
+    also = f"; {100 * row['free']:.0f} % beyond chance by a head shift alone, for free" if free else ""
+    return f"{text}: {share} ({row['fooling']}, {by}, {cost}; by chance {100 * row['chance']:.0f} %{also})."
+
+
+def _witness(audit: Audit) -> str:
+    if audit.witness is None:
+        return "No interpreter is a good witness: the maps of each were fooled or moved, or it was not attacked."
+    row = next(row for row in audit.rows("interpreters") if row["interpreter"] == audit.witness)
+    doubt = {"passed": "", "not passed": ", but the gate does not vouch for it"}.get(
+        row["gate"], "; the gate was not asked"
+    )
+    return (
+        f"The best witness is {audit.witness}: its maps moved least (rank correlation with the honest ones at least "
+        f"{row['alike']:.2f}){doubt}."
+    )
+
+
+def _lead(audit: Audit) -> str:
+    *found, witness = sentences(audit)
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
+    about = audit.about
+    right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else "targets are the network's predictions"
+    return (
+        f'<p class="lead">{escape(witness)}</p>\n<ul>{items}</ul>\n<p class="note">All numbers are of {about["held"]} '
+        f"held-out images ({escape(right)}); attacks were trained on {about['attacked']} others. Intervals are 95 %, "
+        "over images. That these attacks failed does not show that a better one would.</p>"
+    )
+
+
+def _interpreters(audit: Audit) -> str:
+    head = ("interpreter", "verdict", "fooled maps", "by chance", "beyond it, for free", "worst attack", "drop, points",
+            "maps alike", "gate")  # fmt: skip
+    rows = []
+    for row in audit.rows("interpreters"):
+        kind = {"fooled": "fooled", "in part": "part", "moved": "part", "not fooled": "kept"}.get(row["verdict"], "")
+        worst = f"{row['fooling']}, {WAYS[row['way']]} of {row['attacked']}" if _known(row.get("fsr")) else ""
+        rows.append([
+            _cell(row["interpreter"]), f'<td class="{kind}">{escape(str(row["verdict"]))}</td>',
+            _number(_share(row, "fsr")), _number(_percent(row.get("chance"))),
+            _number(_percent(row.get("free"))), _cell(worst),
+            _number(_interval(row, "drop")), _number(_plain(row.get("alike"))),
+            _cell(row["gate"] if _known(row["gate"]) else ""),
+        ])  # fmt: skip
+    return _section("Who can be fooled, within the budget", _table(head, rows))
+
+
+def _pictures(audit: Audit) -> str:
+    parts = []
+    for row in audit.rows("interpreters"):
+        name = str(row["interpreter"])
+        honest = audit.arrays.get(f"honest.{name}")
+        if honest is None or not _known(row.get("fooling")):
+            continue
+        fooled = audit.arrays.get(f"{row['fooling']}.{row['way']}.{row['attacked']}.{name}")
+        photos = _photos(audit.arrays.get("shown"))
+        cells = _line("image", photos, True) + _line("honest map", _maps(honest)) + _line("fooled map", _maps(fooled))
+        told = f"{name}: {row['fooling']}, {WAYS[row['way']]} of {row['attacked']}"
+        parts.append(f'<h3>{escape(told)}</h3>\n<div class="wide"><div class="maps">{cells}</div></div>')
+    note = '<p class="note">The first held-out images, not chosen; each map from its least (dark) to its largest.</p>'
+    return _section("What a fooled map looks like", note + "\n".join(parts)) if parts else ""
+
+
+def _attacks(audit: Audit) -> str:
+    head = ("fooling", "attack", "aimed at", "seen by", "fooled maps", "by chance", "maps alike", "drop, points",
+            "same decision", "steps", "")  # fmt: skip
+    rows = []
+    for row in audit.rows("attacks"):
+        done = row["status"] == "done"
+        state = "" if done and row["within"] else "over budget" if done else f"{row['status']}: {row['reason'] or ''}"
+        if done and row["converged"] is not True and row["steps"] < row["wanted"]:
+            state = f"{state} cut short by the time".strip()
+        steps = f"{row['steps']:.0f} of {row['wanted']:.0f}" if done else ""
+        rows.append([
+            _cell(row["fooling"]), _cell(WAYS.get(row["way"], "")), _cell(row["attacked"]), _cell(row["evaluated"]),
+            _number(_share(row, "fsr")), _number(_percent(row["chance"])), _number(_plain(row["alike"])),
+            _number(_interval(row, "drop")), _number(_percent(row["agreement"])), _number(steps), _cell(state),
+        ])  # fmt: skip
+    return _section("Every attack, seen by every interpreter", _table(head, rows)) if rows else ""
+
+
+def _gate(audit: Audit) -> str:
+    asked = [row for row in audit.rows("interpreters") if _known(row["gate"])]
+    rows = [[_cell(row["interpreter"]), _cell(row["gate"]), _cell(row["reason"])] for row in asked]
+    note = (
+        '<p class="note">Does a map depend on the weights and on the class, does the label\'s score fall where it '
+        "points more than where controls do, and does it stay where only the order of the classes changes?</p>"
+    )
+    if not rows:
+        return _section("The gate", "<p>It was not asked: there was no time left.</p>")
+    return _section("What the gate says of each on these images", note + _table(("interpreter", "gate", "why"), rows))
+
+
+def _how(audit: Audit) -> str:
+    about, settings = audit.about, audit.settings
+    kept = "kept apart by the folder" if about.get("parted") else "drawn at random"
+    listed = {
+        "network": about["model"],
+        "weights": about["weights"],
+        "images": f"{about['data']}: {about['attacked']} attacked, {about['held']} held out, {kept}; no two alike",
+        "labels": "as given" if about["labelled"] else "none: the network's own predictions",
+        "preprocessing": about["preprocess"],
+        "budget": f"{settings['budget']:g} points of top-1; {settings['minutes']:g} minutes",
+        "seed": settings["seed"],
+        "on": f"{about['device']}; " + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+        "process": about.get("process", "the caller's own"),
+    }
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in listed.items())
+    return _section("How it was made", f"<dl>{items}</dl>")
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    return f"<td>{escape('' if value is None else str(value))}</td>"
+
+
+def _number(text: str) -> str:
+    return f'<td class="n">{escape(text)}</td>'
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.2f}" if _known(value) else ""
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.0f} %" if _known(value) else ""
+
+
+def _share(row: Mapping[str, Any], name: str) -> str:
+    ends = f" [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" if _known(row.get("low")) else ""
+    return f"{100 * row[name]:.0f} %{ends}" if _known(row.get(name)) else ""
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    ends = [row.get(f"{name}_{end}") for end in ("low", "high")]
+    return f"{row[name]:.1f} [{ends[0]:.1f}, {ends[1]:.1f}]" if _known(row.get(name)) else ""
+
+
+def _line(label: str, uris: list[str], photos: bool = False) -> str:
+    """One row of the grid, which has SHOWN columns of pictures."""
+    kind = ' class="photo"' if photos else ""
+    images = "".join(f'<img{kind} alt="{escape(label)} {i}" src="{uri}">' for i, uri in enumerate(uris, 1))
+    missing = "<i></i>" * (SHOWN - len(uris))
+    return f"<span>{escape(label)}</span>{images}{missing}"
+
+
+def _maps(maps: Any) -> list[str]:
+    """(m, h, w) -> a picture of each, from its least to its largest value; grey where a map is not finite."""
+    from matplotlib import colormaps
+
+    if not isinstance(maps, np.ndarray) or maps.ndim != 3 or not 0 < len(maps) <= SHOWN:
+        return []
+    colours, found = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8), []
+    for map_ in np.asarray(maps, np.float64):
+        low, high = map_.min(), map_.max()
+        levels = (map_ - low) / (high - low) if high > low else np.zeros_like(map_)
+        pixels = colours[(np.nan_to_num(levels) * 255).round().astype(np.uint8)]
+        found.append(_png(pixels if np.isfinite(map_).all() else np.full_like(pixels, 128)))
+    return found
+
+
+def _photos(images: Any) -> list[str]:
+    """(m, 3, H, W) bytes -> a picture of each, at most 160 pixels wide."""
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] != 3:
+        return []
+    return [_png(image.transpose(1, 2, 0), 160) for image in images[:SHOWN]]
+
+
+def _png(pixels: np.ndarray, most: int = 256) -> str:
+    image = Image.fromarray(pixels)
+    image.thumbnail((most, most))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
