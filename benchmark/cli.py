@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import ending, figures, keeping
+from benchmark import committed, ending, figures, keeping
 from benchmark.options import (
     CONCEPTS_HELP,
     EXPERIMENTS,
@@ -27,6 +27,7 @@ from benchmark.options import (
     VersionOption,
 )
 from benchmark.store import writable
+from benchmark.zoo import commands as zoo
 
 HELP = "Can a model's owner make your explanation lie without touching the accuracy?"
 app = typer.Typer(
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
 app.add_typer(keeping.app, name="store")
+app.add_typer(zoo.app, name="zoo")
 
 
 @app.callback()
@@ -93,12 +95,12 @@ def leaderboard(
     from benchmark import leaderboards
     from benchmark.leaderboards.show import show as board
 
-    folder = out or _default_out(suite)
+    folder = out or (_board(suite) if show or check else _default_out(suite))
     if check:
         if differing := leaderboards.check(folder):
             raise UserError(f"{folder}: {', '.join(differing)} differ from the results: run foolbench leaderboard")
         typer.echo(f"{folder}: every CSV is what the results give")
-    elif not (show and leaderboards.are_current(folder)):
+    elif not (show and (committed.in_package(folder) or leaderboards.are_current(folder))):
         leaderboards.write(folder)
     if show:
         typer.echo(board(folder), nl=False)
@@ -121,6 +123,7 @@ def submit(
     from benchmark.submissions import submit
     from benchmark.submissions.remote import remote
     from benchmark.submissions.submission import parse
+    from benchmark.zoo import making
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
     if out is not None:
@@ -131,8 +134,9 @@ def submit(
         return
     checked = remote(parsed, flags)
     folder = _folder(out or Path("submissions") / f"{checked.name}-{start.suite.name}", "results")
-    failed = submit.submit(start, checked, folder, jobs)
-    typer.echo(submit.show(folder, _default_out(suite), checked.name), nl=False)
+    board = _board(suite)
+    failed = submit.submit(making.filled(start, board), checked, folder, jobs)
+    typer.echo(submit.show(folder, board, checked.name), nl=False)
     typer.echo(f"results: {folder}")
     compute.none_failed(failed)
 
@@ -178,7 +182,7 @@ def plot(
     the controls, from the store of its run."""
     from benchmark.figures.style import check_file, save
 
-    drawing, folder, name = figures.find(figure), out or _default_out(suite), figure
+    drawing, folder, name = figures.find(figure), out or _board(suite), figure
     if file is not None:
         check_file(file)
     drawn: Any = folder
@@ -193,7 +197,7 @@ def plot(
         sources = {option: context.get_parameter_source(option) for option in figures.OF_CELL}
         if others := [f"--{option}" for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
             raise UserError(f"figure {figure!r} takes --suite, --out and --file alone (got {', '.join(others)})")
-    target = file or folder / "figures" / f"{name}.png"
+    target = file or (out or _default_out(suite)) / "figures" / f"{name}.png"
     save(drawing.load()(drawn), target)
     typer.echo(str(target))
 
@@ -319,6 +323,11 @@ def _default_out(suite: str, split: str | None = None) -> Path:
             raise unknown("suite", suite, names())
     name = Path(suite).stem if suite.endswith(".toml") else suite
     return Path("leaderboards") / (name if split in (None, "test") else f"{name}-{split}")
+
+
+def _board(suite: str) -> Path:
+    """Of a suite, to be read: here, or the one that came with the package."""
+    return committed.board(_default_out(suite).name)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ FLOORS = """
 main
 cli
  experiments dissection submissions keeping
- explain verify coverage
+ explain verify coverage zoo
 execution
 entries
 run cells
@@ -38,7 +38,7 @@ suite
 interpreters training
 models
 datasets metrics
-intervals store ending options listing sections
+intervals store ending options listing sections committed
 attacks
 """
 """The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""

@@ -19,25 +19,28 @@ from benchmark import leaderboards, zoo
 from benchmark.cells import Manipulation, plan
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.manipulations import MANIPULATIONS
+from benchmark.entries.predictions import PREDICTIONS
 from benchmark.entries.trained import TRAINED
 from benchmark.leaderboards import stored
+from benchmark.leaderboards.cells import by_key, row_key
+from benchmark.results import KEY
 from benchmark.run import Run, dataset
 from benchmark.store import Store, intact, write_atomic
 from benchmark.zoo.form import State, packed
 
 OWN = ("kind", "key", "spec", "files", "sha256")  # of a receipt, what its entry alone says
-PLACE = ("model", "fooling", "attacked", "seed")
 
 
-def export(run: Run, board: Path, where: Path) -> int:
-    """Write the zoo of a board from the store of its run, which is found by the board's keys; its size in bytes.
-    Raises `UserError` where the store lacks a model, or the board's suite trains none of its own."""
+def export(run: Run, board: Path, where: Path, most: int) -> int:
+    """Write the zoo of a board from the store of its run, whose entries are found by the board's keys; its size in
+    bytes, `most` at most. Raises `UserError` where the store lacks a model, or a model is none that the suite trains.
+    """
     card = stored.read(board / "results").models_card
     free = _own_scores(board)
     tensors, models = dict[str, np.ndarray](), dict[str, Any]()
     fooled, clean = dict[str, Any](), dict[str, State]()
     for row in card["manipulations"]:
-        place = Manipulation(*(row[part] for part in PLACE))
+        place = Manipulation(*(row[part] for part in KEY))
         path, receipt = _entry(run, MANIPULATIONS, row["key"])
         weights = intact(path / "weights.safetensors", _numpy)
         if place.model not in clean:
@@ -47,8 +50,11 @@ def export(run: Run, board: Path, where: Path) -> int:
         said = {"recipe": receipt["spec"]["recipe"], **free[place], "key": row["key"], "sha256": zoo.digest(weights)}
         fooled[str(place)] = said | {"spec": _facts(run, MANIPULATIONS, place), "receipt": _rest(receipt)}
     data = save(tensors)
+    if len(data) > most:
+        raise UserError(f"the zoo of {board} would have {len(data) / 1e6:.1f} MB, {most / 1e6:.1f} allowed")
     write_atomic(where / zoo.WEIGHTS, data)
     about = {"suite": run.suite.name, "sha256": zoo.file_digest(where), "models": models, "fooled": fooled}
+    about["scored"] = _facts(run, PREDICTIONS, place)
     write_atomic(where / zoo.MANIFEST, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
     return len(data)
 
@@ -63,8 +69,11 @@ def filled(run: Run, board: Path) -> Run:
     own = replace(run, store=str(Path(run.store) / "zoo" / about["sha256"][:12]))
     for name in run.suite.models:
         Entry(_made_by(TRAINED, where, about["models"]), name).get(own)
+    predicted = _predictions(board, own, about["scored"])
     for place in plan(run.suite):
         Entry(_made_by(MANIPULATIONS, where, about["fooled"]), place).get(own)
+        if predicted:
+            Entry(predicted, place).get(own)
     sys.stderr.write(f"fooled models: from {where}, into {own.store}\n")
     return own
 
@@ -75,11 +84,28 @@ def _fits(run: Run, about: dict[str, Any], board: Path) -> bool:
         return False
     if any(about["fooled"].get(str(m), {}).get("spec") != _facts(run, MANIPULATIONS, m) for m in plan(run.suite)):
         return False
-    keys = set(leaderboards.load(board, "manipulations").key)
-    if keys != {row["key"] for row in about["fooled"].values()}:
+    fits = of_board(about, board)
+    if not fits:
         sys.stderr.write(f"the zoo of {board} has other models than its board, and is not used: foolbench zoo export\n")
-        return False
-    return True
+    return fits
+
+
+def of_board(about: dict[str, Any], board: Path) -> bool:
+    """Whether a zoo's models are those that the board was scored on."""
+    return set(leaderboards.load(board, "manipulations").key) == {row["key"] for row in about["fooled"].values()}
+
+
+def _predictions(board: Path, run: Run, scored: dict[str, Any]) -> Kind | None:
+    """The kind, whose entries come from the board's results; None where they are of other images than the run's."""
+    if scored != _facts(run, PREDICTIONS, None):
+        return None
+    by_place = by_key(stored.read(board / "results").models)
+
+    def make(run: Run, place: Manipulation, inputs: Inputs, folder: Path) -> None:
+        rows = by_place[row_key(place.columns())].drop(columns=list(KEY))
+        rows.reset_index(drop=True).to_parquet(folder / "predictions.parquet")
+
+    return replace(PREDICTIONS, make=make)
 
 
 def _made_by(kind: Kind, where: Path, about: dict[str, Any]) -> Kind:
@@ -118,9 +144,9 @@ def _entry(run: Run, kind: Kind, key: str) -> tuple[Path, Receipt]:
 def _own_scores(board: Path) -> dict[Manipulation, dict[str, float]]:
     """Of each fooled model, by the board: FSR and clean FSR of the attacked interpreter, top-1 lost in points."""
     cells, made = leaderboards.load(board, "transfer"), leaderboards.load(board, "manipulations")
-    drops = {tuple(row[part] for part in PLACE): row["top1_drop"] for row in made.to_dict("records")}
+    drops = {tuple(row[part] for part in KEY): row["top1_drop"] for row in made.to_dict("records")}
     own = cells[cells.attacked == cells.evaluated].to_dict("records")
-    rows = {tuple(row[part] for part in PLACE): {name: row[name] for name in ("fsr", "fsr_clean")} for row in own}
+    rows = {tuple(row[part] for part in KEY): {name: row[name] for name in ("fsr", "fsr_clean")} for row in own}
     return {Manipulation(*place): rows.get(place, {}) | {"top1_drop": drop} for place, drop in drops.items()}
 
 
