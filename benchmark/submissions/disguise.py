@@ -20,9 +20,8 @@ from benchmark.submissions.wire import content, fingerprint
 
 Names = tuple[str, tuple[str, ...], str]
 _CHAINS: WeakKeyDictionary[nn.Module, list[Names]] = WeakKeyDictionary()  # of a model, whose weights may change
-_COPIES: WeakKeyDictionary[nn.Module, tuple[dict[str, str], nn.Module]] = (
-    WeakKeyDictionary()
-)  # with what it was made of
+_COPIES: WeakKeyDictionary[nn.Module, tuple[dict[str, str], nn.Module]] = WeakKeyDictionary()
+"""Of a model: what it was when it was copied, and its copy."""
 
 
 @torch.no_grad()
