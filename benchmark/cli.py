@@ -28,8 +28,9 @@ from benchmark.options import (
     SuiteOption,
     VersionOption,
 )
-from benchmark.publishing import default_out
+from benchmark.publishing import committed_board, default_out
 from benchmark.store import writable
+from benchmark.zoo import commands as zoo
 
 HELP = "Can a model's owner make your explanation lie without touching the accuracy?"
 app = typer.Typer(
@@ -41,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow what stands in [brackets]
 )
 app.add_typer(keeping.app, name="store")
+app.add_typer(zoo.app, name="zoo")
 app.command()(audit)
 app.command()(detect)
 
@@ -109,6 +111,7 @@ def submit(
     from benchmark.submissions import submit
     from benchmark.submissions.installed import parse
     from benchmark.submissions.remote import remote
+    from benchmark.zoo import making
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
     if out is not None:
@@ -119,8 +122,9 @@ def submit(
         return
     checked = remote(parsed, flags)
     folder = _folder(out or Path("submissions") / f"{checked.name}-{start.suite.name}", "results")
-    failed = submit.submit(start, checked, folder, jobs)
-    typer.echo(submit.show(folder, default_out(suite), checked.name), nl=False)
+    board = committed_board(suite)
+    failed = submit.submit(making.filled(start, board), checked, folder, jobs)
+    typer.echo(submit.show(folder, board, checked.name), nl=False)
     typer.echo(f"results: {folder}")
     compute.none_failed(failed)
 
@@ -165,7 +169,7 @@ def plot(
     the controls, from the store of its run."""
     from benchmark.figures.style import check_file, save
 
-    drawing, folder, name = figures.find(figure), out or default_out(suite), figure
+    drawing, folder, name = figures.find(figure), out or committed_board(suite), figure
     if file is not None:
         check_file(file)
     drawn: Any = folder
@@ -180,7 +184,7 @@ def plot(
         sources = {option: context.get_parameter_source(option) for option in figures.OF_CELL}
         if others := [f"--{option}" for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
             raise UserError(f"figure {figure!r} takes --suite, --out and --file alone (got {', '.join(others)})")
-    target = file or folder / "figures" / f"{name}.png"
+    target = file or (out or default_out(suite)) / "figures" / f"{name}.png"
     save(drawing.load()(drawn), target)
     typer.echo(str(target))
 

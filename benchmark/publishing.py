@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from attacks.errors import UserError, unknown
+from benchmark import committed
 from benchmark.options import OutOption, SuiteOption
 
 BOARDS = Path("leaderboards")
@@ -26,12 +27,12 @@ def leaderboard(
     from benchmark.leaderboards import paste
     from benchmark.leaderboards.show import show as board
 
-    folder = out or default_out(suite)
+    folder = out or (committed_board(suite) if show or check or form else default_out(suite))
     if check:
         if differing := leaderboards.check(folder):
             raise UserError(f"{folder}: {', '.join(differing)} differ from the results: run foolbench leaderboard")
         typer.echo(f"{folder}: every CSV is what the results give")
-    elif not ((show or form) and leaderboards.are_current(folder)):
+    elif not ((show or form) and (committed.in_package(folder) or leaderboards.are_current(folder))):
         leaderboards.write(folder)
     if show:
         typer.echo(board(folder), nl=False)
@@ -48,7 +49,7 @@ def compare(
     from benchmark.leaderboards import compare as comparing
     from benchmark.leaderboards.paste import FORMATS
 
-    folders = [Path(each) if Path(each).exists() else default_out(each) for each in (a, b)]
+    folders = [Path(each) if Path(each).exists() else committed_board(each) for each in (a, b)]
     compared, notes = comparing.compare(*folders)
     if form is Format.text:
         typer.echo(
@@ -69,7 +70,7 @@ def report(
     from benchmark.report import folder, site
 
     folder.check(out)
-    folder.write(out, site.build(boards))
+    folder.write(out, site.build(boards if boards != BOARDS or boards.is_dir() else committed.HERE))
     typer.echo(str(out / "index.html"))
 
 
@@ -81,3 +82,8 @@ def default_out(suite: str, split: str | None = None) -> Path:
             raise unknown("suite", suite, names())
     name = Path(suite).stem if suite.endswith(".toml") else suite
     return BOARDS / (name if split in (None, "test") else f"{name}-{split}")
+
+
+def committed_board(suite: str) -> Path:
+    """Of a suite, to be read: here, or the one that came with the package."""
+    return committed.board(default_out(suite).name)

@@ -29,7 +29,7 @@ main
 cli
 detection audit
 experiments dissection submissions keeping publishing
-explain verify coverage report
+explain verify coverage report zoo
 execution
 entries
 detectors defences
@@ -41,7 +41,7 @@ suite
 interpreters training
 models
 datasets metrics
-intervals store ending options listing sections
+intervals store ending options listing sections committed
 hosts
 attacks
 """

@@ -7,7 +7,7 @@ again and again, is a row with its error, and is tried again by the next run; a 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -23,6 +23,8 @@ from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.predictions import PREDICTIONS, origin
 from benchmark.entries.robustness import ROBUSTNESS
 from benchmark.entries.scores import SCORES
+from benchmark.entries.texture_nets import TEXTURE_NETS
+from benchmark.entries.textures import TEXTURED
 from benchmark.entries.trained import TRAINED
 from benchmark.entries.twins import TWINS
 from benchmark.execution import preflight
@@ -46,6 +48,8 @@ KINDS: tuple[Kind, ...] = (
     POINTED,  # in the unit of its control
     ROBUSTNESS,
     GATES,
+    TEXTURE_NETS,
+    TEXTURED,
 )
 
 
@@ -109,8 +113,14 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
     Raises `UserError` where an entry is damaged, or is neither there nor failed: a row less is another board."""
     if gone := next((entry for entry in lacking(run, wanted(run)) if entry not in errors), None):
         raise UserError(f"the store {run.store} does not hold {gone}, {gone.kind}/{gone.key(run)}: run again")
-    about, found = origin(run), dict[str, tuple[list[Rows], Receipt]]()
-    for kind in KINDS:
+    write(run, out, errors)
+    leaderboards.write(out)
+
+
+def write(run: Run, out: Path, errors: Errors, kinds: Iterable[Kind] = KINDS, **more: Any) -> None:
+    """The results of these kinds alone, with `more` on every card."""
+    about, found = origin(run) | more, dict[str, tuple[list[Rows], Receipt]]()
+    for kind in kinds:
         for name, rows, card in kind.collect(run, errors):
             known = found.setdefault(name, ([], {}))
             known[0].extend(rows)
@@ -122,7 +132,6 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
         columns = stored.table(name).schema.names
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({column: [] for column in columns})
         stored.write(out / "results", name, frame, card | about)
-    leaderboards.write(out)
 
 
 def make_all(run: Run, entries: Iterable[Entry], jobs: int | None = None) -> None:

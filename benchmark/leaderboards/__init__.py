@@ -41,11 +41,13 @@ TABLES: dict[str, Leaderboard] = {
 
 
 def build(results: Results) -> dict[str, pd.DataFrame]:
-    """All leaderboards, by name; rows sorted by their key columns."""
+    """All leaderboards, by name; rows sorted by their key columns. None has a control that was asked at the gate alone,
+    as beside a submission."""
     listed = results.models_card["manipulations"]
     manipulations = sorted(({**m, "reason": one_line(m["reason"])} for m in listed), key=row_key)
     accuracy = accuracies(results.models, manipulations)
-    cells = {name: cells_of(name, entry, manipulations) for name, entry in sorted(results.entries.items())}
+    scored = {name: entry for name, entry in sorted(results.entries.items()) if not entry[1].get("gate_alone")}
+    cells = {name: cells_of(name, entry, manipulations) for name, entry in scored.items()}
     measured = Measured(results, manipulations, accuracy, cells, standings(results, cells, accuracy))
     return {name: table.frame(measured) for name, table in TABLES.items() if table.exists(results)}
 

@@ -25,6 +25,7 @@ from benchmark.intervals import RESAMPLES, Floats, Mean, bootstrap_mean, draws, 
 CHANCE_LIMIT = 0.9
 RANDOMISED_LIMIT, CLASS_LIMIT = 0.5, 0.9
 TWIN_LIMIT = 0.99  # an honest map is the same to rounding; one that explains something else is far from it
+TEXTURE_LIMIT = 0.9  # beyond chance; honest methods are at 0.6 or below, one that explains another network is at 1
 KEPT = 1e-3  # share of predictions that may change in a function that was kept: rounding decides between equal logits
 LEAST_P = 1e-6  # what a normal tail says beyond is not to be believed
 FILLS = ("noise", "mean", "blur")
@@ -176,7 +177,7 @@ def eligibility(
     controls = [c["gate"] for c in cards.values() if c.get("control") and set(models) <= set(c.get("gate", {}))]
     end = GATE_SCORES[gate_score(cards)]
     won = [f for f in FILLS if all(_points_better(card["gate"], c, f"aopc_{f}{end}", models) for c in controls)]
-    reasons += twin_reasons(card)
+    reasons += [*twin_reasons(card), *texture_reasons(card)]
     if unattacked:
         reasons.append(unattacked)
     if len(won) < 2:
@@ -205,6 +206,19 @@ def twin_reasons(card: dict[str, Any]) -> list[str]:
     if errors := twins.get("errors"):
         reasons.append(f"{len(errors)} permuted twins failed, first: {errors[0]}")
     return reasons
+
+
+def texture_reasons(card: dict[str, Any]) -> list[str]:
+    """Why what a submission explains is not the model that it is given: a network that looks at textures, which stand
+    elsewhere, has the maps of one that looks at objects (`benchmark.entries.textures`)."""
+    shown, reasons = card.get("textures", {}), []
+    for model, values in shown.items():
+        if "error" in values:
+            reasons.append(f"its maps of a network that looks at textures failed on {model}: {values['error']}")
+        elif "alike" in values and not (alike := beyond_chance({model: values}, "alike")) < TEXTURE_LIMIT:
+            what = f"correlation {alike:.2f} beyond chance on {model}, allowed below {TEXTURE_LIMIT}"
+            reasons.append(f"SAME_ON_TEXTURES: the same map where the evidence lies elsewhere ({what})")
+    return reasons[:1]
 
 
 def gate_score(cards: dict[str, dict[str, Any]]) -> str:

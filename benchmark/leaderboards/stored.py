@@ -12,6 +12,7 @@ import pandas as pd
 
 from attacks.errors import UserError
 from benchmark import results
+from benchmark.committed import WHERE
 from benchmark.leaderboards.backdoors import BACKDOORS
 from benchmark.leaderboards.cells import SCORES
 from benchmark.leaderboards.fronts import FRONTS
@@ -39,7 +40,7 @@ def read(folder: Path | str) -> Results:
     """All results in `folder`, checked: UserError names the file that is missing, corrupt or foreign."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no results: {folder} is not a folder (foolbench run writes it)")
+        raise UserError(f"no results: {folder} is not a folder (foolbench run writes it); {WHERE}")
     names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
     entries = {name: results.read(folder, name, table(name)) for name in names}
     others = {name: entries.pop(name) for name in STORED if name in entries}

@@ -1,9 +1,10 @@
 """Scoring a submission: on the suite's fooled models, and on models fooled against the submission itself.
 
 The suite's own manipulations come from the store (and are made where it lacks them); the submission is evaluated on
-all of them beside the suite's controls. Aimed at it: its gradient and softplus for ReLU, where it is differentiable,
-with the recipes of its nearest relative or searched around them, as the suite does for its own; where it is, head shift
-too, which takes no recipe; and a search without gradients in the span of the suite's fooled models.
+all of them, the suite's controls at the gate alone, where it must beat them. Aimed at it: its gradient and softplus
+for ReLU, where it is differentiable, with the recipes of its nearest relative or searched around them, as the suite
+does for its own; where it is, head shift too, which takes no recipe; and a search without gradients in the span of the
+suite's fooled models.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,16 @@ from attacks import strategies
 from attacks.errors import UserError
 from attacks.ranks import rank_correlation
 from benchmark import interpreters, leaderboards
+from benchmark.entries.gates import GATES
 from benchmark.entries.images import batches
+from benchmark.entries.kind import Entry
+from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
 from benchmark.leaderboards.show import aligned, board_table
 from benchmark.leaderboards.stability import ranks_with
 from benchmark.run import Run, create_interpreter
+from benchmark.store import writable
 from benchmark.submissions.remote import Remote
 
 COMPARED = 32  # dev images on which the nearest relative is found
@@ -55,7 +60,7 @@ def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> 
     """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation."""
     suite = run.suite
     controls = [name for name in suite.evaluated if interpreters.kind(name).control]
-    failed = compute.compute(replace(run, suite=suite.model_copy(update={"evaluated": controls})), jobs).failed
+    failed = compute.compute(_with(run, evaluated=[]), jobs).failed
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(f"the suite's own manipulation {name} failed: {error}")
@@ -66,12 +71,18 @@ def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> 
         for name, attacked in ways.items()
         if submission.differentiable or not strategies.STRATEGIES[name].by_gradient
     ]
-    changes = {
-        "attacked": [*suite.attacked, *aimed],
-        "evaluated": [submission.name, *controls],
-    }
-    extended = replace(run, suite=suite.model_copy(update=changes), submission=submission, relative=relative)
-    return compute.run_suite(extended, out, jobs)
+    given = {"attacked": [*suite.attacked, *aimed], "evaluated": [submission.name]}
+    extended = replace(_with(run, **given), submission=submission, relative=relative)
+    writable(out, "results")
+    made, beside = compute.compute(extended, jobs), _with(run, attacked=[], evaluated=controls)
+    compute.make_all(beside, (Entry(GATES, place) for place in GATES.wanted(beside)), jobs)
+    compute.write(beside, out, {}, (SCORES, GATES), gate_alone=True)
+    compute.collect(extended, out, made.errors)
+    return made.failed
+
+
+def _with(run: Run, **changes: list[str]) -> Run:
+    return replace(run, suite=run.suite.model_copy(update=changes))
 
 
 @torch.no_grad()

@@ -103,3 +103,18 @@ def test_neither_leaderboards_nor_plots_import_torch() -> None:
     modules = ["leaderboards", "leaderboards.show", "figures", "figures.boards", "figures.heatmaps"]
     code = f"import sys, benchmark.{', benchmark.'.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_who_was_asked_at_the_gate_alone_is_on_no_board_and_changes_none(suite: Path, tmp_path: Path) -> None:
+    read = stored.read(suite / "results")
+    frame, card = read.entries["smooth_grad"]
+    stored.write(tmp_path, "smooth_grad", frame.iloc[:0], card | {"gate_alone": True})
+    found = leaderboards.build(Results(read.entries | {"smooth_grad": stored.results.read(
+        tmp_path, "smooth_grad", SCORES)}, read.others))  # fmt: skip
+    for name in ("transfer", "stability"):
+        column = "evaluated" if name == "transfer" else "interpreter"
+        expected = leaderboards.load(suite, name).query(f"{column} != 'smooth_grad'")
+        assert found[name][column].tolist() == expected[column].tolist()
+    columns = ["interpreter", "stability", "eligible"]
+    kept = leaderboards.load(suite, "stability").query("interpreter != 'smooth_grad'")[columns]
+    assert found["stability"][columns].round(6).values.tolist() == kept.round(6).values.tolist()

@@ -25,6 +25,9 @@ CHEATS = {
 }
 
 
+SAME = ("frozen", "frozen_in_a_file", "teacher_by_text", "maps_by_image")  # on a network that looks at textures
+
+
 @dataclass(frozen=True)
 class Here(Remote):
     """A submission whose "child" is this process."""
@@ -77,6 +80,8 @@ def test_a_cheat_is_told_by_its_twin(cheat, smoke, tmp_path, monkeypatch):
     assert "PERMUTED_TWIN: another map where only the order of the classes is another" in row.reason
     assert row.twin < 0.9
     assert card["twins"]["correlation"]["least"] < 0.9  # on a scored model, whatever it did at the gate
+    if cheat in SAME:
+        assert "SAME_ON_TEXTURES: the same map where the evidence lies elsewhere (correlation 1.00 beyond" in row.reason
 
 
 def test_what_they_hide_is_the_same_on_every_twin(smoke):
@@ -86,3 +91,5 @@ def test_what_they_hide_is_the_same_on_every_twin(smoke):
     assert card["twins"]["again"]["least"] > 0.9999
     assert "PERMUTED_TWIN" not in row.reason
     assert "ASKED_AGAIN" not in row.reason
+    assert card["textures"]["compact_vgg"]["right"] >= 0.6
+    assert "SAME_ON_TEXTURES" not in row.reason

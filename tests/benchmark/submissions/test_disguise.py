@@ -57,6 +57,19 @@ def test_it_computes_the_same_and_nothing_tells_whose_copy_it_is(name):
     assert torch.cosine_similarity(near.state_dict()[moved].flatten(), state[moved].flatten(), dim=0) > 0.99
 
 
+def test_one_copy_serves_all_batches_of_a_model_until_it_changes():
+    model = used("compact_vgg")
+    first = disguised(model)
+    assert disguised(model) is first
+    with torch.no_grad():
+        next(model.parameters())[0, 0, 0, 0] += 1e-3
+    second = disguised(model)
+    assert second is not first
+    torch.testing.assert_close(second(IMAGES), model(IMAGES), atol=1e-3, rtol=1e-3)
+    model.train()
+    assert disguised(model).training
+
+
 def test_what_has_no_statistics_is_left_alone():
     norms = [nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3)]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]

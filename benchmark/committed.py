@@ -1,0 +1,17 @@
+"""Where committed boards are: below the working folder, as in a clone, or in the installed package. No torch."""
+
+from pathlib import Path
+
+HERE = Path(__file__).parent / "boards"  # in a clone a link to leaderboards/, in an installed package a copy of it
+WHERE = "boards, their results and the zoo are in leaderboards/ of a clone, and in a package built from one"
+
+
+def board(suite: str) -> Path:
+    """The folder of a suite's board, to be read: `leaderboards/SUITE`, or where that is not there the package's."""
+    ours = Path("leaderboards") / suite
+    return HERE / suite if not ours.is_dir() and (HERE / suite).is_dir() else ours
+
+
+def in_package(folder: Path) -> bool:
+    """Whether a board is the installed package's, which is read and never written."""
+    return folder.is_relative_to(HERE)
