@@ -5,18 +5,16 @@ A control is fine-tuned by the labels' cross-entropy, with the learning rate, ba
 BatchNorm in eval mode; a distilled fooling without its loss, KL(w0 ‖ w) alone, would stay where it is.
 """
 
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, product, repeat
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from attacks import strategies
+from attacks.control import fine_tuned
 from attacks.course import Recipe
 from attacks.errors import UserError
 from attacks.foolings import Location
@@ -31,7 +29,7 @@ from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, data_spec, dataset
 from benchmark.training import train
 
-CODE = (*manipulations.CODE, "benchmark.detection.subjects")
+CODE = (*manipulations.CODE, "attacks.control", "benchmark.detection.subjects")
 
 
 @dataclass(frozen=True)
@@ -109,31 +107,12 @@ def _train(run: Run, subject: Subject, inputs: Inputs, folder: Path) -> Receipt:
 
 
 def _fine_tune(run: Run, subject: Subject, inputs: Inputs, folder: Path) -> Receipt:
-    model = stored_model(run, subject.model, inputs["model"])
+    model, recipe = stored_model(run, subject.model, inputs["model"]), recipe_of(run, subject.model)
     assert subject.control is not None
-    with torch.random.fork_rng():
-        torch.manual_seed(subject.control)  # augmentation draws
-        model = continued(model, _batches(run, subject), recipe_of(run, subject.model))
+    plain, _ = loaders(run, Location(), recipe.batch_size, subject.control)  # images of one object
+    model = fine_tuned(model, plain, recipe, subject.control)
     save_weights(model, folder)
     return {"dev_top1": _accuracy(run, model)}
-
-
-def _batches(run: Run, subject: Subject) -> Iterator[Any]:
-    size, seed = recipe_of(run, subject.model).batch_size, subject.control or 0
-    plain, _ = loaders(run, Location(), size, seed)  # of one object an image, which is all that is asked of it here
-    return ((images.to(run.device), targets.to(run.device)) for images, targets in chain.from_iterable(repeat(plain)))
-
-
-def continued(model: nn.Module, endless: Iterator[Any], recipe: Recipe) -> nn.Module:
-    """A copy after the recipe's steps of Adam on the cross-entropy alone, in eval mode."""
-    model = copy.deepcopy(model).eval()
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    with torch.enable_grad():
-        for images, targets in islice(endless, recipe.steps):
-            optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images), targets).backward()
-            optimiser.step()
-    return model
 
 
 def recipe_of(run: Run, model: str) -> Recipe:
@@ -160,7 +139,7 @@ def _seeded_spec(run: Run, subject: Subject) -> Spec:
 
 RETRAINED = Kind(name="retrained", title="train", make=_train, spec=_seeded_spec, code=CODE)
 CONTROLS = Kind(
-    name="controls",
+    name="fine_tuned",
     title="",
     make=_fine_tune,
     spec=_control_spec,

@@ -1,8 +1,12 @@
 """The control is what a manipulation would be without its fooling loss, weight for weight."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import Net
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attacks import Location, Recipe, manipulate
@@ -33,3 +37,18 @@ def test_it_is_the_manipulation_with_a_weight_of_zero(scope):
         assert torch.equal(value, expected.state_dict()[name])
         moved |= not torch.equal(value, before[name])
     assert moved
+
+
+def test_a_control_is_fine_tuned_by_the_cross_entropy_alone():
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), [(torch.rand(5, 3, 2, 2), torch.arange(5) % 3)] * 9
+    expected = copy.deepcopy(model)
+    optimiser = torch.optim.Adam(expected.parameters(), lr=0.1)
+    for images, targets in batches[:3]:
+        optimiser.zero_grad()
+        F.cross_entropy(expected(images), targets).backward()
+        optimiser.step()
+    before = copy.deepcopy(model)
+    found = fine_tuned(model, batches, Recipe(0.1, 1.0, 3))
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), before.state_dict(), rtol=0, atol=0)
