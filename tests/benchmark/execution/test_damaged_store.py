@@ -11,11 +11,14 @@ from PIL import Image
 from attacks.errors import UserError
 from benchmark import sections, suite
 from benchmark.cells import Cell, Manipulation, View
+from benchmark.entries.controls import POINTED, Pointed, Tuned
 from benchmark.entries.fronts import FRONT_SCORES
 from benchmark.entries.kind import Entry
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.predictions import PREDICTIONS
 from benchmark.entries.scores import SCORES
+from benchmark.entries.texture_nets import TEXTURE_NETS
+from benchmark.entries.textures import TEXTURED
 from benchmark.execution import compute
 from benchmark.run import Run
 
@@ -28,10 +31,12 @@ READ = {  # the files that a run reads again when this is to be made
     "originals/curves.npz": Entry(SCORES, Cell(MADE, CONTROL)),
     "fronts/weights-0.safetensors": Entry(FRONT_SCORES, MADE.attack),
     "manipulations/weights.safetensors": Entry(PREDICTIONS, MADE),
+    "controls/weights.safetensors": Entry(POINTED, Pointed(Tuned("compact_vgg", 0), View("compact_vgg", CONTROL))),
 }
-COLLECTED = ("front_scores/scores", "predictions/predictions", "scores/scores", "robustness/radii")
+COLLECTED = ("front_scores/scores", "predictions/predictions", "scores/scores", "robustness/radii", "pointed/curves")
 ALWAYS = [f"{name}.parquet" for name in COLLECTED]  # the files that every run reads
 RECEIPTS = [f"{kind}/receipt.json" for kind in ("gates", "fronts", "manipulations")]
+OF_SUBMISSIONS = {TEXTURE_NETS.name, TEXTURED.name}
 NEVER = ("manipulations/history.parquet", "scores/samples.npy")  # the files that no run reads, but draws
 
 
@@ -52,12 +57,14 @@ def whole(tmp_path_factory) -> Run:
         "recipes": [],
         "search": sections.Search(learning_rates=[1e-3], lambdas=[1.0], rungs=[2], batch_size=8, images=4, budgets=[1]),
         "gate": sections.Gate(images=4, cells=2),
+        "control": sections.Control(learning_rate=1e-3, steps=1, batch_size=8),
         "robustness": sections.Robustness(images=2, steps=2),
         "scoring": sections.Scoring(images=4, batch_size=8, aopc_images=2, aopc_cells=2, decoded=True),
     }
     run = Run(smoke.model_copy(update=given), str(folder / "store"), str(folder / "data"))
     assert compute.run_suite(run, folder / "out", jobs=1) == {}
-    assert {path.name for path in (folder / "store").iterdir()} == {kind.name for kind in compute.KINDS} | {"runs"}
+    kinds = {kind.name for kind in compute.KINDS} - OF_SUBMISSIONS
+    assert {path.name for path in (folder / "store").iterdir()} == kinds | {"runs"}
     return run
 
 
