@@ -42,6 +42,13 @@ class Data(Part):
     augment: Literal[False, True, "strong"] = False
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        if type(value) in (int, float):  # 1 == True, also for a Literal
+            raise ValueError('must be "strong" or a boolean')
+        return value
+
 
 class Adversary(Part):
     """Adversarial training (`attacks.robust_training.Adversary`, which has the values that are left out)."""

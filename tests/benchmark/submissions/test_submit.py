@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from attacks import strategies
 from attacks.errors import UserError
 from benchmark import leaderboards
 from benchmark.leaderboards import stored
@@ -60,7 +61,7 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
     assert "file" not in card["options"]
     assert card["cost"]["compact_vgg"]["peak_mib"] is None
     attacked = {m["attacked"]: m for m in read.models_card["manipulations"]}
-    own = [f"gradient_energy{way}" for way in ("", ":softplus", ":head_shift", ":subspace")]
+    own = ["gradient_energy", *(f"gradient_energy:{way}" for way in strategies.names())]
     assert sorted(attacked) == sorted(["grad_cam", "lrp_t", *own])
     assert {attacked[name]["status"] for name in own} == {"done"}
     row = leaderboards.load(warm.out, "stability").set_index("interpreter").loc["gradient_energy"]
