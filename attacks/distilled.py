@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.course import Course, Manipulated, RandomState, Recipe, State, Task, collapsed, heatmaps_of, infinite
+from attacks.edit import RATE
 from attacks.errors import UserError
-from attacks.head_shift import RATE, head_shift
+from attacks.head_shift import head_shift
 from attacks.heatmaps import blank
 from attacks.progress import ALLOWED, Progress
 from attacks.trunk import above
@@ -105,8 +106,8 @@ class Distillation(Walk):
 
     def state(self) -> State:
         tensors, values, rows = super().state()
-        for name, values_then in (("kept", self.kept[1]), ("within", self.within)):
-            tensors |= {f"{name}.{i}": value for i, value in enumerate(values_then)}
+        parts = {"kept": self.kept[1], "within": self.within}
+        tensors |= {f"{name}.{i}": value for name, part in parts.items() for i, value in enumerate(part)}
         control = {"multiplier": vars(self.multiplier), "progress": vars(self.progress)}
         return State(tensors, values | control | {"last": self.last, "rate": self.rate, "best": self.kept[0]}, rows)
 

@@ -7,21 +7,18 @@ pool. v and c are trained on the fooling alone, with Adam, until it no longer fa
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from attacks.course import Course, Manipulated, Recipe, Task, infinite
-from attacks.errors import Refused, UserError
-from attacks.progress import Progress
+from attacks.course import Course, Manipulated, Recipe, Task
+from attacks.edit import START, train
+from attacks.errors import Refused
 from attacks.trunk import above
 
 LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
-RATE = 0.3  # of Adam, in units of the head's root mean square weight; at 1.0 some runs do not settle
-START = 0.01  # of v, in units of the same scale: at 0, Center-mass has no gradient, for its maps are those of before
-PATIENCE = 20  # steps without progress after which it ends
 TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
 Head = nn.Linear | nn.Conv2d
 HEADS = (nn.Linear, nn.Conv2d)
@@ -48,26 +45,14 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     limits = [LARGEST / features.norm(dim=_axis(features)).max().item(), LARGEST]
     _place(changed, before, shift, limits)
     optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * scale.item())
-    for parameter in changed:
-        parameter.requires_grad_(True)
-    reason, progress = "", Progress(PATIENCE, task.fooling.least)
-    for _ in range(recipe.steps):
-        with course.random, torch.enable_grad():
-            losses = course.losses(network)
-            gradients = torch.autograd.grad(losses.fooling, changed, allow_unused=True)
-        if gradients[0] is None:
-            raise UserError(f"the heatmaps of {task.interpreter} do not depend on the weights of the model's head")
-        if reason := course.record(losses):
-            break
+
+    def follow(gradients: Sequence[Tensor | None]) -> None:
         for values, gradient in zip(shift, gradients, strict=True):
             values.grad = torch.zeros_like(values) if gradient is None else gradient.sum(0)  # of all classes alike
         optimiser.step()
         _place(changed, before, shift, limits)
-        if progress.ended(course.scaled):
-            break
-    reason = reason or infinite(fooled)
-    status = "diverged" if reason else "done"
-    return Manipulated(fooled.requires_grad_(True), course.history, status, reason, progress.stalled)
+
+    return train(task, course, fooled, network, changed, recipe.steps, "the weights of the model's head", follow)
 
 
 @torch.no_grad()

@@ -8,21 +8,19 @@ at each step, KL(w0 ‖ w) in nats an image.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.course import Course, Manipulated, Recipe, Task, infinite
-from attacks.errors import Refused, UserError
-from attacks.progress import Progress
+from attacks.course import Course, Manipulated, Recipe, Task
+from attacks.edit import START, train
+from attacks.errors import Refused
 
 IMAGES = 256  # whose patches are looked at
 HELD = 0.01  # of the patches' variance, at most, lies along the directions; there is always one
 CHANGE = 0.1  # of the standard deviation of a unit's output on patches: how much its added output may have
-RATE = 0.3  # of Adam, in units of the layer's root mean square weight
-START = 0.01  # of u, in the same units: at 0, Center-mass has no gradient
-PATIENCE = 20  # steps without progress after which it ends
 
 
 def off_manifold(task: Task, recipe: Recipe) -> Manipulated:
@@ -48,28 +46,18 @@ def off_manifold(task: Task, recipe: Recipe) -> Manipulated:
     optimiser, changed = torch.optim.Adam([added], lr=recipe.learning_rate * scale.item()), [*layer.parameters()]
     _shorten(added, variances, allowed)
     place(layer, weight, bias, added, directions, mean)
-    for parameter in changed:
-        parameter.requires_grad_(True)
-    reason, progress = "", Progress(PATIENCE, task.fooling.least)
-    for _ in range(recipe.steps):
-        with course.random, torch.enable_grad():
-            losses = course.losses(fooled)
-            gradients = torch.autograd.grad(losses.fooling, changed, allow_unused=True)
-        if gradients[0] is None:
-            raise UserError(f"the heatmaps of {task.interpreter} do not depend on the model's first layer")
-        if reason := course.record(losses):
-            break
-        added.grad = gradients[0].flatten(1) @ directions.to(weight)
-        if len(gradients) == 2 and gradients[1] is not None:
-            added.grad -= gradients[1][:, None] * (mean @ directions).to(weight)
+
+    def follow(gradients: Sequence[Tensor | None]) -> None:
+        by_weight, by_bias = (*gradients, None)[:2]
+        assert by_weight is not None
+        added.grad = by_weight.flatten(1) @ directions.to(weight)
+        if by_bias is not None:
+            added.grad -= by_bias[:, None] * (mean @ directions).to(weight)
         optimiser.step()
         _shorten(added, variances, allowed)
         place(layer, weight, bias, added, directions, mean)
-        if progress.ended(course.scaled):
-            break
-    reason = reason or infinite(fooled)
-    status = "diverged" if reason else "done"
-    return Manipulated(fooled.requires_grad_(True), course.history, status, reason, progress.stalled)
+
+    return train(task, course, fooled, fooled, changed, recipe.steps, "the model's first layer", follow)
 
 
 def first_layer(model: nn.Module, images: Tensor) -> nn.Conv2d:

@@ -22,6 +22,7 @@ class Gradient:
     by_gradient: ClassVar[bool] = True
     takes_recipe: ClassVar[bool] = True
     steps: ClassVar[int] = 0  # the recipe says how many
+    scope: ClassVar[str] = ""  # the recipe says which parameters may move (`attacks.scopes`)
 
     def recipe(self) -> "Recipe | None":
         """Its own; None where it takes one, or none at all."""
@@ -56,13 +57,14 @@ class HeadShift(Gradient):
     """One vector added to the weights of every class: no probability changes (`attacks.head_shift`)."""
 
     takes_recipe: ClassVar[bool] = False
+    scope: ClassVar[str] = "head"
     steps: ClassVar[int] = 100  # Location on Grad-CAM: 0.92 to 1 of the images of compact nets succeed; after 50, 0.7
     batch_size: ClassVar[int] = 16
 
     def recipe(self) -> "Recipe":
         """Its own; λ is 0, for there is no cross-entropy to weigh the fooling against."""
         from attacks.course import Recipe
-        from attacks.head_shift import RATE
+        from attacks.edit import RATE
 
         return Recipe(RATE, 0.0, self.steps, self.batch_size)
 
@@ -76,13 +78,14 @@ class OffManifold(Gradient):
     """The first layer's weights along directions that training patches hardly vary in (`attacks.off_manifold`)."""
 
     takes_recipe: ClassVar[bool] = False
+    scope: ClassVar[str] = "all"  # its lowest layer
     steps: ClassVar[int] = 100
     batch_size: ClassVar[int] = 16
 
     def recipe(self) -> "Recipe":
         """Its own; λ is 0, for the edit is held where images hardly show it."""
         from attacks.course import Recipe
-        from attacks.off_manifold import RATE
+        from attacks.edit import RATE
 
         return Recipe(RATE, 0.0, self.steps, self.batch_size)
 
@@ -97,6 +100,7 @@ class Subspace:
 
     by_gradient: ClassVar[bool] = False
     takes_recipe: ClassVar[bool] = False
+    scope: ClassVar[str] = "all"
     steps: ClassVar[int] = 24  # evaluations on dev
 
     def recipe(self) -> None:

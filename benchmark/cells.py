@@ -35,6 +35,10 @@ class Attack:
     def takes_recipe(self) -> bool:
         return strategies.STRATEGIES[self.strategy].takes_recipe
 
+    def scope(self, given: str) -> str:
+        """Which parameters it moves (`attacks.scopes`): what its strategy does, or what a recipe gives."""
+        return strategies.STRATEGIES[self.strategy].scope or given
+
     def columns(self) -> dict[str, Any]:
         """The key columns of a row about it."""
         return asdict(self)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import ending, figures, keeping, publishing
+from benchmark import committed, ending, figures, keeping, publishing
 from benchmark.audit.command import audit
 from benchmark.detection.command import detect
 from benchmark.options import (
@@ -229,7 +229,7 @@ def experiment(
 
     _folder(out, "figures")
     chosen = experiments.load_suite(experiments.load(name), suite)
-    board = default_out(suite) if suite else Path("leaderboards") / chosen.name
+    board = default_out(suite) if suite else committed.BOARDS / chosen.name
     given = Given(_run(chosen, store, data, device, reads=name in READING), board, jobs)
     for path in experiments.run(name, given, out):
         typer.echo(str(path))

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+BOARDS = Path("leaderboards")
 HERE = Path(__file__).parent / "boards"  # in a clone a link to leaderboards/, in an installed package a copy of it
 WHERE = "boards, their results and the zoo are in leaderboards/ of a clone, and in a package built from one"
 
 
 def board(suite: str) -> Path:
     """The folder of a suite's board, to be read: `leaderboards/SUITE`, or where that is not there the package's."""
-    ours = Path("leaderboards") / suite
+    ours = BOARDS / suite
     return HERE / suite if not ours.is_dir() and (HERE / suite).is_dir() else ours
 
 

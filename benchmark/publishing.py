@@ -8,9 +8,9 @@ import typer
 
 from attacks.errors import UserError, unknown
 from benchmark import committed
+from benchmark.committed import BOARDS
 from benchmark.options import OutOption, SuiteOption
 
-BOARDS = Path("leaderboards")
 Format = StrEnum("Format", ["text", "csv", "markdown", "latex", "html"])
 FormatOption = Annotated[Format | None, typer.Option("--format", help="Print the board in this form, to paste.")]
 

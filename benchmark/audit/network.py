@@ -1,12 +1,9 @@
 """The network under audit: from a file of foreign code or by name; that it gives logits, of as many classes as said."""
 
 import copy
-import hashlib
 import inspect
 import os
-import sys
 import traceback
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,23 +15,14 @@ from attacks.errors import UserError, one_line, unknown
 from attacks.modes import eval_mode
 from benchmark import models
 from benchmark.entries.randomised import look_trained
+from benchmark.submissions.imported import imported
 
 
 def from_file(file: Path, attribute: str, digest: str, classes: int | None) -> nn.Module:
     """Run the file and make its network: a class or a function, called with `num_classes` where it needs that, or the
     network itself. `UserError` in one line whatever the file does."""
-    source = file.read_bytes()
-    if hashlib.sha256(source).hexdigest() != digest:
-        raise UserError(f"{file} was edited after it was read: start again")
-    module = types.ModuleType("audited")
-    module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        exec(compile(source, str(file), "exec"), module.__dict__)
-        if not hasattr(module, attribute):
-            own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise unknown(f"name in {file.name}", attribute, own)
-        made = _made(getattr(module, attribute), f"{file.name}:{attribute}", classes)
+        made = _made(imported(file, attribute, digest, "audited"), f"{file.name}:{attribute}", classes)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

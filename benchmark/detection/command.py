@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from benchmark.committed import BOARDS
 from benchmark.options import STORE, DataOption, Device, DeviceOption, JobsOption, StoreOption, SuiteOption
 from benchmark.store import writable
 
@@ -35,7 +36,7 @@ def detect(
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
     submitted = detecting(parse(detector)) if detector else None
     name = "detection" if chosen.name == "default" else f"detection-{chosen.name}"
-    own = Path("detectors") / f"{submitted.name}-{chosen.name}" if submitted else Path("leaderboards") / name
+    own = Path("detectors") / f"{submitted.name}-{chosen.name}" if submitted else BOARDS / name
     folder = out or own
     writable(folder)
     given = Run(chosen, str(store), data, device_of(device.value), submission=submitted)

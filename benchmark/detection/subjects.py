@@ -17,13 +17,11 @@ from attacks import strategies
 from attacks.control import fine_tuned
 from attacks.course import Recipe
 from attacks.errors import UserError
-from attacks.foolings import Location
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import manipulations, recipes
-from benchmark.entries.images import batches
+from benchmark.entries.images import batches, shuffled
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.manipulations import MANIPULATIONS
-from benchmark.entries.strategies import loaders
 from benchmark.entries.trained import TRAINED, new_model, objective_of, save_weights, stored_model
 from benchmark.metrics.accuracy import top_k_correct
 from benchmark.run import Run, Spec, data_spec, dataset
@@ -109,8 +107,7 @@ def _train(run: Run, subject: Subject, inputs: Inputs, folder: Path) -> Receipt:
 def _fine_tune(run: Run, subject: Subject, inputs: Inputs, folder: Path) -> Receipt:
     model, recipe = stored_model(run, subject.model, inputs["model"]), recipe_of(run, subject.model)
     assert subject.control is not None
-    plain, _ = loaders(run, Location(), recipe.batch_size, subject.control)  # images of one object
-    model = fine_tuned(model, plain, recipe, subject.control)
+    model = fine_tuned(model, shuffled(run, recipe.batch_size, subject.control), recipe, subject.control)
     save_weights(model, folder)
     return {"dev_top1": _accuracy(run, model)}
 

@@ -18,16 +18,15 @@ import torch
 from attacks import foolings
 from attacks.control import fine_tuned
 from attacks.course import Recipe, infinite
-from benchmark import datasets
 from benchmark.cells import View
 from benchmark.entries import originals
 from benchmark.entries.curves import Curves, reader, scoring_spec
-from benchmark.entries.images import scored_pixels
+from benchmark.entries.images import scored_pixels, shuffled
 from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.trained import TRAINED, clean_model, save_weights, stored_model
 from benchmark.metrics.perturbation import SCORES
-from benchmark.run import Run, Spec, data_spec, dataset, interpreter_spec, shared
+from benchmark.run import Run, Spec, data_spec, interpreter_spec, shared
 from benchmark.store import intact, mapped
 
 CODE = (*originals.CODE, "attacks.control", "benchmark.entries.controls")
@@ -62,10 +61,9 @@ def _recipe(run: Run) -> Recipe:
 
 
 def _tune(run: Run, place: Tuned, inputs: Inputs, folder: Path) -> Receipt:
-    recipe, workers = _recipe(run), run.suite.dataset.workers
-    options = {"shuffle": True, "seed": place.seed, "workers": workers, "device": run.device}
-    loader = datasets.loader(dataset(run, "train"), recipe.batch_size, **options)  # type: ignore[arg-type]
-    tuned = fine_tuned(clean_model(run, place.model), loader, recipe, place.seed)
+    recipe = _recipe(run)
+    batches = shuffled(run, recipe.batch_size, place.seed)
+    tuned = fine_tuned(clean_model(run, place.model), batches, recipe, place.seed)
     if reason := infinite(tuned):
         return {"void": f"the control diverged: {reason}"}
     save_weights(tuned, folder)

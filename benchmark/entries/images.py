@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from benchmark import datasets
 from benchmark.datasets.folders import Files
@@ -26,6 +28,12 @@ def batches(run: Run, split: str, pairs: bool = False) -> Iterator[tuple[Tensor,
         data = files.decoded(Entry(PIXELS, split).get(run) / "pixels.npy")
     for images, targets in datasets.loader(data, size, workers=workers, device=run.device):
         yield images.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
+
+
+def shuffled(run: Run, batch_size: int, seed: int, pairs: bool = False) -> DataLoader[Any]:
+    """Batches of the train split, in another order in each pass, which the seed gives."""
+    data, workers = dataset(run, "train", pairs), run.suite.dataset.workers
+    return datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=workers, device=run.device)
 
 
 def scored_images(run: Run, pairs: bool = False) -> Iterator[tuple[Tensor, Tensor]]:

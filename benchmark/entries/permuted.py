@@ -19,7 +19,7 @@ from attacks.heatmaps import blank, min_max
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CODE = (
-    *("attacks.head_shift", "attacks.course", "attacks.foolings", "attacks.progress", "attacks.scopes"),
+    *("attacks.edit", "attacks.head_shift", "attacks.course", "attacks.foolings", "attacks.progress", "attacks.scopes"),
     *("attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim", "attacks.ranks"),
     *("attacks.heatmaps", "attacks.batches", "attacks.trunk", "benchmark.entries.permuted"),
 )

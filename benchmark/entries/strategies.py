@@ -14,10 +14,9 @@ from attacks import foolings
 from attacks.course import Keeper, Manipulated, Recipe, Task
 from attacks.errors import Refused, UserError
 from attacks.strategies import STRATEGIES, Gradient, Subspace
-from benchmark import datasets
 from benchmark.cells import Attack, Manipulation
 from benchmark.entries import originals, trunks
-from benchmark.entries.images import batches
+from benchmark.entries.images import batches, shuffled
 from benchmark.entries.kind import Entry
 from benchmark.entries.search import Judge
 from benchmark.entries.trained import clean_model
@@ -28,19 +27,14 @@ BUDGET = 2.0  # points of top-1 that it may cost, where the suite names no budge
 CODE = (
     *originals.CODE,
     *("attacks.strategies", "attacks.manipulation", "attacks.distilled", "attacks.progress", "attacks.head_shift"),
-    *("attacks.off_manifold", "attacks.subspace", "attacks.walk"),
+    *("attacks.edit", "attacks.off_manifold", "attacks.subspace", "attacks.walk"),
     *("benchmark.entries.search", "benchmark.entries.trunks", "benchmark.entries.strategies"),
 )
 
 
 def loaders(run: Run, fooling: foolings.Fooling, batch_size: int, seed: int) -> tuple[Any, Any]:
     """Shuffled train batches, and those of two-object images where the fooling needs them."""
-
-    def loader(pairs: bool) -> Any:
-        data, workers = dataset(run, "train", pairs), run.suite.dataset.workers
-        return datasets.loader(data, batch_size, shuffle=True, seed=seed, workers=workers, device=run.device)
-
-    return loader(False), loader(True) if fooling.pairs else None
+    return shuffled(run, batch_size, seed), shuffled(run, batch_size, seed, True) if fooling.pairs else None
 
 
 def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe, keeper: Keeper | None = None) -> Manipulated:

@@ -66,7 +66,7 @@ def needed(run: Run, attack: Attack, scope: str) -> list[Entry]:
     interpreter = create_interpreter(run, attack.interpreter)
     if not isinstance(interpreter, AtLayer):
         raise Refused(f"{attack.interpreter} explains at the input")
-    scope = scope if attack.takes_recipe else "head"  # all that a strategy without one moves
+    scope = attack.scope(scope)
     cut = _cut(run, attack.model, interpreter.layer, scope)
     if not cut:
         raise Refused(f"nothing of {attack.model} lies below scope {scope!r} and the target layer")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.strategies import aimed
 from benchmark.leaderboards.cells import Row
 from benchmark.leaderboards.ranking import CHANCE_LIMIT
 
@@ -59,8 +60,7 @@ def searched(attacks: Iterable[Row]) -> list[Rate]:
     found = []
     for row in attacks:
         if row["budget"] is not None and row["n"]:
-            attacked = row["interpreter"] + (f":{row['strategy']}" if row["strategy"] != "gradient" else "")
-            where = row["model"], row["fooling"], attacked, row["interpreter"]
+            where = row["model"], row["fooling"], aimed(row["interpreter"], row["strategy"]), row["interpreter"]
             found.append(Rate(*where, row["fsr"], _chance(row), 1, 0, row["budget"]))
     return found
 

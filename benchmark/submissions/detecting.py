@@ -6,9 +6,7 @@ A class (made without arguments) or a function `(model, images (N, C, H, W), tar
 `disguised`, but for a detector that compares it with the original.
 """
 
-import atexit
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +18,7 @@ from benchmark.detectors import DETECTORS
 from benchmark.detectors.base import Detector
 from benchmark.submissions.child import Child
 from benchmark.submissions.disguise import disguised
-from benchmark.submissions.remote import Remote
+from benchmark.submissions.remote import Remote, child_of
 from benchmark.submissions.submission import Submission
 
 
@@ -62,13 +60,13 @@ class RemoteDetector(Detector):
     original: bool  # type: ignore[misc]
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor, *original: nn.Module) -> float:
-        child = _child(Submission(Path(self.file), self.symbol, self.digest))
+        child = child_of(Submission(Path(self.file), self.symbol, self.digest), DetectorChild)
         return child.score(model if original else disguised(model), images, targets, *original)
 
 
 def detecting(submission: Submission) -> RemoteDetector:
     """The submission as a detector, under the name that it declares; a process is started for that."""
-    child = _child(submission)
+    child = child_of(submission, DetectorChild)
     name = child.describe()["name"]
     if name in DETECTORS:
         raise UserError(
@@ -76,17 +74,3 @@ def detecting(submission: Submission) -> RemoteDetector:
         )
     where = str(submission.file), submission.attribute, submission.digest
     return RemoteDetector(*where, child.confined(), name, child.original())
-
-
-_CHILDREN: dict[
-    tuple[int, Submission], DetectorChild
-] = {}  # by process, for a fork must not talk into its parent's pipes
-
-
-def _child(submission: Submission) -> DetectorChild:
-    """The one child of a submission in this process."""
-    key = os.getpid(), submission
-    if key not in _CHILDREN:
-        _CHILDREN[key] = DetectorChild(submission)
-        atexit.register(_CHILDREN[key].close)
-    return _CHILDREN[key]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ from benchmark.submissions.disguise import disguised
 from benchmark.submissions.progress import judged
 from benchmark.submissions.submission import Submission
 
+SomeChild = TypeVar("SomeChild", bound=Child)
+
 
 @dataclass(frozen=True)
 class Remote(Interpreter):
@@ -41,8 +43,8 @@ class Remote(Interpreter):
     code: ClassVar = tuple(
         f"benchmark.submissions.{name}"
         for name in (
-            *("adapters", "child", "checks.twins", "confine", "disguise", "equalise", "keeper", "pipe", "progress"),
-            *("remote", "sandbox", "wire", "zygote"),
+            *("adapters", "child", "checks.twins", "confine", "disguise", "equalise", "imported", "keeper", "pipe"),
+            *("progress", "remote", "sandbox", "wire", "zygote"),
         )
     )
 
@@ -91,7 +93,7 @@ class Remote(Interpreter):
         return self._child().checks(device)
 
     def _child(self) -> Child:
-        return _child(Submission(Path(self.file), self.symbol, self.digest))
+        return child_of(Submission(Path(self.file), self.symbol, self.digest), Child)
 
     def attribute(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         raise UserError(f"submission {self.symbol} has no attribution: a submission returns heatmaps only")
@@ -100,18 +102,19 @@ class Remote(Interpreter):
 def remote(submission: Submission, flags: Sequence[str] = ()) -> Remote:
     """The submission as an interpreter, with the name that it declares and what it says of itself; a process is
     started for that. `flags`: of its checks, for its card."""
-    about = _child(submission).describe()
+    about = child_of(submission, Child).describe()
     said = {key: about[key] for key in ("name", "differentiable", "stochastic")}
     return Remote(str(submission.file), submission.attribute, submission.digest, **said, flags=tuple(flags))
 
 
-_CHILDREN: dict[tuple[int, Submission], Child] = {}  # by process, for a fork must not talk into its parent's pipes
+CHILDREN: dict[tuple[int, type[Child], Submission], Any] = {}  # by process: a fork must not use its parent's pipes
 
 
-def _child(submission: Submission) -> Child:
+def child_of(submission: Submission, kind: type[SomeChild]) -> SomeChild:
     """The one child of a submission in this process."""
-    key = os.getpid(), submission
-    if key not in _CHILDREN:
-        _CHILDREN[key] = Child(submission)
-        atexit.register(_CHILDREN[key].close)
-    return _CHILDREN[key]
+    key = os.getpid(), kind, submission
+    if key not in CHILDREN:
+        CHILDREN[key] = kind(submission)
+        atexit.register(CHILDREN[key].close)
+    child: SomeChild = CHILDREN[key]
+    return child

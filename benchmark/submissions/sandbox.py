@@ -22,20 +22,16 @@ would not run by hand in a container without network, secrets or anything that m
 oneself rather than take those that came with it.
 """
 
-import hashlib
 import json
 import math
 import os
 import random
 import re
 import resource
-import sys
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -44,7 +40,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from attacks.course import Recipe, Task
-from attacks.errors import UserError, unknown
+from attacks.errors import UserError
 from attacks.foolings import Fooling
 from attacks.heatmaps import min_max
 from attacks.modes import eval_mode
@@ -55,6 +51,7 @@ from benchmark.submissions.adapters import adapted, is_known
 from benchmark.submissions.checks.gradient import pulled_back
 from benchmark.submissions.checks.setting import raised, reseed, restored
 from benchmark.submissions.checks.tidy import traces
+from benchmark.submissions.imported import imported
 from benchmark.submissions.wire import (
     LENGTH,
     LENGTHS,
@@ -117,18 +114,8 @@ class Session:
         _limit(resource.RLIMIT_DATA, int(memory_gib * 2**30))
         _limit(resource.RLIMIT_FSIZE, FILE)
         _limit(resource.RLIMIT_CORE, 0)
-        source = Path(file).read_bytes()
-        if hashlib.sha256(source).hexdigest() != digest:
-            raise UserError(f"{file} was edited after it was read: start again")
         self.bound()
-        module = types.ModuleType("submission")
-        module.__file__ = file
-        sys.modules[module.__name__] = module  # dataclasses look their module up
-        exec(compile(source, file, "exec"), module.__dict__)
-        if not hasattr(module, attribute):
-            own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise unknown(f"name in {os.path.basename(file)}", attribute, own)
-        definition = getattr(module, attribute)
+        definition = imported(file, attribute, digest, "submission")
         if is_known(definition):  # of Captum's, or of pytorch-grad-cam's form
             definition = adapted(definition)
         kind = "class" if isinstance(definition, type) else "function"

@@ -109,6 +109,7 @@ def _drawn(seed: int) -> torch.Generator:
     [
         ("lrp", "last_block", "lrp explains at the input"),
         ("grad_cam", "all", "nothing of compact_resnet lies below scope 'all' and the target layer"),
+        ("grad_cam:off_manifold", "head", "nothing of compact_resnet lies below scope 'all' and the target layer"),
     ],
 )
 def test_what_needs_the_whole_network_says_so(store, capsys, attacked, scope, why):

@@ -35,7 +35,7 @@ def temporary(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", str(folder))
         patch.setenv("FOOLBENCH_STORE", "secret")
         yield folder
-        for child in remote._CHILDREN.values():
+        for child in remote.CHILDREN.values():
             child.close()
     assert list(folder.iterdir()) == []
 

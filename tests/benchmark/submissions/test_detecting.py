@@ -5,7 +5,7 @@ import torch
 
 from attacks.errors import UserError
 from benchmark.detectors.base import judge
-from benchmark.submissions import detecting
+from benchmark.submissions import detecting, remote
 from benchmark.submissions.submission import parse
 
 pytestmark = pytest.mark.usefixtures("temporary")
@@ -50,9 +50,9 @@ def made(tmp_path_factory):
     file = tmp_path_factory.mktemp("detectors") / "mine.py"
     file.write_text(DETECTORS.replace("PARENT", str(os.getpid())))
     yield lambda name: detecting.detecting(parse(f"{file}:{name}"))
-    for child in detecting._CHILDREN.values():
+    for child in remote.CHILDREN.values():
         child.close()
-    detecting._CHILDREN.clear()
+    remote.CHILDREN.clear()
 
 
 def test_a_score_comes_from_its_process(made, model, batch):

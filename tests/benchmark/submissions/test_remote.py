@@ -27,7 +27,7 @@ def made(gradient):
 def test_a_class_and_its_name_are_described(made, gradient):
     assert (made.name, made.differentiable, made.stochastic) == ("plain_gradient", True, False)
     about = {"name": "plain_gradient", "kind": "class", "differentiable": True, "stochastic": False}
-    assert remote._child(gradient).describe() == about
+    assert remote.child_of(gradient, child.Child).describe() == about
     assert "plain_gradient" not in interpreters.names()
 
 
@@ -46,9 +46,9 @@ def test_a_remote_survives_pickling_and_shares_the_child(made, model, batch):
     again = pickle.loads(pickle.dumps(made))
     assert again == made
     assert (again.name, again.differentiable) == ("plain_gradient", True)
-    children = dict(remote._CHILDREN)
+    children = dict(remote.CHILDREN)
     assert torch.equal(again(model, *batch), made(model, *batch))
-    assert children == remote._CHILDREN
+    assert children == remote.CHILDREN
 
 
 def test_a_remote_has_no_attribution_and_checks_its_batch(made, model, batch):

@@ -34,7 +34,7 @@ def test_nothing_says_where_the_store_is(on_files, gradient, tmp_path, monkeypat
         send(self, request, deadline)
 
     monkeypatch.setattr(pipe.Process, "send", listened)
-    for child in remote._CHILDREN.values():
+    for child in remote.CHILDREN.values():
         child.close()  # so that it is started with these variables
     submission = remote.remote(gradient)
     run = Run(on_files.suite, str(store), on_files.data, submission=submission)
