@@ -164,10 +164,15 @@ def verified(path: Path) -> None:
     raise UserError(f"store file {path} is damaged ({why}): delete the folder {folder} and run again")
 
 
-@lru_cache(maxsize=1 << 16)
-def _digest(path: Path, stamp: Stamp) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, read piece by piece."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(path: Path, stamp: Stamp) -> str:
+    return sha256_of(path)
 
 
 def _stamp(path: Path) -> Stamp:

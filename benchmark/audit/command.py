@@ -1,6 +1,5 @@
 """The command `foolbench audit`: looks at what is given, starts the audit's process, and writes the report."""
 
-import hashlib
 import os
 import time
 from dataclasses import asdict
@@ -11,7 +10,7 @@ import typer
 
 from attacks.errors import UserError, unknown
 from benchmark.options import Device, DeviceOption
-from benchmark.store import writable
+from benchmark.store import sha256_of, writable
 
 STATE = ".state"
 
@@ -74,8 +73,7 @@ def _network(model: str, weights: str | None) -> dict[str, Any]:
         raise UserError(f"--weights {weights}: there is no such file")
     used = "its own" if weights is None else weights
     if path is not None:
-        with open(path, "rb") as file:
-            used = f"{weights} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
+        used = f"{weights} (sha256 {sha256_of(path)[:16]})"
     request: dict[str, Any] = {"file": "", "model": model, "weights": str(path.absolute()) if path else weights}
     process = "its own; installed code alone"
     if ":" in model or model.endswith(".py"):

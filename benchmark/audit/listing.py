@@ -14,6 +14,7 @@ from pathlib import Path
 
 from attacks.errors import UserError
 from benchmark.datasets.pictures import SUFFIXES
+from benchmark.store import sha256_of
 
 TRAIN = ("train", "training")
 HELD = ("test", "testing", "val", "valid", "validation", "dev")
@@ -143,8 +144,7 @@ def _unlike(files: list[File], seen: set[str], most: int) -> list[File]:
     for file in files:
         if len(kept) == most:
             break
-        with open(file.path, "rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256_of(file.path)
         if digest not in seen:
             seen.add(digest)
             kept.append(file)

@@ -19,6 +19,7 @@ import numpy as np
 
 from attacks.errors import UserError, unknown
 from benchmark import committed
+from benchmark.store import sha256_of
 from benchmark.zoo.form import unpacked
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
 
 def file_digest(where: Path) -> str:
     try:
-        with open(where / WEIGHTS, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(where / WEIGHTS)
     except OSError as error:
         raise UserError(f"the zoo {where} is unreadable ({error})") from error
 

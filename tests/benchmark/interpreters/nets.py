@@ -1,5 +1,7 @@
 """Small networks that hold what real ones do, for the tests of interpreters."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
@@ -158,3 +160,23 @@ def drawn(net):
             if parameter.dim() > 1 or "head" in name:
                 nn.init.normal_(parameter, std=0.6)
     return model.double().eval().requires_grad_(True), images, torch.arange(len(images)) % 3
+
+
+def along_all_parameters(
+    maps_of: Callable[[], Tensor], parameters: list[nn.Parameter], size: float
+) -> tuple[Tensor, float]:
+    """The derivative of a weighted sum of maps along a random change of all parameters: by autograd, and by a central
+    difference of that size. The parameters end half of it away."""
+    generator = torch.Generator().manual_seed(1)
+    steps = [torch.randn(p.shape, dtype=torch.double, generator=generator) for p in parameters]
+
+    def total(by: float) -> Tensor:
+        with torch.no_grad():
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter += by * step
+        maps = maps_of()
+        return maps.flatten() @ torch.linspace(1, 2, maps.numel()).double()
+
+    gradients = torch.autograd.grad(total(0), parameters, allow_unused=True, materialize_grads=True)
+    got = torch.stack([(g * step).sum() for g, step in zip(gradients, steps, strict=True)]).sum()
+    return got, (total(size) - total(-2 * size)).item() / (2 * size)

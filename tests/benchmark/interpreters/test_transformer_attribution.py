@@ -1,9 +1,11 @@
 """Transformer attribution (Chefer et al. 2021, CVPR): by hand, and by the paper's rules written out for a ViT."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import drawn
+from nets import along_all_parameters, drawn
 from torch import nn
 
 from benchmark import interpreters
@@ -134,18 +136,7 @@ def test_a_module_that_asks_for_its_weights_has_the_same_map():
 @pytest.mark.parametrize("net", ["vit", "swin"])
 def test_the_gradient_along_a_change_of_all_parameters_agrees_with_central_differences(net):
     setting = drawn(net)
-    method, parameters = interpreters.create("transformer_attribution"), list(setting[0].parameters())
-    generator = torch.Generator().manual_seed(1)
-    steps = [torch.randn(p.shape, dtype=torch.double, generator=generator) for p in parameters]
-
-    def total(size):
-        with torch.no_grad():
-            for parameter, step in zip(parameters, steps, strict=True):
-                parameter += size * step
-        return (maps := method.attribute(*setting)).flatten() @ torch.linspace(1, 2, maps.numel()).double()
-
-    gradients = torch.autograd.grad(total(0), parameters, allow_unused=True, materialize_grads=True)
-    got = sum((g * step).sum() for g, step in zip(gradients, steps, strict=True))
-    numeric = (total(1e-7) - total(-2e-7)).item() / 2e-7
+    maps_of = partial(interpreters.create("transformer_attribution").attribute, *setting)
+    got, numeric = along_all_parameters(maps_of, list(setting[0].parameters()), 1e-7)
     assert abs(got) > 1e-2
     assert got.item() == pytest.approx(numeric, rel=1e-5)
