@@ -1,5 +1,6 @@
 """Leaderboards -> figures: each function takes a folder of CSVs and returns a Figure."""
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -7,10 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from benchmark.figures.families import by_family
 from benchmark.figures.style import MARKERS, PALETTE, counts, filled, hatch, legend, listed, panels
 from benchmark.leaderboards import load
 
 _ORDERS = {"original": "order of the original map", "fooled": "order of the fooled map", "random": "random order"}
+_WIDE = 8  # panels of a front side by side, at most
 _STYLES = {"clean": "-", "fooled": (0, (3, 1.5))}
 
 
@@ -80,15 +83,21 @@ def aopc(folder: Path | str) -> Figure:
 
 
 def front(folder: Path | str) -> Figure:
-    """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test."""
+    """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test. A row
+    an interpreter, by family, or several side by side where they are many."""
     table = load(folder, "fronts")
     table = filled(table[table.error.isna()], "fronts")
-    models, foolings, attacked = (listed(table[name]) for name in ("model", "fooling", "attacked"))
+    models, foolings = listed(table.model), listed(table.fooling)
+    attacked = [name for members in by_family(table.attacked).values() for name in members]
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
-    width, height = max(0.8 + 1.675 * len(foolings), 5.5), 1.8 + 1.75 * len(attacked)
-    figure, axes = panels(len(attacked), len(foolings), width, height, sharey=True)
-    for (i, name), (j, fooling) in product(enumerate(attacked), enumerate(foolings)):
-        panel, here = axes[i, j], table[(table.fooling == fooling) & (table.attacked == name)]
+    beside = max(1, min(_WIDE // len(foolings), round(math.sqrt(len(attacked) / len(foolings)))))
+    rows, columns = math.ceil(len(attacked) / beside), beside * len(foolings)
+    figure, axes = panels(rows, columns, max(0.8 + 1.675 * columns, 5.5), 1.8 + 1.75 * rows, sharey=True)
+    places = list(product(attacked, foolings))
+    for unused in axes.flat[len(places) :]:
+        unused.remove()
+    for place, (panel, (name, fooling)) in enumerate(zip(axes.flat, places, strict=False)):
+        here = table[(table.fooling == fooling) & (table.attacked == name)]
         panel.set_title(f"{fooling}\n{name}", fontsize=9)
         for index, model in enumerate(models):
             dev, test = (here[(here.model == model) & (here.split == split)] for split in ("dev", "test"))
@@ -101,8 +110,9 @@ def front(folder: Path | str) -> Figure:
             panel.errorbar(test.top1_drop.clip(0, limit), test.fsr, ends, markersize=6, capsize=2, label=model, **style)
         panel.set_ylim(-0.03, 1.03)
         panel.set_xlim(-0.05 * limit, 1.05 * limit)
-        panel.tick_params(labelbottom=i == len(attacked) - 1, labelsize=8)
-        if i == len(attacked) - 1:
+        last = place + columns >= len(places)
+        panel.tick_params(labelbottom=last, labelsize=8)
+        if last:
             panel.set_xlabel("top-1 drop (points)", fontsize=9)
         panel.grid(color="0.9")
         panel.set_axisbelow(True)

@@ -68,6 +68,18 @@ def test_front_shows_every_point_and_the_best_on_test(suite: Path) -> None:
     assert sum(len(line.get_xdata()) for line in tried) == 3 * len(MODELS_3)
 
 
+def test_a_front_of_many_is_a_page_and_not_a_column(suite: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(suite / "fronts.csv")
+    one = table[(table.fooling == "top_k") & (table.attacked == "lrp_t")]
+    names = [f"method_{i}" for i in range(7)]
+    pd.concat([one.assign(attacked=name) for name in names]).to_csv(tmp_path / "fronts.csv", index=False)
+    shown = [panel for panel in boards.front(tmp_path).axes if panel.get_title()]
+    assert [panel.get_title() for panel in shown] == [f"top_k\n{name}" for name in names]
+    grid = {(panel.get_subplotspec().rowspan.start, panel.get_subplotspec().colspan.start) for panel in shown}
+    assert grid == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)}
+    assert [bool(panel.get_xlabel()) for panel in shown] == [False] * 4 + [True] * 3  # the lowest of each column
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_the_same_csv_gives_the_same_png(name: str, small: Path, tmp_path: Path) -> None:
     for file in ("a.png", "b.png"):
