@@ -21,7 +21,14 @@ from attacks.errors import Refused
 from benchmark.interpreters.attention import PARTS, is_of_each
 from benchmark.interpreters.leaving import LEAVING, Numbers
 from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
-from benchmark.interpreters.origins import Ancestry, Strangers, elsewhere, refuse_changed, refuse_compiled, refuse_unseen
+from benchmark.interpreters.origins import (
+    Ancestry,
+    Strangers,
+    elsewhere,
+    refuse_changed,
+    refuse_compiled,
+    refuse_unseen,
+)
 from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, values, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {

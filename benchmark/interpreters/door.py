@@ -113,8 +113,7 @@ def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
 
 
 def _in_words(error: Exception, method: str, model: nn.Module, images: Tensor) -> Exception:
-    """The error as one line of ours, where what is wrong is known, or the model runs without the method; else itself.
-    """
+    """The error as one line of ours, where what is wrong is known or the model runs without the method; else itself."""
     if may_pass(error):
         return error
     text = str(error)
