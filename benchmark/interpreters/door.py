@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from attacks.errors import Refused, UserError, may_pass, one_line
 from attacks.given import (
     check_device,
+    images_kept,
     is_transformed,
     logits_in,
     of_another_type,
@@ -67,7 +68,7 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
         if isinstance(model, torch.jit.ScriptModule):
             images = images.clone()
         else:
-            stack.callback(model.register_forward_pre_hook(_copied, prepend=True).remove)
+            stack.enter_context(images_kept(model))
             stack.callback(model.register_forward_hook(_logits_alone).remove)
         version = images._version
         try:
@@ -98,11 +99,6 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
         for buffers, before in there:
             buffers.clear()
             buffers.update(before)
-
-
-def _copied(_: nn.Module, args: Any) -> Any:
-    """A forward pre-hook: the images' values alone, which the model may change in place."""
-    return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
 
 
 def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
