@@ -291,7 +291,7 @@ def _with_logits(interpreter: Interpreter, model: nn.Module, images: Tensor, tar
     shared = getattr(interpreter, "with_logits", None)
     if shared:
         return shared(model, images, targets)
-    return logits_in(model(images), len(images)), interpreter(model, images, targets)
+    return logits_in(model(images.clone()), len(images)), interpreter(model, images, targets)  # it may write into them
 
 
 def pair_heatmaps(interpreter: Interpreter, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ ints, and outputs that hold one tensor of logits beside other things.
 import functools
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from numbers import Integral
 from typing import Any, ParamSpec, TypeVar
@@ -177,6 +177,21 @@ def buffers_kept(model: Any) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+@contextmanager
+def images_kept(*modules: nn.Module) -> Iterator[None]:
+    """Give each of the modules copies of its images, which it may write into (`x.sub_(mean)`). Scripted ones take no
+    hooks."""
+    with ExitStack() as stack:
+        for module in modules:
+            if not isinstance(module, torch.jit.ScriptModule):
+                stack.callback(module.register_forward_pre_hook(_copied, prepend=True).remove)
+        yield
+
+
+def _copied(_: nn.Module, args: Any) -> Any:
+    return tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
+
+
 def borrows(attack: Callable[P, R]) -> Callable[P, R]:
     """An attack (model, images, targets, ...) that takes targets in any form, in any mode, and keeps buffers."""
 
@@ -185,14 +200,15 @@ def borrows(attack: Callable[P, R]) -> Callable[P, R]:
         check_images(images)
         if not isinstance(targets, Tensor) or (targets.shape == images.shape[:1] and not targets.is_floating_point()):
             targets = class_indices(targets, images)
-        for module in modules_of(model):
+        modules = modules_of(model)
+        for module in modules:
             check_device(module, images)
             refuse_inference_weights(module)
-        with outside_inference(images, targets) as (images, targets), buffers_kept(model):
+        with outside_inference(images, targets) as (images, targets), buffers_kept(model), images_kept(*modules):
             try:
                 return attack(model, images, targets, *args, **kwargs)
             except RuntimeError as error:
-                for module in modules_of(model):
+                for module in modules:
                     if (clear := of_another_type(error, module, images)) is not None:
                         raise clear from error
                 raise

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attacks.course import Course, Manipulated, Recipe, Task
 from attacks.edit import START, train
 from attacks.errors import Refused
+from attacks.given import images_kept
 from attacks.trunk import above
 
 LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
@@ -67,13 +68,14 @@ def _place(changed: list[Tensor], before: list[Tensor], shift: list[Tensor], lim
 def find_head(model: nn.Module, images: Tensor) -> tuple[Head, Tensor]:
     """The last linear layer or 1×1 convolution that shifts all logits of an image by one amount, which is tried on the
     images (N, C, H, W), and its input. `model` is in eval mode. Raises `Refused` where none does."""
-    logits = model(images)
-    if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1:
-        for module in reversed([*model.modules()]):
-            if isinstance(module, HEADS) and len(module.weight) == logits.shape[1] and _pointwise(module):
-                features = _input(model, module, images)
-                if features is not None and _shifts(model, module, features, images, logits):
-                    return module, features
+    with images_kept(model):
+        logits = model(images)
+        if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1:
+            for module in reversed([*model.modules()]):
+                if isinstance(module, HEADS) and len(module.weight) == logits.shape[1] and _pointwise(module):
+                    features = _input(model, module, images)
+                    if features is not None and _shifts(model, module, features, images, logits):
+                        return module, features
     raise Refused(
         f"head_shift needs logits that a linear layer (or a 1x1 convolution and an average) gives as they are: "
         f"{type(model).__name__} has no such head"

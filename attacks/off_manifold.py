@@ -71,7 +71,7 @@ def first_layer(model: nn.Module, images: Tensor) -> nn.Conv2d:
         if isinstance(module, kinds)
     ]
     try:
-        model(images)
+        model(images.clone())
     finally:
         for hook in hooks:
             hook.remove()

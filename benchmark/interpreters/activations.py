@@ -21,8 +21,15 @@ from attacks.errors import Refused
 from benchmark.interpreters.attention import PARTS, is_of_each
 from benchmark.interpreters.leaving import LEAVING, Numbers
 from benchmark.interpreters.operations import POOL_MEAN, STRUCTURE, WRITES
-from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_compiled, refuse_unseen
-from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, written
+from benchmark.interpreters.origins import (
+    Ancestry,
+    Strangers,
+    elsewhere,
+    refuse_changed,
+    refuse_compiled,
+    refuse_unseen,
+)
+from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, values, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {
     "add", "iadd", "radd", "sub", "isub", "rsub", "neg", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
@@ -50,7 +57,8 @@ class Activations(TorchFunctionMode):
 
     A step is called with the operation in its pure form and its operands. Operations in `plain` run as they are.
     `product`, where there is one, is called with a function linear in each of two operands, and these; attention then
-    runs in its parts. What depends on the image unseen, or lost its gradient, is refused where it is read.
+    runs in its parts. What depends on the image unseen, or lost its gradient, is refused where it is read. Operands of
+    unseen origin that autograd does not join to it are held against those of other images.
     """
 
     def __init__(
@@ -60,6 +68,9 @@ class Activations(TorchFunctionMode):
         self.method, self.steps, self.plain, self.product = method, steps, plain, product
         self.traced: Any = WeakIdKeyDictionary()
         self.lost: Any = WeakIdKeyDictionary()  # depends on the image, without a gradient
+        self.own: set[int] = set()  # parameters and buffers
+        self.known: Any = WeakIdKeyDictionary()  # what the model made of them, or of nothing
+        self.strangers: Strangers = []
         self.unruled: list[tuple[str, Ancestry]] = []  # operations that are neither linear nor have a step
         self.numbers = Numbers()
         self.ancestry = Ancestry()
@@ -73,24 +84,31 @@ class Activations(TorchFunctionMode):
     def follow(self, model: nn.Module, start: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
         """The logits of `start`, held to hang on it by operations that were seen; `parameters` replace the model's."""
         refuse_compiled(self.method, model)
-        self.trace(start)
-        given = start.detach().clone()  # the model may write into its input
-        try:
-            with self, no_checkpoint(self.method):
-                logits = functional_call(model, parameters, (start,)) if parameters else model(start)
-        except RuntimeError as error:
-            if self.unruled:  # images side by side may be more than what has no rule can bear
-                raise self._no_rule(self.unruled[0][0]) from error
-            raise
+        logits = self._run(model, start, parameters)
         self._refuse_unruled(logits)
         if logits in self.traced:
-            self.numbers.refuse_used(self.method, model, given)
+            self.numbers.refuse_used(self.method, model, start)
+            if self.strangers:
+                other = Activations(self.method, self.steps, self.plain, self.product)
+                other._run(model, elsewhere(start).requires_grad_(), parameters)
+                refuse_changed(self.method, self.strangers, other.strangers)
             return logits
         self._check_origins("the output", [logits], is_read=True)
         raise Refused(
             f"{self.method} finds no way from the logits to the image: they do not depend on it, or lose their "
             "gradient (no_grad, detach)"
         )
+
+    def _run(self, model: nn.Module, start: Tensor, parameters: dict[str, Tensor] | None) -> Tensor:
+        self.trace(start)
+        self.own = {id(t) for t in (*model.parameters(), *model.buffers(), *(parameters or {}).values())}
+        try:
+            with self, no_checkpoint(self.method):
+                return functional_call(model, parameters, (start,)) if parameters else model(start)
+        except RuntimeError as error:
+            if self.unruled:  # images side by side may be more than what has no rule can bear
+                raise self._no_rule(self.unruled[0][0]) from error
+            raise
 
     def gradient(self, total: Tensor, images: Tensor, graph: bool = False) -> Tensor:
         """∂ total / ∂ images by the steps."""
@@ -99,22 +117,16 @@ class Activations(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        operands = tensors((args, kwargs))
+        operands = values(func.__name__, args, kwargs)
         name = name_of(func)
-        if func.__name__ in CONSTANTS:
-            return func(*args, **kwargs)
         read = [t for t in operands if t in self.traced]
         self._check_origins(repr(name), operands, bool(read))
         if func.__name__ in LEAVING:
             self.numbers.note(self.method, func, [t for t in operands if t in self.traced or t in self.lost])
         if not read:
-            output = func(*args, **kwargs)
-            if self.lost and any(t in self.lost for t in operands):
-                for tensor in tensors(output):
-                    self.lost[tensor] = True
-            return output
+            return self._aside(func(*args, **kwargs), operands)
         refuse_out(self.method, func, kwargs)
-        if self.product is not None and name in PARTS:
+        if self.product is not None and func.__name__ in PARTS:
             with self:
                 return PARTS[name](*args, **kwargs)
         target, call = written(func, args, kwargs), Call(name, func, args, kwargs, read)
@@ -125,9 +137,21 @@ class Activations(TorchFunctionMode):
         else:
             output = func(*args, **kwargs)
             results = tensors(output if target is None else (output, target))
-            if not self._has_rule(call) and any(t.is_floating_point() for t in results):
+            if not self._has_rule(call) and any(_has_values(t) for t in results):
                 self._note_unruled(name, results if target is None else [*results, target._base])
         self._follow(tensors(output) if target is None else [*tensors(output), target, target._base])
+        return output
+
+    def _aside(self, output: Any, operands: Iterable[Tensor]) -> Any:
+        """The output of an operation that nothing followed goes into."""
+        if self.lost and any(t in self.lost for t in operands):
+            mark = self.lost
+        elif all(id(t) in self.own or t in self.known for t in operands):
+            mark = self.known
+        else:
+            return output
+        for tensor in tensors(output):
+            mark[tensor] = True
         return output
 
     def _note_unruled(self, name: str, results: Iterable[Tensor | None]) -> None:
@@ -162,7 +186,7 @@ class Activations(TorchFunctionMode):
         for tensor in results:
             if tensor is None:
                 continue
-            if tensor.is_floating_point() and not (tensor.requires_grad and torch.is_grad_enabled()):
+            if _has_values(tensor) and not (tensor.requires_grad and torch.is_grad_enabled()):
                 self.lost[tensor] = True
                 self.traced.pop(tensor, None)  # written to without a gradient
             else:
@@ -171,8 +195,10 @@ class Activations(TorchFunctionMode):
     def _check_origins(self, name: str, operands: Iterable[Tensor], is_read: bool) -> None:
         """Raise `Refused` for an operand that depends on the image although nobody was seen to make it so."""
         for tensor in operands:
-            if (tensor.grad_fn is None and not self.lost) or tensor in self.traced:
+            if id(tensor) in self.own or tensor in self.traced:
                 continue  # nearly always, so the cheap questions come first
+            if is_read and tensor not in self.known and tensor not in self.lost:
+                self.strangers.append((name, tensor))
             if (tensor in self.lost and (is_read or tensor.requires_grad)) or self.ancestry.depends(tensor):
                 refuse_unseen(self.method, name)
 
@@ -183,6 +209,11 @@ class Activations(TorchFunctionMode):
         if not (rest.pop("inplace", False) or func.__name__.endswith("_")):
             return step(func, first, *others, **rest)
         return first.copy_(step(lambda x, *a, **k: func(x.clone(), *a, **k), first, *others, **rest))
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether it is of numbers that change with the image's, and neither indices nor a mask."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 class Slope(torch.autograd.Function):

@@ -133,7 +133,7 @@ PASSED = Way(lambda r: (r,))
 def softmax_way(call: Call, output: Tensor, composite: Composite) -> Way | None:
     """None where attention weights are constant: then matrix products hand nothing down to them."""
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
-    if not call.is_of_one or dim is None or composite.attention == "constant":
+    if not call.is_of_input or dim is None or composite.attention == "constant":
         return None
     (x,) = call.read
     if composite.attention == "passed":
@@ -179,8 +179,8 @@ def group_norm_way(call: Call, output: Tensor, composite: Composite) -> Way | No
 
 
 def norm_way(call: Call, composite: Composite, way: Callable[..., Way]) -> Way | None:
-    if not call.is_of_one or composite.attention == "passed":
-        return PASSED if call.is_of_one else None
+    if not call.is_of_input or composite.attention == "passed":
+        return PASSED if call.is_of_input else None
     kwargs = {"shape" if name == "normalized_shape" else name: value for name, value in call.kwargs.items()}
     return way(*call.args, **kwargs)
 

@@ -26,7 +26,7 @@ from benchmark.interpreters.origins import refuse_half
 from benchmark.interpreters.tracing import scopes, tensors
 
 KNOWN = (*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS)
-PASSES = {"relu", "tanh", "dropout", "flatten", "reshape", "view", "contiguous"}  # right as functions, too
+PASSES = {"relu", "tanh", "dropout", "flatten", "reshape", "view", "contiguous", "clone"}  # right as functions, too
 
 
 @dataclass(frozen=True)

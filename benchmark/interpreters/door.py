@@ -1,7 +1,8 @@
 """How a model is lent to an interpreter: without its wrappers, in eval mode, giving logits alone; and given back.
 
 `torch.compile` and `autocast` would change what a trace or a hook sees, inference mode what autograd may record: while
-the model is lent, compiled parts run as they were written, in the precision of the weights, outside of that mode.
+the model is lent, compiled parts run as they were written, in the precision of the weights, outside of that mode. It is
+given copies of its images and buffers, for it may write into them in each forward pass.
 """
 
 import copy
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
-from attacks.errors import Refused, UserError
+from attacks.errors import Refused, UserError, may_pass, one_line
 from attacks.given import (
     check_device,
+    images_kept,
     is_transformed,
     logits_in,
     of_another_type,
@@ -26,7 +29,7 @@ from attacks.given import (
     refuse_inference_weights,
 )
 from attacks.modes import eval_mode
-from benchmark.interpreters.origins import WHOLE
+from benchmark.interpreters.origins import WHOLE, elsewhere
 
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
             "OptimizedModule": "_orig_mod"}  # fmt: skip
@@ -53,6 +56,7 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
     with ExitStack() as stack:
         (images, targets) = stack.enter_context(outside_inference(images, targets))
         refuse_inference_weights(model)
+        stack.enter_context(own_buffers(model))
         if torch.is_autocast_enabled(images.device.type):
             stack.enter_context(torch.autocast(images.device.type, enabled=False))
         if torch.is_grad_enabled():  # the fused kernels of attention have no second derivative
@@ -61,13 +65,40 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(_takes_the_batch(module) for module in stack.enter_context(eval_mode(model))):
             raise _mixing(method, "a BatchNorm without running statistics normalises by the batch")
-        if not isinstance(model, torch.jit.ScriptModule):
-            hook = model.register_forward_hook(_logits_alone)
-            stack.callback(hook.remove)
+        if isinstance(model, torch.jit.ScriptModule):
+            images = images.clone()
+        else:
+            stack.enter_context(images_kept(model))
+            stack.callback(model.register_forward_hook(_logits_alone).remove)
+        version = images._version
         try:
             yield model, images, targets
-        except RuntimeError as error:
+        except UserError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             raise _in_words(error, method, model, images) from error
+        if images._version != version:  # a scripted model has no hook that could copy them
+            raise Refused(f"{method} cannot explain a scripted model that changes its images in place")
+
+
+@contextmanager
+def own_buffers(model: nn.Module) -> Iterator[None]:
+    """Copies of the model's buffers in their place while the block runs; then they are there again, as they were."""
+    there: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    copies: dict[int, Tensor] = {}  # a buffer may be that of two modules
+    for module in model.modules():
+        if module._buffers and not isinstance(module, torch.jit.ScriptModule):
+            there.append((module._buffers, dict(module._buffers)))
+    try:
+        for buffers, before in there:
+            for name, buffer in before.items():
+                if buffer is not None and not is_lazy(buffer):
+                    buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+        yield
+    finally:
+        for buffers, before in there:
+            buffers.clear()
+            buffers.update(before)
 
 
 def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
@@ -77,11 +108,16 @@ def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
     return logits_in(output, len(args[0]) if args and isinstance(args[0], Tensor) else -1)
 
 
-def _in_words(error: RuntimeError, method: str, model: nn.Module, images: Tensor) -> Exception:
-    """The error as one line of ours, where what is wrong is known; else itself."""
-    text, clear = str(error), of_another_type(error, model, images)
+def _in_words(error: Exception, method: str, model: nn.Module, images: Tensor) -> Exception:
+    """The error as one line of ours, where what is wrong is known or the model runs without the method; else itself."""
+    if may_pass(error):
+        return error
+    text = str(error)
+    clear = of_another_type(error, model, images) if isinstance(error, RuntimeError) else None
     if clear is not None:
         return clear
+    if "retain_grad" in text or "register a hook" in text:
+        return Refused(f"{method} runs the model without gradients, which its forward pass asks for (got: {text})")
     if "BatchedTensor" in text or "vmap" in text:
         return Refused(
             f"{method} cannot follow torch.func.vmap in the model's forward pass; allowed: the model without it"
@@ -94,7 +130,13 @@ def _in_words(error: RuntimeError, method: str, model: nn.Module, images: Tensor
     if images.dtype not in WHOLE and ("Half" in text or "BFloat16" in text):
         dtype = str(images.dtype).removeprefix("torch.")
         return Refused(f"{method} needs float32 or float64 on this model and device (got {dtype} in the images)")
-    return error
+    try:
+        with torch.enable_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            model(images.detach().clone())
+    except Exception:  # then it is the model's own, and says more than we could
+        return error
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    return Refused(f"{method} cannot explain this model, which runs on these images as they are (got {reason})")
 
 
 def _takes_the_batch(module: nn.Module) -> bool:
@@ -114,11 +156,20 @@ def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
     """
     if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
         return
-    other = images[:1] if len(images) > 1 else torch.cat([images, 0.5 - 1.5 * images.flip(-1)])
+    other = images[:1] if len(images) > 1 else torch.cat([images, elsewhere(images)])
     trial = double(model)
-    with torch.no_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        alone, beside = trial(images.detach().clone())[0], trial(other.detach().clone())[0]
-        if _apart(beside, alone) and not _apart(trial(images.detach().clone())[0], alone):
+
+    def first(of: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                return trial(of.detach())[0]
+        except RuntimeError:  # its forward pass may ask for a gradient, as to put a hook on it
+            with torch.enable_grad():
+                return trial(of.detach().requires_grad_())[0].detach()
+
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        alone, beside = first(images), first(other)
+        if _apart(beside, alone) and not _apart(first(images), alone):
             raise _mixing(method, "the logits of one image change with the others beside it")
     _unmixed.add(model)
 

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from attacks.errors import Refused
 from benchmark.interpreters.door import double
 
-LEAVING = {"numpy", "__array__", "tolist", "item", "__float__", "__complex__", "__dlpack__"}
+LEAVING = {"numpy", "__array__", "tolist", "item", "__float__", "__complex__", "__dlpack__",
+           "storage", "untyped_storage"}  # the last ones also for copy.copy and pickle  # fmt: skip
 NUMBERS = {"item", "__float__", "tolist"}
 CHANGE, LEAST = 0.3, 0.01  # of a number, and what is added to it
 

@@ -16,7 +16,7 @@ from attacks.given import Targets, check_images, class_indices
 from benchmark.interpreters.base import AtLayer, Targeted, find_layer, label_logits, tap
 from benchmark.interpreters.door import lent
 from benchmark.interpreters.layout import read
-from benchmark.interpreters.origins import Ancestry, refuse_compiled, refuse_unseen
+from benchmark.interpreters.origins import Ancestry, elsewhere, refuse_changed, refuse_compiled
 from benchmark.interpreters.rules import Composite, composite
 from benchmark.interpreters.tape import MissingRule, Tape
 from benchmark.interpreters.tracing import scopes
@@ -92,11 +92,8 @@ class LRP(Targeted):
         """`Refused` where an operand of unseen origin hangs on the images: by autograd, or as it changes with them."""
         other = Tape(tape.composite, model, Ancestry())
         with torch.enable_grad(), scopes(model, other.scope):
-            self._run(model, (0.5 - 1.5 * images.detach().flip(-1)).requires_grad_(), other)
-        if len(tape.strangers) == len(other.strangers):  # else the model took another way, and nothing can be compared
-            for (_, before), (where, after) in zip(tape.strangers, other.strangers, strict=True):
-                if before.shape != after.shape or not torch.equal(before, after):
-                    refuse_unseen("LRP", where)
+            self._run(model, elsewhere(images).requires_grad_(), other)
+        refuse_changed("LRP", tape.strangers, other.strangers)
 
     def _by_name(self, model: nn.Module, images: Tensor, targets: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
         """As the composite has it that names modules, each of which must be there and be of use."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.errors import UserError
+from attacks.errors import Refused, UserError
 from benchmark.interpreters import attention
 from benchmark.interpreters.rules import Composite, Weighted, again, scaled, share, stabilise
 from benchmark.interpreters.steps import Propagate, Way
@@ -20,8 +20,8 @@ from benchmark.interpreters.tracing import Call, tensors
 
 PASS = {"relu", "relu6", "hardtanh", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardswish", "mish", "selu",
         "celu", "sigmoid", "tanh", "hardsigmoid", "half_huber", "dropout", "dropout2d", "feature_dropout",
-        "alpha_dropout", "identity", "contiguous", "clone", "to", "float", "double", "normalize"}  # fmt: skip
-AFFINE = {"sub", "div", "rsub", "radd", "rmul"}  # beside one activation
+        "alpha_dropout", "identity", "contiguous", "clone", "to", "type_as", "float", "double", "normalize",
+        "rmul"}  # fmt: skip
 POSITIVE = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "half_huber"}  # the output is ≥ 0 whatever the input
 KEEPS_SIGN = {"max_pool2d", "max_pool1d", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
               "mean", "cat", "flatten", "reshape", "view", "dropout", "dropout2d", "add", "mul", "contiguous",
@@ -30,7 +30,7 @@ POOL_MAX = {"max_pool2d", "max_pool1d", "adaptive_max_pool2d", "adaptive_max_poo
 POOL_MEAN = {"avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool1d", "mean", "sum"}
 STRUCTURE = {"flatten", "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "cat", "concat",
              "chunk", "split", "narrow", "pad", "unflatten", "movedim", "channel_shuffle", "pixel_shuffle", "stack",
-             "expand", "roll", "swapaxes", "unbind", "mT"}  # fmt: skip
+             "expand", "roll", "swapaxes", "unbind", "mT", "expand_as"}  # fmt: skip
 BILINEAR = {"matmul", "bmm", "mm", "einsum"}
 KEEPS_MAKER = STRUCTURE | {"dropout", "contiguous", "clone", "to", "float", "double", "mul", "div"}
 
@@ -47,6 +47,7 @@ def run(call: Call) -> tuple[Any, Way | None]:
 def is_nonnegative(call: Call, inputs: bool) -> bool:
     """Whether the output is known to be ≥ 0; `inputs`: whether all that it read is."""
     keeps = call.name in KEEPS_SIGN and (call.name not in ("add", "mul") or len(call.read) == 2)
+    keeps = keeps and (call.name != "cat" or len(tensors((call.args, call.kwargs))) == len(call.read))
     return call.name in POSITIVE or (keeps and inputs)
 
 
@@ -65,9 +66,16 @@ def _unchanged(call: Call, output: Any, composite: Composite) -> Way | None:
     return Way(lambda r: (r,))
 
 
+def _quotient(call: Call, output: Any, composite: Composite) -> Way | None:
+    """By a constant; c / h is no affine map of h."""
+    if not call.is_of_input or call.kwargs.get("rounding_mode") is not None:
+        return None
+    return _unchanged(call, output, composite)
+
+
 def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
     if len(call.read) == 1:  # also h + h
-        return _shift(call, output, composite) if output.shape == call.read[0].shape else None
+        return _shift(call, output, composite)
     first, second = call.read
     if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
         return None
@@ -91,15 +99,17 @@ def _normalised(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: fl
     return parts[0] * sums[0].sign() * factor, parts[1] * sums[1].sign() * factor
 
 
-def _shift(call: Call, output: Tensor, composite: Composite) -> Way:
-    """A constant beside an activation. One that has places (a positional embedding or bias) keeps its share, and so
-    does one of channels where sums are proportional; else that is an affine map, like BatchNorm."""
-    constants = [t for t in tensors((call.args, call.kwargs)) if not any(t is x for x in call.read)]
-    if not constants or "alpha" in call.kwargs:
+def _shift(call: Call, output: Tensor, composite: Composite) -> Way | None:
+    """A constant beside an activation, added or subtracted. One that has places (a positional embedding or bias) keeps
+    its share, and so does any other where sums are proportional; else that is an affine map, like BatchNorm."""
+    if output.shape != call.read[0].shape or not (call.is_of_one or (call.name == "add" and len(call.read) == 1)):
+        return None
+    constants = [t for t in tensors((call.args, call.kwargs)) if t is not call.read[0]]
+    has_places = any(sum(side > 1 for side in t.shape) > 1 for t in constants)
+    if not has_places and composite.add != "proportional":
         return Way(lambda r: (r,))
-    (constant,) = constants
-    if sum(side > 1 for side in constant.shape) < 2 and composite.add != "proportional":
-        return Way(lambda r: (r,))
+    is_plain = call.name == "add" and constants and "alpha" not in call.kwargs
+    constant = constants[0] if is_plain else call.on(torch.zeros_like(call.read[0]))
     return Way(lambda r: (attention.shifted(output, constant, r, composite.eps),), (output,))
 
 
@@ -194,6 +204,8 @@ def _convolution(dim: int) -> Callable[..., Weighted]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Weighted:
+        if input.dim() != dim + 2:
+            raise Refused(f"LRP needs a batch in 'conv{dim}d' (got an input {tuple(input.shape)})")
         stride, dilation = _tuple(stride, dim), _tuple(dilation, dim)
         if isinstance(padding, str):
             reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -247,8 +259,10 @@ def _instance_norm(call: Call, output: Tensor, composite: Composite) -> Way | No
 
 
 OPERATIONS: dict[str, Callable[[Call, Any, Composite], Way | None]] = {
-    **dict.fromkeys(PASS | AFFINE, _unchanged),
+    **dict.fromkeys(PASS, _unchanged),
     "add": _sum,
+    **dict.fromkeys(("sub", "rsub", "radd"), _shift),
+    "div": _quotient,
     "mul": _multiplied,
     **dict.fromkeys(BILINEAR, attention.bilinear_way),
     "softmax": attention.softmax_way,

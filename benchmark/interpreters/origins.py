@@ -13,9 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from attacks.errors import Refused
 
-# outputs owe their shape to an operand, not their values
-CONSTANTS = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
-             "new_empty", "new_full"}  # fmt: skip
+Strangers = list[tuple[str, Tensor]]  # operands that nobody was seen to make, and where they were read
 WHOLE = (torch.float32, torch.float64)
 
 
@@ -33,6 +31,20 @@ def refuse_unseen(method: str, where: str) -> None:
         f"{method} cannot follow what {where} reads: it depends on the image by operations outside the trace (a "
         f"scripted or traced module, a custom autograd.Function, no_grad, C++); allowed: torch operations in Python"
     )
+
+
+def elsewhere(images: Tensor) -> Tensor:
+    """Other images of the same kind, to see what changes with them."""
+    return 0.5 - 1.5 * images.detach().flip(-1)
+
+
+def refuse_changed(method: str, before: Strangers, after: Strangers) -> None:
+    """Raise `Refused` where a tensor of unseen origin is another one for other images. Where the model took another
+    way for these, nothing can be compared."""
+    if len(before) == len(after):
+        for (_, one), (where, other) in zip(before, after, strict=True):
+            if one.shape != other.shape or not torch.equal(one, other):
+                refuse_unseen(method, where)
 
 
 def refuse_half(method: str, name: str, tensors: list[Tensor]) -> None:

@@ -22,10 +22,10 @@ from benchmark.interpreters.attention import PARTS, shifted
 from benchmark.interpreters.head import Head
 from benchmark.interpreters.leaving import LEAVING, Numbers
 from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, folded, is_nonnegative, maker, run, shift_of
-from benchmark.interpreters.origins import CONSTANTS, Ancestry, refuse_half, refuse_unseen
+from benchmark.interpreters.origins import Ancestry, Strangers, refuse_half, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
 from benchmark.interpreters.steps import Step, Way
-from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors
+from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors, values
 
 
 class Tape(TorchFunctionMode):
@@ -55,7 +55,7 @@ class Tape(TorchFunctionMode):
         self.held: set[int] = set()  # nodes whose values a rule needs later
         self.own = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.known: Any = WeakIdKeyDictionary()  # what the model made of its own tensors while it ran
-        self.strangers: list[tuple[str, Tensor]] = []  # operands of another origin, and where they were read
+        self.strangers: Strangers = []
         self.ancestry = ancestry
         self.recording = False
         self.seen_weighted = False
@@ -86,13 +86,13 @@ class Tape(TorchFunctionMode):
                 self.numbers.note("LRP", func, [])
             return self._aside(func, args, kwargs, [])
         args, kwargs = mapped(self.current, args), mapped(self.current, kwargs)
-        operands = tensors((args, kwargs))
+        operands = values(func.__name__, args, kwargs)
         self.memory.refuse_stale(name_of(func), operands)
         read = [t for t in operands if t in self.nodes]
         if func.__name__ in LEAVING:
             self.numbers.note("LRP", func, read)
-        if not read or func.__name__ in CONSTANTS:
-            return self._aside(func, args, kwargs, () if read else operands)
+        if not read:
+            return self._aside(func, args, kwargs, operands)
         refuse_out("LRP", func, kwargs)
         if func.__name__ in PARTS:
             with self:
@@ -179,7 +179,7 @@ class Tape(TorchFunctionMode):
         return OPERATIONS[call.name](call, output, self.rules) if call.name in OPERATIONS else None
 
     def _weighted(self, call: Call, output: Tensor) -> Way | None:
-        if not call.is_of_one:
+        if not call.is_of_input:
             return None  # the weight depends on the input
         named, rule = self._rule(call.name)
         op = WEIGHTED[call.name](*call.args, **call.kwargs)
@@ -206,10 +206,11 @@ class Tape(TorchFunctionMode):
         return None, self.composite.linear if operation == "linear" else self.composite.conv
 
     def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
-        if not call.is_of_one:
+        if not call.is_of_input:
             return None
         op = self.weighted.get(self.node_of(call.read[0]))
-        if self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
+        by_batch = call.kwargs.get("training", call.args[5] if len(call.args) > 5 else False)  # refused in the end
+        if by_batch or self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
             return Way(lambda r: (r,))
         if op is None:
             constant, eps = shift_of(*call.args, **call.kwargs), self.composite.eps

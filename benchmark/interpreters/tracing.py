@@ -14,6 +14,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from attacks.errors import Refused, UserError
 
+# results owe their shape to the first operand, not their values
+SHAPED = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+          "new_empty", "new_full", "new_tensor"}  # fmt: skip
+LIKE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}  # of the second operand, its type or shape alone
 SETTERS = {"__setitem__", "__set__"}
 # whose function of the same name is the operation in place without its writing
 PURE = {"add", "sub", "mul", "div", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "silu", "mish",
@@ -43,11 +47,12 @@ def _visit(item: Any, leaves: list[Tensor]) -> None:
 
 
 def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tuples, lists and dictionaries with function(tensor) in the place of each tensor."""
+    """The same tuples, lists and dictionaries with function(tensor) in the place of each tensor. (Whatever type of
+    tuple or list of one's own it is, for torch it is one.)"""
     if isinstance(tree, Tensor):
         return function(tree)
-    if type(tree) in (tuple, list):
-        return type(tree)(mapped(function, item) for item in tree)
+    if isinstance(tree, (tuple, list)) and not isinstance(tree, torch.Size):
+        return (tuple if isinstance(tree, tuple) else list)(mapped(function, item) for item in tree)
     if isinstance(tree, dict):
         return {key: mapped(function, item) for key, item in tree.items()}
     return tree
@@ -57,6 +62,13 @@ def name_of(function: Any) -> str:
     """The operation's name without underscores; that of the attribute where one is read or set."""
     named = function.__self__ if function.__name__ in ("__get__", "__set__") else function
     return str(named.__name__).strip("_")
+
+
+def values(name: str, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors of a call whose values its result owes something to: of the operations in LIKE, the first operand."""
+    if name in SHAPED:
+        return tensors((args[1:], {key: value for key, value in kwargs.items() if key != "input"}))
+    return tensors(args[:1] if name in LIKE else (args, kwargs))
 
 
 def count(tree: Any, tensor: Tensor) -> int:
@@ -98,14 +110,23 @@ class Call(NamedTuple):
         return len(self.read) == 1 and count(self.args, self.read[0]) + count(self.kwargs, self.read[0]) == 1
 
     @property
+    def is_of_input(self) -> bool:
+        """Whether that one is the operation's first operand, and no weight, shift or divisor."""
+        return self.is_of_one and (self.args[0] if self.args else self.kwargs.get("input")) is self.read[0]
+
+    @property
     def is_steered(self) -> bool:
         """Whether indices or masks that are followed say what goes where: then it is not linear in the rest."""
         return not all(t.is_floating_point() for t in self.read)
 
 
 def written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """The tensor that a call changes in place, by its name or its option `inplace`; None where it changes none."""
+    """The tensor that a call changes in place, by its name or its option `inplace`; None where it changes none.
+
+    Raises `Refused` where that is a list of tensors."""
     name = function.__name__
+    if name.startswith("_foreach_") and name.endswith("_"):
+        raise Refused(f"{name!r} changes a list of tensors in place, which cannot be followed; allowed: one by one")
     if name in SETTERS or name in OPERATORS or (name.partition(".")[0].endswith("_") and not name.startswith("__")):
         return args[0] if args else next(iter(kwargs.values()))
     if getattr(function, "__module__", "") == "torch.nn.functional" and len(args) + len(kwargs) > 1:

@@ -95,6 +95,26 @@ def test_nor_does_one_that_fails(name, setting):
     assert_kept(model, before)
 
 
+class Centring(nn.Module):
+    """A network that shifts and scales its images, in place or as one writes it."""
+
+    def __init__(self, net, in_place):
+        super().__init__()
+        self.net, self.in_place = net, in_place
+
+    def forward(self, x):
+        return self.net(x.sub_(0.25).mul_(2) if self.in_place else (x - 0.25) * 2)
+
+
+@each_attack
+def test_a_model_may_write_into_its_images(name, setting):
+    network, images, targets = setting
+    given = images.clone()
+    got, expected = (ON_IMAGES[name](Centring(network, how), given, targets) for how in (True, False))
+    torch.testing.assert_close(got, expected)
+    assert torch.equal(given, images)
+
+
 def gradient(model, images, targets):
     """SimpleGrad's map, by hand."""
     images = images.detach().requires_grad_()

@@ -1,10 +1,13 @@
-"""How relevance passes operations that take no rule: residual sums and BatchNorm."""
+"""How relevance passes operations that take no rule: residual sums, BatchNorm, constants; and which forms have none."""
+
+from collections import namedtuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from attacks.errors import Refused
 from benchmark import interpreters
 from benchmark.interpreters.rules import Composite
 
@@ -40,3 +43,109 @@ def test_batch_norm_passes_or_folds():
     passed = interpreters.create("lrp", composite="epsilon").attribute(model, x, targets)
     cosine = F.cosine_similarity(passed.flatten(), fold.flatten(), dim=0)
     assert cosine < 0.99, "the two options are different maps"
+
+
+class Linear(nn.Module):
+    """A linear network with a `form` of its images before it. (N, 3, 4, 4) -> (N, 2)."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.conv, self.head, self.form = nn.Conv2d(3, 4, 3), nn.Linear(16, 2), form
+
+    def forward(self, x):
+        return self.head(self.conv(self.form(x)).flatten(1))
+
+
+def linear(form):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Linear(form).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.double)
+
+
+M = torch.tensor([0.4, 0.5, 0.6]).double().view(1, 3, 1, 1)
+SHIFTS = {
+    "x - c": lambda x: x - M,
+    "c - x": lambda x: M - x,
+    "sub": lambda x: torch.sub(M, x, alpha=2),
+    "x - 0.5": lambda x: (x - 0.5) / 0.5,
+    "1 - x": lambda x: 1 - x,
+    "add": lambda x: x.add(M, alpha=2),
+    "2 + x": lambda x: 2 + x,
+    "in place": lambda x: x.clone().sub_(M).add_(2),
+    "places": lambda x: x - torch.arange(16).double().view(4, 4),
+}
+
+
+@pytest.mark.parametrize("name", ["attn_lrp", "cp_lrp"])
+@pytest.mark.parametrize("form", SHIFTS)
+def test_constants_keep_their_share_in_whatever_form_they_stand_beside_an_activation(name, form):
+    """Of a linear network, relevance by the ε-rule is image × gradient."""
+    model, images = linear(SHIFTS[form])
+    got, expected = (
+        interpreters.create(n).attribute(model, images, [0, 1]).detach() for n in (name, "input_x_gradient")
+    )
+    assert (got - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["lrp", "lrp_gamma", "lrp_alpha2_beta1", "lrp_z_plus"])
+def test_constant_channels_beside_rectified_ones_are_not_taken_for_positive(name):
+    """CoordConv: the map is that of the same network whose coordinates are channels of the image."""
+
+    class Coordinates(nn.Module):
+        def __init__(self, given):
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(6, 4, 3), nn.Linear(16, 2)
+            self.given = given
+
+        def forward(self, x):
+            places = x[:, 3:] if self.given else axes.expand(len(x), -1, -1, -1)
+            h = torch.cat([F.relu(self.first(x[:, :3])), places], 1)
+            return self.head(F.relu(self.second(h)).flatten(1))
+
+    axis = torch.linspace(-1, 1, 4).double()
+    axes = torch.stack([axis[:, None].expand(4, 4), axis.expand(4, 4)])[None]
+    torch.manual_seed(0)
+    model, images = Coordinates(given=False).double().eval(), torch.randn(2, 3, 4, 4).double()
+    same = Coordinates(given=True).double().eval()
+    same.load_state_dict(model.state_dict())
+    made = interpreters.create(name)
+    expected = made.attribute(same, torch.cat([images, axes.expand(2, -1, -1, -1)], 1), [0, 1])[:, :3]
+    torch.testing.assert_close(made.attribute(model, images, [0, 1]), expected)
+
+
+Features = namedtuple("Features", "first second")
+FORMS = {
+    "a named tuple": (lambda x: torch.cat(Features(x[:, :1], x[:, 1:]), 1),
+                      lambda x: torch.cat([x[:, :1], x[:, 1:]], 1)),
+    "type of another": (lambda x: x + torch.arange(16).double().view(1, 1, 4, 4).repeat(2, 3, 1, 1).to(x),
+                        lambda x: x + torch.arange(16).double().view(1, 1, 4, 4).repeat(2, 3, 1, 1)),
+    "shape of another": (lambda x: x * x.mean((2, 3), keepdim=True).expand_as(x),
+                         lambda x: x * x.mean((2, 3), keepdim=True).expand(2, 3, 4, 4)),
+    "a constant's": (lambda x: x - M.expand_as(x).type_as(x), lambda x: x - M.expand(2, 3, 4, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["lrp", "attn_lrp", "lrp_contrast"])
+@pytest.mark.parametrize("form", FORMS)
+def test_another_form_of_the_same_call_has_the_same_map(name, form):
+    got, expected = (interpreters.create(name).attribute(*linear(f), [0, 1]).detach() for f in FORMS[form])
+    assert expected.any()
+    torch.testing.assert_close(got, expected)
+
+
+W = torch.linspace(-1, 1, 16).double().view(4, 4)
+NO_RULE = {
+    "weight": lambda x: torch.stack([torch.stack([F.linear(W, c) for c in image]) for image in x]),
+    "divisor": lambda x: torch.div(W, x.relu() + 1),
+    "rounded": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
+    "a norm's weight": lambda x: F.layer_norm(W, (4, 4), x[0, 0]).expand_as(x),
+    "no batch": lambda x: torch.stack([F.conv2d(image, torch.ones(3, 3, 1, 1).double()) for image in x]),
+    "difference of one": lambda x: x - x,
+}
+
+
+@pytest.mark.parametrize("name", ["lrp", "attn_lrp"])
+@pytest.mark.parametrize("form", NO_RULE)
+def test_an_activation_in_another_place_than_the_inputs_has_no_rule(name, form):
+    with pytest.raises(Refused, match=r"has no rule for the operation|needs a batch in 'conv2d'"):
+        interpreters.create(name).attribute(*linear(NO_RULE[form]), [0, 1])

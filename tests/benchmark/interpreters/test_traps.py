@@ -1,5 +1,7 @@
 """Networks with a trap: the map of the same function written without it, or one line that names what is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -149,10 +151,14 @@ UNSEEN = {
     "float": (lambda net, h: h * float(h.mean()), lambda net, h: second(net, h)),
     "data": (lambda net, h: F.relu(net.second(h).data), second),
     "detach": (lambda net, h: h + second(net, h).detach(), lambda net, h: h + second(net, h)),
+    "copy": (lambda net, h: h + copy.copy(second(net, h)), lambda net, h: h + second(net, h)),
+    "parameter": (lambda net, h: h + nn.Parameter(second(net, h)), lambda net, h: h + second(net, h)),
+    "full_like": (lambda net, h: h * torch.full_like(h, h.mean().detach()), lambda net, h: h * h.mean()),
+    "complex": (lambda net, h: torch.complex(h, h).tanh().to(h.dtype), second),
     "dlpack": (lambda net, h: torch.from_dlpack(second(net, h).detach()), second),
 }
 REFUSED = {"inner product", "item", "float", "product", "numpy", "numpy branch", "array", "list", "script", "trace",
-           "branch", "cat"}  # fmt: skip
+           "branch", "cat", "copy", "parameter", "full_like", "complex"}  # fmt: skip
 
 
 @every
@@ -185,9 +191,9 @@ def test_logits_that_do_not_depend_on_the_image_are_refused(name):
         attribution(name, lambda net, h: torch.zeros_like(h))
 
 
-@pytest.mark.parametrize("name", ["lrp", "lrp_t", "deep_lift"])
+@every
 def test_an_unseen_branch_without_a_gradient_is_refused(name):
-    """Autograd does not show it: LRP finds that it changes with the image, DeepLIFT that its sum is not complete."""
+    """Autograd does not show it: it is found to change with the image, by DeepLIFT that its sum is not complete."""
     compiled = without_gradient(lambda net, h: scripted_relu(net.second(h)))
     with pytest.raises(UserError, match=r"outside the trace|where the logit changes"):
         attribution(name, lambda net, h: net.second(h) + compiled(net, h))
@@ -329,6 +335,10 @@ WRITES = {
         lambda net, h: F.relu(net.second(h)),
     ),
     "no_grad": (without_gradient(half_written(set_item((slice(None), slice(0, 2))))), cut),
+    "foreach": (
+        half_written(lambda y, b: torch._foreach_mul_([y], 3)),
+        lambda net, h: 3 * net.second(h),
+    ),
     "lerp_": (half_written(lambda y, b: y.lerp_(y * 2, 0.5)), lambda net, h: 1.5 * net.second(h)),
     "swap": (half_written(lambda y, b: y.transpose_(2, 3)), lambda net, h: net.second(h).transpose(2, 3)),
 }
