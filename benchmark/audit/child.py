@@ -74,15 +74,8 @@ def _work(request: dict[str, Any]) -> None:
         model = _network(request, len(listing.classes) or None, say)
         about = {**request["about"], "preprocess": f"{named}: {form}"}
         photographs = moved(read(listing, form), settings.device)
-        audit(
-            network.ready(model, settings.device),
-            photographs,
-            settings,
-            Path(request["state"]),
-            about,
-            say,
-            request["start"],
-        )
+        model = network.ready(model, settings.device)
+        audit(model, photographs, settings, Path(request["state"]), about, say, request["start"])
         say("", "end")
     except UserError as error:
         say(one_line(error), "error")

@@ -58,9 +58,8 @@ def run(
     about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": form}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out) / ".state" if out else Path(scratch)
-        audit(
-            ready(double, settings.device), moved(photographs, settings.device), settings, folder, about, say or _silent
-        )
+        double = ready(double, settings.device)
+        audit(double, moved(photographs, settings.device), settings, folder, about, say or _silent)
         found = Audit.load(folder)
     if out:
         write(found, out)
