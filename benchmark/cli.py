@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from attacks.errors import UserError, unknown
-from benchmark import committed, ending, figures, keeping, publishing
+from benchmark import committed, ending, figures, keeping, listing, publishing
 from benchmark.audit.command import audit
+from benchmark.beginning import loading
 from benchmark.detection.command import detect
 from benchmark.options import (
     CONCEPTS_HELP,
@@ -107,6 +108,10 @@ def submit(
 ) -> None:
     """Check a new interpretation method, score it on a suite's fooled models, and attack it. It runs in a process of
     its own; only submit code that you would also run by hand."""
+    default_out(suite)
+    if out is not None:
+        _folder(out, "results")
+    loading("submit")
     from benchmark.execution import compute
     from benchmark.submissions import submit
     from benchmark.submissions.installed import parse
@@ -114,8 +119,6 @@ def submit(
     from benchmark.zoo import making
 
     data = data and str(Path(data).absolute())  # the submission's process works in a folder of its own
-    if out is not None:
-        _folder(out, "results")
     start, parsed = _run(_load_suite(suite), store, data, device), parse(submission, layer, store)
     flags = submit.check(remote(parsed), start.device, typer.echo)
     if check_only:
@@ -204,11 +207,12 @@ def dissect(
 ) -> None:
     """Look inside a suite's models, clean and fooled, at adversarial examples: promotion and suppression, evidence,
     concepts."""
+    parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
+    folder = _folder(out or default_out(suite) / "-".join(parts), "figures")  # not over those of the whole suite
+    loading("dissect")
     from benchmark.dissection import study
 
     chosen = study.narrowed(_load_suite(suite), model, dataset, attack)
-    parts = [part for part in (model, dataset, attack, concepts and Path(concepts).name) if part]
-    folder = _folder(out or default_out(suite) / "-".join(parts), "figures")  # not over those of the whole suite
     for path in study.run(_run(chosen, store, data, device), folder, jobs, concepts):
         typer.echo(str(path))
 
@@ -255,11 +259,17 @@ def explain(
     file: Annotated[Path, typer.Option("--file", help="The PNG to write.")] = Path("explanation.png"),
 ) -> None:
     """Draw the heatmap of one image."""
-    from benchmark import explain as explaining
-    from benchmark.figures.heatmaps import heatmaps
     from benchmark.figures.style import check_file, save
 
     check_file(file)
+    if not image.is_file():
+        raise UserError(f"image {image} cannot be read: it is no file")
+    if interpreter not in (known := listing.names()):
+        raise unknown("interpreter", interpreter, known)
+    loading("explain")
+    from benchmark import explain as explaining
+    from benchmark.figures.heatmaps import heatmaps
+
     samples = explaining.explain(image, model, weights, interpreter, target)
     save(heatmaps(samples), file)
     typer.echo(f"{samples.title}\n{file}")

@@ -70,7 +70,8 @@ def report(
     from benchmark.report import folder, site
 
     folder.check(out)
-    folder.write(out, site.build(boards if boards != BOARDS or boards.is_dir() else committed.HERE))
+    here = boards != BOARDS or any(boards.glob("*/stability.csv"))
+    folder.write(out, site.build(boards if here or not committed.HERE.is_dir() else committed.HERE))
     typer.echo(str(out / "index.html"))
 
 

@@ -41,7 +41,7 @@ suite
 interpreters training
 models
 datasets metrics
-intervals store ending options listing sections committed
+intervals store ending beginning options listing sections committed
 hosts
 attacks
 """

@@ -62,7 +62,7 @@ def _work(request: dict[str, Any]) -> None:
         lines.write(json.dumps({kind: text[:4000]}) + "\n")
 
     try:
-        named = request["preprocess"] or preparing.usual(request["model"])
+        named = preparing.usual(request["model"]) if request["preprocess"] is None else request["preprocess"]
         form = preparing.create(named)
         if request["file"]:
             _confined(request)
@@ -74,7 +74,7 @@ def _work(request: dict[str, Any]) -> None:
         model = _network(request, len(listing.classes) or None, say)
         about = {**request["about"], "preprocess": f"{named}: {form}"}
         photographs = moved(read(listing, form), settings.device)
-        model = model.to(settings.device).float().eval().requires_grad_(True)
+        model = network.ready(model, settings.device)
         audit(model, photographs, settings, Path(request["state"]), about, say, request["start"])
         say("", "end")
     except UserError as error:

@@ -35,7 +35,7 @@ def audit(
     from benchmark.audit.findings import Audit
     from benchmark.audit.listing import find
     from benchmark.audit.page import sentences
-    from benchmark.audit.process import run
+    from benchmark.audit.process import printable, run
     from benchmark.audit.report import write
     from benchmark.audit.settings import Settings
 
@@ -52,8 +52,11 @@ def audit(
     state.mkdir(parents=True, exist_ok=True)
     (state / "course.json").unlink(missing_ok=True)  # of the last audit, which may be another one
     request |= {"settings": asdict(settings), "state": str(state), "start": start, "listing": _plain(found)}
-    request["preprocess"] = preprocess and _absolute(preprocess)
+    request["preprocess"] = None if preprocess is None else _absolute(preprocess)
     request["about"] |= {"data": str(data), "parted": found.parted}
+    typer.echo(f"{len(found.attacked)} images to attack with, {len(found.held)} held out; starting ...", err=True)
+    if found.ignored:
+        typer.echo(f"{data}: {printable(found.left_out)}", err=True)
     try:
         run(request, minutes, typer.echo)
     finally:

@@ -15,6 +15,7 @@ from attacks.errors import UserError, one_line, unknown
 from attacks.modes import eval_mode
 from benchmark import models
 from benchmark.entries.randomised import look_trained
+from benchmark.interpreters.door import unwrapped
 from benchmark.submissions.imported import imported
 
 
@@ -25,7 +26,7 @@ def from_file(file: Path, attribute: str, digest: str, classes: int | None) -> n
         made = _made(imported(file, attribute, digest, "audited"), f"{file.name}:{attribute}", classes)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # its Ctrl-C and its exit, too: the audit's process hears no keys
         raise UserError(_in_words(error, file)) from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{file.name}:{attribute} must be, or make, a torch.nn.Module (got {type(made).__name__})")
@@ -53,7 +54,7 @@ def _in_words(error: BaseException, file: Path) -> str:
     where = f" ({file.name}, line {lines[-1]})" if lines else ""
     if isinstance(error, SystemExit):
         return f"{file.name} called sys.exit({one_line(repr(error.code))}) when it was imported{where}"
-    text, beside = one_line(str(error))[:300], ""
+    text, beside = one_line(error)[:300], ""
     name = str(error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     near = [file.parent / f"{name}{end}" for end in (".py", "") if name]
     if isinstance(error, PermissionError) or any(path.exists() for path in near):
@@ -84,7 +85,7 @@ def logits(model: nn.Module, images: Tensor, batch: int) -> Tensor:
                 output = model(part)
             except UserError:
                 raise
-            except Exception as error:  # foreign code fails in its own ways
+            except (Exception, SystemExit) as error:  # foreign code fails in its own ways
                 shape = tuple(part.shape)
                 raise UserError(
                     f"{type(model).__name__} cannot take images {shape} ({type(error).__name__}: "
@@ -100,6 +101,28 @@ def logits(model: nn.Module, images: Tensor, batch: int) -> Tensor:
     if not together.isfinite().all():
         raise UserError(f"{type(model).__name__} returns NaN or infinite logits: are its weights right?")
     return together
+
+
+def check_logits(model: nn.Module, images: Tensor, found: Tensor, batch: int) -> None:
+    """That what `logits` found (N, classes) is no probabilities, and the same each time."""
+    kind = type(model).__name__
+    if found.min() >= 0 and (found.sum(1) - 1).abs().max() < 1e-3:
+        raise UserError(f"{kind} returns probabilities (N, classes): leave its softmax out, for it must return logits")
+    again = logits(model, images[:batch], batch) - found[:batch]
+    if again.abs().max() > 1e-3 * found.abs().max():
+        raise UserError(f"{kind} gives the same images other logits each time (is dropout on in eval mode?)")
+
+
+def ready(model: nn.Module, device: str) -> nn.Module:
+    """The network on that device, without wrappers, in eval mode and float32, its weights free to be changed.
+    `UserError` where it cannot be: weights that are lazy, on no device, or compiled away."""
+    try:
+        return unwrapped(model).to(device).float().eval().requires_grad_(True)
+    except Exception as error:  # foreign code fails in its own ways
+        raise UserError(
+            f"{type(model).__name__} must be a plain network that can be trained, all of its weights made "
+            f"({type(error).__name__}: {one_line(error)[:300]})"
+        ) from error
 
 
 def _form(output: Any) -> str:

@@ -15,6 +15,7 @@ from benchmark.audit import preprocess as preparing
 from benchmark.audit.findings import Audit
 from benchmark.audit.listing import Listing, find
 from benchmark.audit.measure import SHOWN
+from benchmark.audit.network import ready
 from benchmark.audit.report import write
 from benchmark.audit.settings import FEWEST, Settings
 from benchmark.audit.study import Photographs, audit
@@ -45,16 +46,19 @@ def run(
     settings = Settings(named, **{"device": str(first.device), **options})
     if isinstance(dataset, (str, Path)):
         listing = find(Path(dataset), settings.images, settings.seed)
+        if say and listing.ignored:
+            say(f"{dataset}: {listing.left_out}")
         photographs, form = read(listing, preparing.create(preprocess)), preprocess
     else:
         photographs, form = taken(dataset, settings.images, settings.seed), "the data set's own"
     try:
-        double = copy.deepcopy(model).to(settings.device).eval().requires_grad_(True)
+        double = copy.deepcopy(model)
     except Exception as error:  # whatever a foreign model holds fails in its own ways
         raise UserError(f"{type(model).__name__} cannot be copied, to be given back unchanged: {error}") from error
     about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": form}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out) / ".state" if out else Path(scratch)
+        double = ready(double, settings.device)
         audit(double, moved(photographs, settings.device), settings, folder, about, say or _silent)
         found = Audit.load(folder)
     if out:

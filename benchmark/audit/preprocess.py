@@ -1,6 +1,7 @@
 """What a network is fed with: the size of its images, their mean and standard deviation; by name, or from a file."""
 
 import json
+import math
 import tomllib
 from dataclasses import dataclass
 from importlib import import_module
@@ -62,7 +63,7 @@ def create(text: str) -> Preprocess:
         return Preprocess(*sides, tuple(preset.mean), tuple(preset.std), preset.interpolation, bool(preset.antialias))
     path = Path(text)
     if path.suffix not in (".toml", ".json"):
-        names = ["imagenet", *DATASETS, *classifiers]
+        names = {"imagenet", *DATASETS, *classifiers}
         raise unknown("preprocessing (a name, or a .toml or .json file)", text, names)
     return _read(path)
 
@@ -74,27 +75,26 @@ def usual(model: str) -> str:
 
 def _read(path: Path) -> Preprocess:
     try:
-        table = (tomllib.loads if path.suffix == ".toml" else json.loads)(path.read_text("utf-8"))
+        table = (tomllib.loads if path.suffix == ".toml" else json.loads)(path.read_text("utf-8-sig"))
     except OSError as error:
         raise UserError(f"--preprocess {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--preprocess {path} is no {path.suffix[1:].upper()}: {error}") from error
     wrong = UserError(
-        f"--preprocess {path} must give size (and resize) in pixels, 8 to 4096, and mean and std > 0, each a list of 1 "
-        f"or 3 numbers (got {json.dumps(table, default=str)[:200]})"
+        f"--preprocess {path} must give size (and resize) in pixels, 8 to 4096, and mean (0 to 1, as the pixels are) "
+        f"and std > 0, each a list of 1 or 3 numbers (got {json.dumps(table, default=str)[:200]})"
     )
     if not isinstance(table, dict) or not {"size", "mean", "std"} <= table.keys() <= set(FIELDS):
         raise wrong
-    size: Any = table["size"]
+    size, mean, std = (table[name] for name in ("size", "mean", "std"))
     resize: Any = table.get("resize", size)
-    try:
-        mean, std = (tuple(float(value) for value in table[name]) for name in ("mean", "std"))
-    except (TypeError, ValueError) as error:
-        raise wrong from error
-    whole = all(isinstance(side, int) and 8 <= side <= 4096 for side in (size, resize)) and resize >= size
-    if not whole or len(mean) not in (1, 3) or len(std) != len(mean) or not all(value > 0 for value in std):
+    whole = all(type(side) is int and 8 <= side <= 4096 for side in (size, resize)) and resize >= size
+    lists = all(isinstance(values, list) and {*map(type, values)} <= {int, float} for values in (mean, std))
+    if not whole or not lists or len(mean) not in (1, 3) or len(std) != len(mean):
         raise wrong
-    return Preprocess([resize], [size], mean, std)
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value < math.inf for value in std):
+        raise wrong
+    return Preprocess([resize], [size], tuple(map(float, mean)), tuple(map(float, std)))
 
 
 @torch.no_grad()

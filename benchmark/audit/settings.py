@@ -7,6 +7,7 @@ from attacks import foolings
 from attacks.errors import UserError, unknown
 
 FEWEST, MOST = 8, 2000  # images of an audit: both halves together
+SEEDS = 2**31 - 1  # the largest
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,8 @@ class Settings:
         for name in self.foolings:
             if name not in allowed:
                 raise unknown("fooling of an audit", name, allowed)
-        if self.interpreters is not None and len(set(self.interpreters)) < max(1, len(self.interpreters)):
-            raise UserError("--interpreters must name at least one, and none twice")
+        for what, names in (("interpreters", self.interpreters), ("foolings", self.foolings)):
+            if names is not None and len(set(names)) < max(1, len(names)):
+                raise UserError(f"--{what} must name at least one, and none twice")
+        if not 0 <= self.seed <= SEEDS:
+            raise UserError(f"--seed must be 0 to {SEEDS} (got {self.seed})")

@@ -22,7 +22,7 @@ from benchmark.audit import measure
 from benchmark.audit.attack import LARGE, WAYS, Attacker, OutOfTime
 from benchmark.audit.findings import Audit, verdict
 from benchmark.audit.gate import CONTROLS, Gate
-from benchmark.audit.network import check_classes, logits
+from benchmark.audit.network import check_classes, check_logits, logits
 from benchmark.audit.settings import Settings
 from benchmark.audit.state import State, Unit
 from benchmark.interpreters import Interpreter
@@ -100,6 +100,7 @@ class _Course:
                 f"{type(model).__name__} sees one class only in the held-out images (class {int(held_targets[0])}): "
                 "what fooling costs cannot be told"
             )
+        check_logits(model, held, own, self.batch)
         self.attacker = Attacker(model, images, targets, settings.budget, settings.seed, clock.start + clock.whole)
         self.state = State(folder, _about(model, (images, targets, held, held_targets), own, settings))
         self.refusals: dict[str, str] = {}
@@ -122,7 +123,9 @@ class _Course:
 
     def _maps(self, images: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], dict[str, Interpreter]]:
         """The honest maps of every interpreter that the network supports; what refuses it is remembered."""
-        asked = self.settings.interpreters
+        asked, layer = self.settings.interpreters, self.settings.layer
+        if asked is not None and layer is not None and not any(map(_has_layer, asked)):
+            raise UserError(f"--layer {layer}: none of {', '.join(asked)} looks at a layer")
         groups = DEFAULTS if asked is None else [(name,) for name in asked]
         maps, chosen = dict[str, Tensor](), dict[str, Interpreter]()
         for name in (name for group in groups for name in group):
@@ -255,8 +258,11 @@ class _Course:
 
 
 def _create(name: str, layer: str | None) -> Interpreter:
-    has_layer = any(field.name == "layer" for field in fields(interpreters.kind(name)))  # type: ignore[arg-type]
-    return interpreters.create(name, **({"layer": layer} if layer is not None and has_layer else {}))
+    return interpreters.create(name, **({"layer": layer} if layer is not None and _has_layer(name) else {}))
+
+
+def _has_layer(name: str) -> bool:
+    return any(field.name == "layer" for field in fields(interpreters.kind(name)))  # type: ignore[arg-type]
 
 
 def _about(model: nn.Module, data: tuple[Tensor, ...], own: Tensor, settings: Settings) -> dict[str, Any]:

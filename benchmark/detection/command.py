@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from benchmark.beginning import loading
 from benchmark.committed import BOARDS
 from benchmark.options import STORE, DataOption, Device, DeviceOption, JobsOption, StoreOption, SuiteOption
+from benchmark.publishing import default_out
 from benchmark.store import writable
 
 FILE = Annotated[str | None, typer.Argument(metavar="[FILE.py:NAME]", help="A detector in a file. [the built-in ones]")]
@@ -24,6 +26,10 @@ def detect(
 ) -> None:
     """Ask detectors which of a suite's models were manipulated, beside clean ones of several seeds and controls. A
     detector of yours runs in a process of its own; only submit code that you would also run by hand."""
+    default_out(suite)
+    if out is not None:
+        writable(out)
+    loading("detect")
     from benchmark.detection import study
     from benchmark.execution.executor import device_of
     from benchmark.run import Run

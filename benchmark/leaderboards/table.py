@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmark.leaderboards.ranking import Standing
 from benchmark.results import Entry
 
 ENDS = ("", "_low", "_high")
+WHOLE = ("seed", "n")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Leaderboard:
 
     def read(self, path: Path, older: bool = False) -> pd.DataFrame:
         """The CSV as it lies there; only empty fields are missing values. UserError: no such file, another table, a
-        line that is cut short, text where a number is due, a share outside 0..1. `older`: it may lack all columns but
+        line that is cut short or there twice, text where a number is due, a share outside 0..1, a place (its leading
+        columns of text) without a name, a part of an image or a seed. `older`: it may lack all columns but
         the first, as an earlier version's does."""
         try:
             _check_lines(path)
@@ -92,6 +95,12 @@ class Leaderboard:
             numbers = pd.to_numeric(frame[column], errors="coerce")
             _check(path, frame[column], numbers.isna() & frame[column].notna(), "a number")
             _check(path, frame[column], ~numbers.fillna(0).between(0, 1) & (column in self.shares), "a share in 0..1")
+            _check(path, frame[column], (numbers.fillna(0) % 1 != 0) & (column in WHOLE), "a whole number")
+        for column in takewhile(lambda column: column in self.text, self.columns):
+            if column in frame:
+                _check(path, frame[column].fillna("nothing"), frame[column].isna(), "a name")
+        if (twice := frame.duplicated()).any():
+            raise UserError(f"{path}, line {int(twice.to_numpy().argmax()) + 2}: the same line is there twice")
         return frame
 
 

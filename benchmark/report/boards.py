@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from attacks.errors import UserError
 from benchmark.leaderboards import TABLES
 from benchmark.leaderboards.cells import Row
@@ -43,7 +45,7 @@ def find(folder: Path) -> list[Board]:
     if not found:
         what = "holds no board (a folder with stability.csv)" if folder.is_dir() else "is no folder"
         raise UserError(f"nothing to report: {folder} {what}; name the folder of leaderboards with --boards")
-    return [read(path) for path in found]
+    return [read(path) for path in tqdm(found, "boards", unit="board", delay=1, leave=False)]
 
 
 def read(folder: Path) -> Board:

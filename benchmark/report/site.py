@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tqdm.auto import tqdm
 
 from benchmark.report import board_pages, boards, interpreter_pages, model_pages, paths
 from benchmark.report.boards import Board
@@ -24,7 +25,7 @@ def build(folder: Path) -> dict[str, bytes]:
     found = boards.find(folder)
     files = {name: (HERE / "assets" / name).read_bytes() for name in ASSETS}
     files["index.html"] = _page("index.html", "index.html", **_index(found))
-    for board in found:
+    for board in tqdm(found, "pages", unit="board", delay=1, leave=False):
         shown, data = board_pages.page(board)
         files |= data
         files[paths.of_board(board)] = _page("board.html", paths.of_board(board), **shown)

@@ -6,6 +6,7 @@ import typer
 
 from attacks.errors import UserError
 from benchmark import committed, zoo
+from benchmark.beginning import loading
 from benchmark.options import STORE, StoreOption, SuiteOption
 
 app = typer.Typer(help="Fooled models of a board: list, verify, export.", no_args_is_help=True, rich_markup_mode=None)
@@ -24,9 +25,10 @@ def list_(suite: SuiteOption = "default") -> None:
 @app.command()
 def verify(suite: SuiteOption = "default") -> None:
     """Hold every model against its sha256, and the zoo against its board; exit with 1 where anything does not fit."""
+    where = zoo.folder(suite)
+    loading("zoo verify")
     from benchmark.zoo import making
 
-    where = zoo.folder(suite)
     found = list(zoo.damages(where))
     if not making.of_board(zoo.manifest(where), where.parent):
         found.append(f"{where} has other models than {where.parent}: foolbench zoo export")

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from attacks.errors import UserError
 from benchmark import models
-from benchmark.audit.network import check_classes, from_file, logits, named, randomised
+from benchmark.audit.network import check_classes, check_logits, from_file, logits, named, randomised, ready
 
 MORE = """
 make = lambda: Net(5)
@@ -46,6 +47,7 @@ def test_a_class_a_function_and_a_network_itself_are_taken(tmp_path, attribute, 
             "Net",
             "ModuleNotFoundError: No module named 'blocks' (my_net.py, line 1): a network is one file",
         ),
+        ("raise KeyboardInterrupt", "Net", "KeyboardInterrupt: KeyboardInterrupt (my_net.py, line 1)"),
         ("import absent_one", "Net", "ModuleNotFoundError: No module named 'absent_one' (my_net.py, line 1)"),
     ],
 )
@@ -80,12 +82,41 @@ class Answering(nn.Module):
         (lambda x: {"logits": x}, "must return logits (N, classes) alone (got dict): wrap it in one that does"),
         (lambda x: x, "must return logits (N, classes) alone (got a tensor (2, 3, 8, 8))"),
         (lambda x: x.mean((2, 3)).log() * torch.nan, "returns NaN or infinite logits: are its weights right?"),
+        (lambda x: exit(5), "cannot take images (2, 3, 8, 8) (SystemExit: 5)"),
         (lambda x: x.view(7), "cannot take images (2, 3, 8, 8) (RuntimeError: shape '[7]' is invalid"),
     ],
 )
 def test_what_is_no_logits_is_told_in_one_line(answer, message):
     with pytest.raises(UserError, match=f"^Answering {re.escape(message)}[^\n]*$"):
         logits(Answering(answer), torch.rand(3, 3, 8, 8), 2)
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (nn.Softmax(1), "Answering returns probabilities (N, classes): leave its softmax out"),
+        (lambda x: nn.functional.dropout(x, 0.5, True), "Answering gives the same images other logits each time"),
+        (nn.LogSoftmax(1), None),
+    ],
+)
+def test_probabilities_and_answers_by_chance_are_refused(last, message):
+    model, images = Answering(lambda x: last(x.mean((2, 3)))), torch.rand(9, 3, 4, 4)
+    with pytest.raises(UserError, match=re.escape(message)) if message else nullcontext():
+        check_logits(model, images, logits(model, images, 4), 4)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LazyLinear(2), lambda: nn.Linear(3, 2, device="meta")])
+def test_a_network_without_all_of_its_weights_is_told_in_one_line(make):
+    with pytest.raises(UserError, match=r"^[^\n]*Linear must be a plain network that can be trained[^\n]*$"):
+        ready(make(), "cpu")
+
+
+def test_a_wrapped_network_is_audited_without_its_wrapper():
+    inner = nn.Linear(3, 2).double().train().requires_grad_(False)
+    found = ready(nn.DataParallel(inner), "cpu")
+    assert found is inner
+    assert not found.training
+    assert all(p.requires_grad and p.dtype is torch.float32 for p in found.parameters())
 
 
 def test_logits_are_the_networks_own_in_any_batch_size_and_the_mode_is_given_back():

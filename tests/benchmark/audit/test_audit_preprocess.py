@@ -10,7 +10,7 @@ from torchvision.models import MobileNet_V2_Weights
 
 from attacks.errors import UserError
 from benchmark.audit.listing import File
-from benchmark.audit.preprocess import create, decoded, usual
+from benchmark.audit.preprocess import Preprocess, create, decoded, usual
 
 
 def test_a_classifiers_preprocessing_is_torchvisions_own(tmp_path):
@@ -28,6 +28,11 @@ def test_a_classifiers_preprocessing_is_torchvisions_own(tmp_path):
         "shapes",
         "imagenet",
     ]
+
+
+def test_a_file_may_begin_with_a_mark_of_its_byte_order(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfsize = 8\r\nmean = [0]\r\nstd = [1]\r\n")
+    assert create(str(tmp_path / "bom.toml")) == Preprocess([8], [8], (0.0,), (1.0,))
 
 
 def test_a_file_may_ask_for_grey_images(tmp_path):
@@ -67,6 +72,11 @@ def test_an_image_whose_white_is_not_known_is_refused_by_its_name(tmp_path):
         ("a.json", '{"size": 8, "mean": [0], "std": [0]}', "std > 0"),
         ("a.json", '{"size": 8, "resize": 7, "mean": [0], "std": [1]}', "must give size"),
         ("a.json", '{"size": 8, "mean": ["x"], "std": [1]}', "must give size"),
+        ("a.json", '{"size": 8, "mean": "123", "std": [1, 1, 1]}', "must give size"),
+        ("a.json", '{"size": 8, "mean": [NaN], "std": [1]}', "mean (0 to 1, as the pixels are)"),
+        ("a.json", '{"size": 8, "mean": [123.675], "std": [58.4]}', "mean (0 to 1, as the pixels are)"),
+        ("a.json", '{"size": 8, "mean": [0], "std": [Infinity]}', "std > 0"),
+        ("a.json", "[" * 10**5, "a.json is no JSON: "),
     ],
 )
 def test_what_is_none_is_told_in_one_line(tmp_path, monkeypatch, name, text, message):

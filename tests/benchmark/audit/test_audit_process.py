@@ -22,6 +22,9 @@ for path in ("SECRET", "OUT/audit.html"):
 """
 
 
+BEGUN = "8 images to attack with, 8 held out; starting ...\n"  # before torch is loaded
+
+
 def foolbench(capfd, *arguments) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["foolbench", "audit", *map(str, arguments)])
@@ -49,7 +52,7 @@ def test_a_network_that_prints_and_reaches_out_is_audited_in_its_own_folder(give
     secret = tmp_path / "secret"
     (tmp_path / "my_net.py").write_text(SPY.replace("SECRET", str(secret)).replace("OUT", str(tmp_path / "out")) + NET)
     code, out, err = foolbench(capfd, *given, "--minutes", 0.02, "--foolings", "location")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, BEGUN)
     lines = out.splitlines()
     assert lines[0] == "my_net.py prints when it is imported, which is left out: 'hello from my net', 18 bytes"
     assert lines[1] == "8 held-out images, 100.0 % of them right; grad_cam"
@@ -65,7 +68,7 @@ def test_a_network_that_ends_its_process_is_one_line_and_no_page(given, tmp_path
     (tmp_path / "my_net.py").write_text("import os, sys\nprint('bye', flush=True)\nos._exit(7)")
     code, out, err = foolbench(capfd, *given)
     assert (code, out) == (2, "")
-    assert err == "foolbench: the audit's process ended with exit code 7: bye; what it had found is kept\n"
+    assert err == BEGUN + "foolbench: the audit's process ended with exit code 7: bye; what it had found is kept\n"
     assert not (tmp_path / "out" / "audit.html").exists()
 
 
@@ -78,6 +81,9 @@ def test_a_network_that_ends_its_process_is_one_line_and_no_page(given, tmp_path
         ({"--weights": "DEFAULT"}, "--weights of a network in a file must be a checkpoint (got 'DEFAULT')"),
         ({"--data": "absent"}, "--data absent: there is no such folder or CSV file"),
         ({"--interpreters": "grad_kam"}, "unknown interpreter 'grad_kam': did you mean 'grad_cam'?"),
+        ({"--foolings": ","}, "--foolings must name at least one, and none twice"),
+        ({"--seed": "-1"}, "--seed must be 0 to 2147483647 (got -1)"),
+        ({"--seed": "9" * 20}, "--seed must be 0 to 2147483647 (got 9"),
         ({"--foolings": "locatoin"}, "unknown fooling of an audit 'locatoin': did you mean 'location'?"),
     ],
 )

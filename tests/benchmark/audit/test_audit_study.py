@@ -176,6 +176,13 @@ def test_the_gate_takes_as_many_images_as_there_is_time_for():
         (Pictures(), {"images": 4}, "--images must be 8 to 2000 (got 4)"),
         (Pictures(), {"foolings": ("active",)}, "unknown fooling of an audit 'active'"),
         (Pictures(), {"interpreters": ()}, "--interpreters must name at least one, and none twice"),
+        (Pictures(), {"foolings": ()}, "--foolings must name at least one, and none twice"),
+        (Pictures(), {"seed": -1}, "--seed must be 0 to 2147483647 (got -1)"),
+        (
+            Pictures(),
+            {"interpreters": ["simple_grad"], "layer": "head"},
+            "--layer head: none of simple_grad looks at a",
+        ),
         (Pictures(), {"interpreters": ["lrp_x"]}, "unknown interpreter 'lrp_x': did you mean"),
     ],
 )

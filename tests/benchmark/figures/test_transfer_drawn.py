@@ -156,6 +156,9 @@ FIRST = "lrp", (0.5, 0.0, 0.0)
         (lambda text: text.replace("0.5", "inf"), r"fsr must be a share in 0\.\.1 \(got inf\)"),
         (lambda text: text.replace("0.5", "half"), r"transfer\.csv, line 2: fsr must be a number \(got half\)"),
         (lambda text: text.replace("lrp,0,8", "lrp,0,many"), r"line 2: n must be a number \(got many\)"),
+        (lambda text: text.replace("lrp,0,8", "lrp,0.5,8"), r"line 2: seed must be a whole number \(got 0\.5\)"),
+        (lambda text: text.replace("m,f,lrp", ",f,lrp"), r"transfer\.csv, line 2: model must be a name"),
+        (lambda text: text + text.splitlines(True)[1], r"transfer\.csv, line 3: the same line is there twice"),
         (lambda text: text.replace("0.5", ""), "m/f/lrp/lrp/0 must have fsr, fsr_clean, fsr_null, for its n is 8"),
         (lambda text: text[:-1], r"transfer\.csv is not a readable CSV: it ends in the middle of line 2"),
         (

@@ -34,6 +34,14 @@ def test_captums_grad_cam_is_a_submission(temporary, model, batch, tmp_path):
     ("text", "layer", "message"),
     [
         ("absent_one.attr:Thing", None, "submission 'absent_one.attr:Thing': no package 'absent_one' is installed"),
+        (
+            "captum.attr:LayerGradcam",
+            None,
+            "submission 'captum.attr:LayerGradcam': unknown name in captum.attr "
+            "'LayerGradcam': did you mean 'LayerGradCam'? allowed: ",
+        ),
+        ("captum.atr:LayerGradCam", None, "submission 'captum.atr:LayerGradCam': no module 'captum.atr' is installed"),
+        ("json.absent.one:Thing", None, "submission 'json.absent.one:Thing': no module 'json.absent.one' is installed"),
         ("mine.py:Thing", "layer4", "--layer is for a package's method; a file says adapted(method, layer=...)"),
         ("mine.py", None, "a submission must be FILE.py:NAME, a class or function in a file (got 'mine.py')"),
         ("mine.py:Thing", None, "submission 'mine.py:Thing': mine.py cannot be read: No such file or directory"),
