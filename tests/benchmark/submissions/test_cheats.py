@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import re
 import tempfile
 import time
@@ -16,7 +17,7 @@ from benchmark import datasets, interpreters
 from benchmark.leaderboards import ranking
 from benchmark.leaderboards.cells import Cell
 from benchmark.leaderboards.progress import stuck
-from benchmark.submissions import checks, confine, submit
+from benchmark.submissions import checks, confine, seccomp, submit
 from benchmark.submissions.checks.setting import make_cases
 from benchmark.submissions.child import Child
 from benchmark.submissions.remote import remote
@@ -158,6 +159,22 @@ def test_processes_that_left_the_group_end_with_the_submission(model, batch):
         assert [alive(pid) for pid in left] == [True, True]
         assert {os.getsid(pid) for pid in left}.isdisjoint({os.getsid(child._process.pid)})
     assert [alive(pid) for pid in left] == [False, False]
+
+
+@landlock
+@pytest.mark.skipif(platform.machine() not in seccomp.NATIVE, reason="no numbers of system calls for this machine")
+def test_nothing_is_left_in_the_kernel(model, batch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_bytes((CHEATS / "kept_in_the_kernel.py").read_bytes())
+    before = file.stat()
+    with Child(parse(f"{file}:kept_in_the_kernel")) as child:
+        assert not child.heatmaps(model, *batch).any()
+    after = file.stat()
+    assert (before.st_mtime_ns, before.st_ctime_ns, before.st_mode) == (
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+        after.st_mode,
+    )
 
 
 ONE_FILE = (
