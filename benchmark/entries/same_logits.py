@@ -161,5 +161,6 @@ SAME_LOGITS = Kind(
     wanted=_places,
     needs=_needs,
     after=lambda run, place: scored_pixels(run),
+    together=twins.TWINS.together,
     collect=_collect,
 )

@@ -224,24 +224,18 @@ def texture_reasons(card: dict[str, Any]) -> list[str]:
 
 def scored_reasons(card: dict[str, Any]) -> list[str]:
     """Why what a submission shows of the scored images is not what the gate saw (`benchmark.entries.same_logits`): the
-    least of all places, of each kind."""
+    worst of all models, of each kind."""
     shown, reasons = card.get("scored", {}), []
-    again = min(((v["again"], place) for place, v in shown.items() if "again" in v), default=None)
-    if again and not again[0] >= TWIN_LIMIT:
+    again = min(((v["again"], where) for where, v in shown.items() if "again" in v), default=(1.0, ""))
+    if not again[0] >= TWIN_LIMIT:
         reasons.append(f"ASKED_AGAIN: another map than was scored ({again[0]:.2f} on {again[1]}, needed {TWIN_LIMIT})")
-    alike = max(
-        (
-            (beyond_chance({p: {k: [v[k]] for k in ("random", "unrelated")}}, "random"), p)
-            for p, v in shown.items()
-            if "random" in v
-        ),
-        default=None,
-    )
-    if alike and not alike[0] < SAME_LIMIT:
+    both = {where: {k: [v[k]] for k in ("random", "unrelated")} for where, v in shown.items() if "random" in v}
+    alike = max(((beyond_chance({"": v}, "random"), where) for where, v in both.items()), default=(0.0, ""))
+    if not alike[0] < SAME_LIMIT:
         what = f"correlation {alike[0]:.2f} beyond chance on {alike[1]}, allowed below {SAME_LIMIT}"
         reasons.append(f"SAME_LOGITS: the same map of a network with random features and the same logits ({what})")
-    if errors := [f"{place}: {v['error']}" for place, v in shown.items() if "error" in v]:
-        reasons.append(f"asked again, it failed on {len(errors)} models, first {errors[0]}")
+    if failed := [f"{where}: {v['error']}" for where, v in shown.items() if "error" in v]:
+        reasons.append(f"{len(failed)} questions about scored images failed, first: {failed[0]}")
     return reasons
 
 

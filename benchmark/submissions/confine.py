@@ -2,9 +2,9 @@
 
 `confine` (Landlock, Linux 5.13 and later): the process and all that it starts read installed packages, the system and
 the paths that are named, write into one folder alone, and, as the kernel is newer, open no TCP connection (6.7) and
-send no signal to a process outside (6.12). What stays in the kernel is refused as well (`seccomp`), and of root's rights
-those to files alone are left. It cannot be undone. `adopt` and `end_below`: a process that is adopted by its ancestor
-cannot leave the tree, whatever group or session it moves to, and so dies with it.
+send no signal to a process outside (6.12). What stays in the kernel is refused as well (`seccomp`), and of root's
+rights those to files alone are left. It cannot be undone. `adopt` and `end_below`: a process that is adopted by its
+ancestor cannot leave the tree, whatever group or session it moves to, and so dies with it.
 """
 
 import ctypes
