@@ -104,11 +104,11 @@ def _make(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Receipt:
 def _clean(
     run: Run, view: View, interpreter: Interpreter, scored: Tensor, images: Tensor, targets: Tensor
 ) -> dict[str, Any]:
-    model, shown = clean_model(run, view.model), {}
+    model = clean_model(run, view.model)
+    shown, why = dict[str, Tensor](), dict[str, str]()
     try:
         other = interpreter(_random_model(run, view.model, model, images), images, targets)
         shown = {"random": correlation(scored, other), "unrelated": correlation(scored, scored.roll(-1, 0))}
-        why = {}
     except Refused as error:
         why = {"unchecked": str(error)}
     shown["again"] = correlation(scored, interpreter(model, images, targets))
