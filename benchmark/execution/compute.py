@@ -22,6 +22,7 @@ from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.predictions import PREDICTIONS, origin
 from benchmark.entries.robustness import ROBUSTNESS
+from benchmark.entries.same_logits import SAME_LOGITS
 from benchmark.entries.scores import SCORES
 from benchmark.entries.texture_nets import TEXTURE_NETS
 from benchmark.entries.textures import TEXTURED
@@ -50,6 +51,7 @@ KINDS: tuple[Kind, ...] = (
     GATES,
     TEXTURE_NETS,
     TEXTURED,
+    SAME_LOGITS,
 )
 
 

@@ -48,8 +48,10 @@ def _fell(manipulation: Row) -> bool:
 
 
 def _moved_on(manipulation: Row) -> bool:
-    """Whether the loss fell as the parent measured it. Where the best of a search is no step at all, it did not."""
-    return manipulation["steps"] != 0 and not (manipulation["reason"] or "").startswith(NO_PROGRESS)
+    """Whether the loss fell as the parent measured it. Where the best of a search is no step at all, it did not, nor
+    where the attack diverged: a submission that answers NaN when it is attacked makes it do so."""
+    fell = not (manipulation["reason"] or "").startswith(NO_PROGRESS)
+    return manipulation["status"] == "done" and manipulation["steps"] != 0 and fell
 
 
 def _unmoved(cell: Cell) -> bool:

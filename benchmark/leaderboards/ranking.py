@@ -26,6 +26,7 @@ CHANCE_LIMIT = 0.9
 RANDOMISED_LIMIT, CLASS_LIMIT = 0.5, 0.9
 TWIN_LIMIT = 0.99  # an honest map is the same to rounding; one that explains something else is far from it
 TEXTURE_LIMIT = 0.9  # beyond chance; honest methods are at 0.6 or below, one that explains another network is at 1
+SAME_LIMIT = 0.8  # beyond chance; honest methods are at 0.57 or below, a map of the image alone is at 1
 KEPT = 1e-3  # share of predictions that may change in a function that was kept: rounding decides between equal logits
 LEAST_P = 1e-6  # what a normal tail says beyond is not to be believed
 FILLS = ("noise", "mean", "blur")
@@ -177,7 +178,7 @@ def eligibility(
     controls = [c["gate"] for c in cards.values() if c.get("control") and set(models) <= set(c.get("gate", {}))]
     end = GATE_SCORES[gate_score(cards)]
     won = [f for f in FILLS if all(_points_better(card["gate"], c, f"aopc_{f}{end}", models) for c in controls)]
-    reasons += [*twin_reasons(card), *texture_reasons(card)]
+    reasons += [*twin_reasons(card), *texture_reasons(card), *scored_reasons(card)]
     if unattacked:
         reasons.append(unattacked)
     if len(won) < 2:
@@ -219,6 +220,23 @@ def texture_reasons(card: dict[str, Any]) -> list[str]:
             what = f"correlation {alike:.2f} beyond chance on {model}, allowed below {TEXTURE_LIMIT}"
             reasons.append(f"SAME_ON_TEXTURES: the same map where the evidence lies elsewhere ({what})")
     return reasons[:1]
+
+
+def scored_reasons(card: dict[str, Any]) -> list[str]:
+    """Why what a submission shows of the scored images is not what the gate saw (`benchmark.entries.same_logits`): the
+    worst of all models, of each kind."""
+    shown, reasons = card.get("scored", {}), []
+    again = min(((v["again"], where) for where, v in shown.items() if "again" in v), default=(1.0, ""))
+    if not again[0] >= TWIN_LIMIT:
+        reasons.append(f"ASKED_AGAIN: another map than was scored ({again[0]:.2f} on {again[1]}, needed {TWIN_LIMIT})")
+    both = {where: {k: [v[k]] for k in ("random", "unrelated")} for where, v in shown.items() if "random" in v}
+    alike = max(((beyond_chance({"": v}, "random"), where) for where, v in both.items()), default=(0.0, ""))
+    if not alike[0] < SAME_LIMIT:
+        what = f"correlation {alike[0]:.2f} beyond chance on {alike[1]}, allowed below {SAME_LIMIT}"
+        reasons.append(f"SAME_LOGITS: the same map of a network with random features and the same logits ({what})")
+    if failed := [f"{where}: {v['error']}" for where, v in shown.items() if "error" in v]:
+        reasons.append(f"{len(failed)} questions about scored images failed, first: {failed[0]}")
+    return reasons
 
 
 def gate_score(cards: dict[str, dict[str, Any]]) -> str:

@@ -44,7 +44,7 @@ class Remote(Interpreter):
         f"benchmark.submissions.{name}"
         for name in (
             *("adapters", "child", "checks.twins", "confine", "disguise", "equalise", "imported", "keeper", "pipe"),
-            *("progress", "remote", "sandbox", "wire", "zygote"),
+            *("progress", "remote", "sandbox", "seccomp", "wire", "zygote"),
         )
     )
 

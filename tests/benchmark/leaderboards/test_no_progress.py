@@ -34,6 +34,7 @@ def honest(*places: int) -> list[Cell]:
         ([cell(0, correlation=0.995)], "its maps did not move (correlation above 0.99) where those of others did"),
         ([cell(0, reason=LEVEL), cell(1, reason=LEVEL)], "the fooling loss did not fall"),
         ([cell(0, reason=LEVEL), cell(1, steps=0)], "the fooling loss did not fall"),
+        ([cell(0, status="diverged"), cell(1, status="failed")], "the fooling loss did not fall"),
     ],
 )
 def test_what_went_nowhere_is_told_with_its_places(bad, what):

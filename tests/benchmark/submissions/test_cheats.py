@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import re
 import tempfile
 import time
@@ -16,7 +17,7 @@ from benchmark import datasets, interpreters
 from benchmark.leaderboards import ranking
 from benchmark.leaderboards.cells import Cell
 from benchmark.leaderboards.progress import stuck
-from benchmark.submissions import checks, confine, submit
+from benchmark.submissions import checks, confine, seccomp, submit
 from benchmark.submissions.checks.setting import make_cases
 from benchmark.submissions.child import Child
 from benchmark.submissions.remote import remote
@@ -100,6 +101,16 @@ def test_an_attack_that_was_kept_from_its_end_is_not_ranked(name, symbol, status
     assert ranking.eligibility(made.name, {made.name: {"gate": gate}}, ["m"], [], why) == (False, why)
 
 
+def test_an_attack_that_was_made_to_diverge_is_not_ranked(two, data):
+    made = remote(submission("not_finite_when_attacked", "NotFiniteWhenAttacked"))
+    fooled = made.manipulate(two[0], Location(), data, RECIPE, 5)
+    assert (fooled.status, fooled.weights) == ("diverged", {})
+    row = {"model": "m", "fooling": "location", "attacked": made.name, "seed": 0, "steps": 3, "status": fooled.status}
+    cell = Cell(row | {"reason": fooled.reason}, made.name)
+    why = "attacked by its own gradient, the fooling loss did not fall in 1 of 1 places, first m/location"
+    assert stuck(made.name, [cell], [cell.manipulation]) == f"NO_PROGRESS: {why}"
+
+
 def test_an_honest_attack_is_progress_and_no_step_is_none(gradient, two, data):
     made = remote(gradient)
     fooled = made.manipulate(two[0], Location(), data, Recipe(1e-3, 100.0, 12, 8), 5)
@@ -158,6 +169,22 @@ def test_processes_that_left_the_group_end_with_the_submission(model, batch):
         assert [alive(pid) for pid in left] == [True, True]
         assert {os.getsid(pid) for pid in left}.isdisjoint({os.getsid(child._process.pid)})
     assert [alive(pid) for pid in left] == [False, False]
+
+
+@landlock
+@pytest.mark.skipif(platform.machine() not in seccomp.NATIVE, reason="no numbers of system calls for this machine")
+def test_nothing_is_left_in_the_kernel(model, batch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_bytes((CHEATS / "kept_in_the_kernel.py").read_bytes())
+    before = file.stat()
+    with Child(parse(f"{file}:kept_in_the_kernel")) as child:
+        assert not child.heatmaps(model, *batch).any()
+    after = file.stat()
+    assert (after.st_ctime_ns, after.st_mtime_ns, after.st_mode) == (
+        before.st_ctime_ns,
+        before.st_mtime_ns,
+        before.st_mode,
+    )
 
 
 ONE_FILE = (

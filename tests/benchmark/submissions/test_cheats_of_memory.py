@@ -5,15 +5,18 @@ import copy
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from benchmark import leaderboards
+from benchmark.entries.images import scored_images
 from benchmark.execution import compute
 from benchmark.leaderboards import stored
 from benchmark.sections import Gate
 from benchmark.submissions.remote import Remote
+from benchmark.submissions.wire import fingerprint
 
 CHEATS = {
     "frozen": "Frozen",
@@ -62,9 +65,9 @@ def load(file):
     return defined
 
 
-def scored(smoke, function, name):
+def scored(smoke, function, name, kind=Here):
     """The row of the board, and the card."""
-    here = Here(name, name, name, name, False, False, function=function)
+    here = kind(name, name, name, name, False, False, function=function)
     suite = smoke.run.suite.model_copy(update={"evaluated": [name, "constant"]})
     with torch.random.fork_rng():
         assert compute.run_suite(replace(smoke.run, suite=suite, submission=here), smoke.out / name, 1) == {}
@@ -93,3 +96,41 @@ def test_what_they_hide_is_the_same_on_every_twin(smoke):
     assert "ASKED_AGAIN" not in row.reason
     assert card["textures"]["compact_vgg"]["right"] >= 0.6
     assert "SAME_ON_TEXTURES" not in row.reason
+    shown = card["scored"]["compact_vgg/honest"]
+    assert shown["random"] - shown["unrelated"] < 0.5 * (1 - shown["unrelated"])
+    assert min(values["again"] for values in card["scored"].values()) > 0.9999
+    assert "SAME_LOGITS" not in row.reason
+
+
+class Anew(Here):
+    """A process of its own for each model: what is remembered of another one is not there."""
+
+    asked: ClassVar = ["", None]
+
+    def heatmaps(self, model, images, targets):
+        if self.asked[0] != (state := str(fingerprint(model))):
+            self.asked[:] = state, self.function()
+        return replace(self, function=self.asked[1])._explained(model, images, targets)
+
+    _explained = Here.heatmaps
+
+
+OTHERWISE = {  # with what tells them, of a scored model
+    "teacher_by_rank": ("TeacherByRank", "SAME_LOGITS: the same map of a network with random features and the same"),
+    "where_it_is_scored": ("WhereItIsScored", "SAME_LOGITS: the same map of a network with random features"),
+    "counts_its_calls": ("CountsItsCalls", "ASKED_AGAIN: another map than was scored"),
+}
+
+
+@pytest.mark.parametrize("cheat", OTHERWISE)
+def test_what_is_otherwise_where_it_is_scored_is_told_there(cheat, smoke):
+    symbol, reason = OTHERWISE[cheat]
+    scoring = smoke.run.suite.scoring.model_copy(update={"images": 20})
+    more = replace(smoke, run=replace(smoke.run, suite=smoke.run.suite.model_copy(update={"scoring": scoring})))
+    defined = load(cheat)
+    if "SCORED" in defined:
+        defined["SCORED"] |= {image.sum().item() for images, _ in scored_images(more.run) for image in images}
+    row, _ = scored(more, defined[symbol], cheat, Anew)
+    assert row.eligible == "no"
+    assert reason in row.reason
+    assert "PERMUTED_TWIN" not in row.reason  # which does not tell them
