@@ -10,18 +10,33 @@ from attacks.errors import UserError
 from attacks.given import check_finite, check_images, class_indices
 
 Batch = tuple[Tensor, Tensor]
+_END = object()
 
 
 class Batches:
-    """Those of a loader, on a device. `taken` counts the batches of this pass through the loader."""
+    """Those of a loader, on a device. `taken` counts the batches of this pass through the loader.
+
+    Nothing here refers to itself, as a generator of a method would: a loader's workers are then ended by the last
+    reference, at once. The garbage collector ends their queues first, and each is waited for in vain, for five seconds.
+    """
 
     def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
         self.loader, self.device, self.taken = loader, device, 0
         self._begun = list[Tensor]()
-        self._batches = self._forever()
+        self._rest: Iterator[Any] = iter(())
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        batch = next(self._rest, _END)
+        if batch is _END:
+            self._begun, self.taken = [], 0
+            self._begun = self.begun()
+            self._rest = iter(self.loader)
+            batch = next(self._rest, _END)
+        if batch is _END:
+            raise UserError("the loader must yield at least one batch (got none)")
+        images, targets = _pair(batch)
+        self.taken += 1
+        return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def begun(self) -> list[Tensor]:
         """How the generators stood when this pass began, or as they are before the first one: torch's own, from which
@@ -42,17 +57,6 @@ class Batches:
         owners = (self.loader, getattr(self.loader, "sampler", None))
         found = [generator for owner in owners if (generator := getattr(owner, "generator", None)) is not None]
         return list({id(generator): generator for generator in found}.values())
-
-    def _forever(self) -> Iterator[Batch]:
-        while True:
-            self._begun, self.taken = [], 0
-            self._begun = self.begun()
-            for batch in self.loader:
-                images, targets = _pair(batch)
-                self.taken += 1
-                yield images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-            if not self.taken:
-                raise UserError("the loader must yield at least one batch (got none)")
 
 
 def _pair(batch: Any) -> Batch:

@@ -1,5 +1,6 @@
 """Another process goes on with the very batches, whatever draws their order and their augmentation."""
 
+import gc
 from itertools import product
 
 import pytest
@@ -43,3 +44,27 @@ def test_the_next_batches_are_those_that_would_have_come(kind, taken):
     for (images, targets), (others, labels) in zip(expected, [next(second) for _ in range(4)], strict=True):
         assert torch.equal(images, others)
         assert torch.equal(targets, labels)
+
+
+def test_the_last_reference_ends_a_pass_without_the_garbage_collector():
+    """Which ends the queues of a loader's workers before the workers: each is then waited for, for five seconds."""
+
+    class Loader:
+        ended = False
+
+        def __iter__(self):
+            try:
+                yield torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long)
+            finally:
+                self.ended = True
+
+    given = Loader()
+    batches = Batches(given, torch.device("cpu"))
+    gc.disable()
+    try:
+        next(batches)
+        assert not given.ended
+        del batches
+        assert given.ended
+    finally:
+        gc.enable()

@@ -7,7 +7,7 @@ from benchmark.execution import compute
 from benchmark.sections import Gate, Search
 
 SEARCH = Search(
-    budgets=[0, 2], learning_rates=[1e-3], lambdas=[10], divergences=[0.05], rungs=[3], batch_size=8, images=16
+    budgets=[0, 2], learning_rates=[1e-3], lambdas=[10], divergences=[0.05], rungs=[3], batch_size=8, images=8
 )
 CHANGES = {
     "foolings": ["location"],
@@ -15,14 +15,16 @@ CHANGES = {
     "evaluated": ["grad_cam", "simple_grad_t", "occlusion_contrast", "captum_lrp", "centre_prior"],
     "search": SEARCH,
     "ensemble": ["gradient", "head_shift"],
-    "gate": Gate(images=8, cells=4),
+    "gate": Gate(images=4, cells=2),
     "recipes": [],
+    "interpreters": {"occlusion_contrast": {"cells": 6}},  # an attack has fewer still
 }
 
 
 def test_every_interpreter_is_attacked_itself(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(HeadShift, "steps", 5)
-    done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=CHANGES))
+    few = finished.run.suite.scoring.model_copy(update={"images": 8, "aopc_images": 2})
+    done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=CHANGES | {"scoring": few}))
     assert compute.run_suite(done.run, done.out, jobs=1) == {}
     attacks = leaderboards.load(done.out, "attacks")
     ways = [(name, way) for name in ("grad_cam", "occlusion_contrast", "simple_grad_t") for way in CHANGES["ensemble"]]

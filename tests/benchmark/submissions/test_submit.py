@@ -74,7 +74,8 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
 
 
 def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path):
-    done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"])
+    few = finished.run.suite.scoring.model_copy(update={"images": 8, "aopc_images": 2})
+    done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"], scoring=few)
     assert submit.submit(done.run, example, done.out, 1) == {}
     read, settings = stored.read(done.out / "results"), done.run.suite.search
     card = read.others["fronts"][1]
