@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from attacks.course import Recipe, Task
 from attacks.errors import UserError
@@ -53,6 +54,7 @@ from benchmark.submissions.checks.setting import raised, reseed, restored
 from benchmark.submissions.checks.tidy import traces
 from benchmark.submissions.imported import imported
 from benchmark.submissions.wire import (
+    HOOKS,
     LENGTH,
     LENGTHS,
     NO_MEMORY,
@@ -145,8 +147,11 @@ class Session:
             os.lseek(2, 0, os.SEEK_SET)
 
     def receive(self, model: nn.Module | None) -> None:
-        """Keep the model for this call and the next ones. None: the one that is kept already."""
+        """Keep the model for this call and the next ones. None: the one that is kept already. Its hooks were numbered in
+        another process: new ones must not take their places."""
         if model is not None:
+            taken = [number for module in model.modules() for kind in HOOKS for number in getattr(module, kind)]
+            RemovableHandle.next_id = max([RemovableHandle.next_id, *(number + 1 for number in taken)])
             self.model, self.before = model, fingerprint(model)
 
     def _seed(self) -> None:

@@ -30,6 +30,7 @@ class BrokenError(Exception):
 
 
 Answer = tuple[dict[str, Any], dict[str, Tensor]]  # header and tensors
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of a module
 
 
 def pack(request: dict[str, Any]) -> bytes:
@@ -85,9 +86,8 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
         digest = hashlib.sha256(head.encode())
         digest.update(content(tensor))
         digests[f"parameter or buffer {name!r}"] = digest.hexdigest()
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     for name, module in model.named_modules():
-        counts = [len(getattr(module, kind)) for kind in hooks]
+        counts = [len(getattr(module, kind)) for kind in HOOKS]
         digests[f"training mode or hooks of {name!r}"] = f"{module.training} {counts} {module!r}"
     return digests
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from attacks.errors import UserError
-from benchmark.submissions.sandbox import Foreign, in_words
+from benchmark.submissions.sandbox import Foreign, Session, in_words
 from benchmark.submissions.wire import fingerprint
 
 
@@ -24,6 +25,17 @@ def test_a_submission_sees_eval_mode_and_gradients_and_the_model_gets_its_modes_
         assert not Foreign(look, "look")(model, *batch).requires_grad
     assert seen == [(False, False, True)] * 2
     assert fingerprint(model) == before
+
+
+def test_hooks_of_a_method_do_not_take_the_places_of_those_that_came_with_the_model(model, monkeypatch):
+    came = model.eval().register_forward_hook(lambda module, args, output: output + 1)
+    monkeypatch.setattr(RemovableHandle, "next_id", came.id)  # as in a process that has numbered fewer
+    session, images = Session(), torch.ones(2, 3, 8, 8)
+    session.receive(model)
+    before = model(images)
+    model.register_forward_hook(lambda module, args, output: None).remove()
+    assert torch.equal(model(images), before)
+    assert fingerprint(model) == session.before
 
 
 class UnprintableError(Exception):
