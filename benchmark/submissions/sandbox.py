@@ -147,8 +147,8 @@ class Session:
             os.lseek(2, 0, os.SEEK_SET)
 
     def receive(self, model: nn.Module | None) -> None:
-        """Keep the model for this call and the next ones. None: the one that is kept already. Its hooks were numbered in
-        another process: new ones must not take their places."""
+        """Keep the model for this call and the next ones. None: the one that is kept already. Its hooks were numbered
+        in another process: new ones must not take their places."""
         if model is not None:
             taken = [number for module in model.modules() for kind in HOOKS for number in getattr(module, kind)]
             RemovableHandle.next_id = max([RemovableHandle.next_id, *(number + 1 for number in taken)])
