@@ -153,7 +153,7 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
     settings = run.suite.gate
     assert settings is not None
     model, interpreter = clean_model(run, view.model), create_interpreter(run, view.interpreter)
-    asked, size = first_images(batches(run, "dev", has_pairs(run)), settings.images), run.suite.scoring.batch_size
+    asked, size = first_images(batches(run, "dev", _two_objects(run)), settings.images), run.suite.scoring.batch_size
     images, targets = map(torch.cat, zip(*((x, y) for _, x, y in asked), strict=True))
     random_model = _random_model(run, view.model, model, images[:size])
     classes = dataset(run, "dev").num_classes
@@ -172,6 +172,12 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
     }
 
 
+def _two_objects(run: Run) -> bool:
+    """Whether the suite has such images, also where no fooling of it takes them: a piece of a board has the board's
+    gate."""
+    return has_pairs(run) or run.suite.dataset.pairs_dev is not None
+
+
 def _random_model(run: Run, name: str, clean: nn.Module, images: Tensor) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(randomised.SEEDS + run.suite.dataset.seed)
@@ -182,7 +188,7 @@ def _spec(run: Run, view: View) -> Spec:
     assert run.suite.gate is not None
     asked = {"gate": run.suite.gate.model_dump(), "seed": run.suite.dataset.seed}
     return asked | {
-        "data": data_spec(run, "dev", has_pairs(run)),
+        "data": data_spec(run, "dev", _two_objects(run)),
         "interpreter": interpreter_spec(run, view.interpreter),
     }
 

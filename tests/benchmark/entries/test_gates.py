@@ -5,9 +5,12 @@ import torch
 from torch import nn
 
 from attacks.ranks import rank_correlation
+from benchmark import suite
+from benchmark.cells import View
 from benchmark.entries import gates
 from benchmark.leaderboards.ranking import FILLS
 from benchmark.metrics.perturbation import aopc, cell_order, drops, noise
+from benchmark.run import Run
 
 
 class Net(nn.Module):
@@ -118,3 +121,12 @@ def test_cost_is_per_image():
     found = gates.cost(work, "cpu", 4)
     assert found["peak_mib"] == pytest.approx(1.0)
     assert 0 < found["ms_per_image"] < 100
+
+
+def test_a_piece_of_a_board_has_its_gate(tmp_path):
+    """Also a piece without Active fooling, which alone takes two-object images."""
+    whole = suite.load("board")
+    piece = whole.model_copy(update={"foolings": ["location"]})
+    single = piece.model_copy(update={"dataset": whole.dataset.model_copy(update={"pairs_dev": None})})
+    asked = [gates._spec(Run(given, str(tmp_path)), View("compact_vgg", "lrp")) for given in (whole, piece, single)]
+    assert asked[0] == asked[1] != asked[2]
