@@ -17,6 +17,7 @@ from benchmark.leaderboards.cells import CONTRAST, CURVES, MEANS, Cell, Row, cel
 from benchmark.leaderboards.progress import NO_PROGRESS, stuck
 from benchmark.leaderboards.table import Leaderboard, Measured, Results, intervals, span
 
+ENOUGH = 0.95  # of the images: an attack that fooled so many is not held to have been cut short
 LEVELS = {0.0: "fooled_free", 0.5: "fooled_half", 1.0: "fooled_one", 2.0: "fooled_two"}
 """The worst attacks, corrected for chance, on average over places: of fooled models that lost at most so many points of
 top-1; free is a function that was kept, in which at most one prediction in a thousand changed."""
@@ -76,6 +77,7 @@ def ranks_with(reference: Path | str, folder: Path | str, name: str) -> tuple[in
 def _rows(measured: Measured) -> list[Row]:
     ranks, rows = ranking.ranks(_ranked(measured)), []
     gate_score = ranking.gate_score({name: card for name, (_, card) in measured.results.entries.items()})
+    found = searched(measured.results)
     for name, cells in measured.cells.items():
         card, standing = measured.results.entries[name][1], measured.standings[name]
         value, replicates = ranking.stability(standing.worst)
@@ -84,7 +86,7 @@ def _rows(measured: Measured) -> list[Row]:
         row |= {"status": card.get("status", "reference"), "places": len(standing.worst)}
         flags = [
             *card.get("flags", []),
-            *_flags(name, cells),
+            *_flags(name, cells, found.get(name, []), unfinished_search(measured.results, found, name)),
             *([NO_PROGRESS] if NO_PROGRESS in standing.reason else []),
         ]
         row |= {"silent_places": standing.silent, "flags": " ".join(flags)}
@@ -141,13 +143,14 @@ def _cost(card: Row) -> Row:
     return {key: float(np.mean(values)) for key, values in known.items() if values}
 
 
-def _flags(name: str, cells: list[Cell]) -> list[str]:
+def _flags(name: str, cells: list[Cell], found: list[Searched], in_search: bool) -> list[str]:
     """What a reader must know before trusting a high stability.
 
     In some model and fooling, beyond the interval, its own gradient is beaten: SURROGATE_GAP, by that of a surrogate
     or by an attack aimed at another interpreter; RANDOM_BEATS_WHITEBOX, by a search without gradients. NOT_CONVERGED:
     an attack by its gradient was still making more than a twentieth of its progress in its last tenth (labels), or was
-    ended by its last step and had fooled less than 95 % of the images (distilled). Of a submission, its checks add
+    ended by its last step and had fooled less than 95 % of the images (distilled), also in a search (`in_search`:
+    `unfinished_search`). Of a submission, its checks add
     ZERO_SECOND_ORDER, LOGIT_SHIFT and NOT_CONFINED (`benchmark.submissions.submit`). NO_PROGRESS: the attack on it was
     none (`benchmark.leaderboards.progress`).
     """
@@ -157,13 +160,12 @@ def _flags(name: str, cells: list[Cell]) -> list[str]:
             attacked, strategy = strategies.split(cell.manipulation["attacked"])
             without = attacked == name and not strategies.STRATEGIES[strategy].by_gradient
             (blind if without else whitebox if cell.manipulation["attacked"] == name else surrogates).append(cell)
-    if not whitebox:
-        return []
+    own = [*_attacks(whitebox), *(each.attack for each in found if each.by_gradient)]
     flags = []
     for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):
-        if _beaten(whitebox, others):
+        if own and _beaten(own, _attacks(others)):
             flags.append(flag)
-    if any(map(_unfinished, whitebox)):
+    if in_search or any(map(_unfinished, whitebox)):
         flags.append("NOT_CONVERGED")
     return flags
 
@@ -173,9 +175,9 @@ def _attacks(cells: list[Cell], accuracy: list[Mean | None] | None = None) -> li
     return [made(cell, cost) for cell, cost in zip(cells, costs, strict=True) if cell.scores]
 
 
-def _beaten(cells: list[Cell], others: list[Cell]) -> bool:
-    """Whether the worst of `others` is worse than the worst of `cells` in some model and fooling, with 95 %."""
-    mine, theirs = (ranking.worst_attacks(_attacks(part))[0] for part in (cells, others))
+def _beaten(own: list[ranking.Attack], others: list[ranking.Attack]) -> bool:
+    """Whether the worst of `others` is worse than the worst of `own` in some model and fooling, with 95 %."""
+    mine, theirs = (ranking.worst_attacks(part)[0] for part in (own, others))
     gaps = [theirs[place][1] - mine[place][1] for place in theirs if place in mine]
     return any(interval(gap[:, None])[0][0] > 0 for gap in gaps)
 
@@ -184,7 +186,22 @@ def _unfinished(cell: Cell) -> bool:
     ended = cell.manipulation.get("converged")
     if ended is None:
         return _still_falling(cell.manipulation)
-    return not ended and cell.scores is not None and cell.scores.value[ranking.FSR] < 0.95
+    return not ended and cell.scores is not None and cell.scores.value[ranking.FSR] < ENOUGH
+
+
+def unfinished_search(results: Results, found: dict[str, list[Searched]], name: str) -> bool:
+    """Whether in some place the longest attack that was tried by the interpreter's own gradient was ended by its last
+    step, and the best of all had fooled less than ENOUGH of the scored images."""
+    tried = dict[ranking.Place, list[Row]]()
+    for point in results.others["fronts"][1]["points"] if "fronts" in results.others else ():
+        if point["attacked"] == name:
+            tried.setdefault((point["model"], point["fooling"]), []).append(point)
+    reached = dict[ranking.Place, float]()
+    for each in found.get(name, []):
+        place = each.attack.model, each.attack.fooling
+        reached[place] = max(reached.get(place, 0.0), float(each.attack.scores.value[ranking.FSR]))
+    ended = {place: max(points, key=lambda point: point["steps"]).get("converged") for place, points in tried.items()}
+    return any(end is False and reached.get(place, 1.0) < ENOUGH for place, end in ended.items())
 
 
 def _still_falling(manipulation: Row) -> bool:

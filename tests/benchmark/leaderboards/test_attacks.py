@@ -32,6 +32,20 @@ def front(attacked: str, budget: float, fooled: list[bool], lost: int, gained: i
     }
 
 
+POINTS = [
+    front("occlusion:head_shift", 0.0, [True, False, True, False], 0, 0, 0, 2000),
+    front("occlusion", 0.0, [False] * 4, 3, 3, 6, 2000),  # as accurate, yet not the function that it was
+    front("occlusion", 1.0, [True, True, True, False], 30, 12, 60, 2000),
+    front("occlusion", 2.0, [True] * 4, 70, 10, 90, 2000),  # within 2 points on dev, not here
+]
+
+
+def write_fronts(folder: Path, points: list[tuple], tried: list[dict]) -> None:
+    frames, chosen = zip(*points, strict=True)
+    card = {"suite": "hand", "points": tried, "chosen": [*chosen]}
+    stored.write(folder / "results", "fronts", pd.concat(frames), card)
+
+
 @pytest.fixture
 def searched(tmp_path: Path) -> Path:
     frame = rows(KEY, 4).assign(**dict.fromkeys(metrics.columns(), 0.125), test_loss=0.5, test_loss_clean=0.5)
@@ -44,16 +58,7 @@ def searched(tmp_path: Path) -> Path:
     right = dict.fromkeys(("top1", "top5", "top1_clean", "top5_clean", "agreement"), True)
     card = {"suite": "hand", "manipulations": [manipulation(KEY)]}
     stored.write(tmp_path / "results", "models", rows(KEY, 4).assign(**right), card)
-    points = [
-        front("occlusion:head_shift", 0.0, [True, False, True, False], 0, 0, 0, 2000),
-        front("occlusion", 0.0, [False] * 4, 3, 3, 6, 2000),  # as accurate, yet not the function that it was
-        front("occlusion", 1.0, [True, True, True, False], 30, 12, 60, 2000),
-        front("occlusion", 2.0, [True] * 4, 70, 10, 90, 2000),  # within 2 points on dev, not here
-    ]
-    frames, chosen = zip(*points, strict=True)
-    stored.write(
-        tmp_path / "results", "fronts", pd.concat(frames), {"suite": "hand", "points": [], "chosen": [*chosen]}
-    )
+    write_fronts(tmp_path, POINTS, [])
     leaderboards.write(tmp_path)
     return tmp_path
 
@@ -93,3 +98,25 @@ def test_without_search_the_manipulations_are_the_attacks(by_hand: Path) -> None
     (row,) = table(by_hand, "attacks")
     assert (row["interpreter"], row["strategy"], row["seed"], row["budget"]) == ("lrp_t", "gradient", "0", "")
     assert (row["fsr"], row["top1_drop"], row["changed"]) == ("0.75", "50", "1")
+
+
+@pytest.mark.parametrize(
+    ("ended", "chosen", "flags"),
+    [(False, 3, "NOT_CONVERGED"), (True, 3, ""), (None, 3, ""), (False, 4, "")],
+    ids=["cut short", "converged", "of older results", "all were fooled"],
+)
+def test_a_search_whose_longest_attack_was_cut_short_is_flagged(searched: Path, ended, chosen, flags) -> None:
+    longest = POINTS[-1][1] | {"steps": 500, "converged": ended}
+    short = longest | {"steps": 100, "converged": ended is False or None}  # which says nothing
+    write_fronts(searched, POINTS[:chosen], [longest, short, longest | {"attacked": "lrp_t", "converged": False}])
+    leaderboards.write(searched)
+    assert find(table(searched, "stability"), interpreter="occlusion")["flags"] == flags
+
+
+def test_an_attack_on_another_that_beats_its_own_search_is_a_gap(searched: Path) -> None:
+    frame, card = stored.read(searched / "results").entries["occlusion"]
+    stored.write(searched / "results", "occlusion", frame.assign(success=True), card)
+    write_fronts(searched, POINTS[:2], [])  # its own gradient fooled none, the one aimed at lrp_t all
+    leaderboards.write(searched)
+    assert find(table(searched, "stability"), interpreter="occlusion")["flags"] == "SURROGATE_GAP"
+    assert find(table(searched, "stability"), interpreter="lrp_t")["flags"] == ""
