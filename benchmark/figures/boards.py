@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from attacks import strategies
 from benchmark.figures.families import by_family
 from benchmark.figures.style import MARKERS, PALETTE, counts, filled, hatch, legend, listed, panels
 from benchmark.leaderboards import load
@@ -83,10 +84,11 @@ def aopc(folder: Path | str) -> Figure:
 
 
 def front(folder: Path | str) -> Figure:
-    """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test. A row
-    an interpreter, by family, or several side by side where they are many."""
+    """FSR against the accuracy it costs: every recipe tried on dev, the best within each drop, and those on test, by
+    all strategies. A row an interpreter, by family, or several side by side where they are many."""
     table = load(folder, "fronts")
     table = filled(table[table.error.isna()], "fronts")
+    table = table.assign(attacked=table.attacked.map(lambda name: strategies.split(name)[0]))
     models, foolings = listed(table.model), listed(table.fooling)
     attacked = [name for members in by_family(table.attacked).values() for name in members]
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge

@@ -96,9 +96,10 @@ class Leaderboard:
             _check(path, frame[column], numbers.isna() & frame[column].notna(), "a number")
             _check(path, frame[column], ~numbers.fillna(0).between(0, 1) & (column in self.shares), "a share in 0..1")
             _check(path, frame[column], (numbers.fillna(0) % 1 != 0) & (column in WHOLE), "a whole number")
+        whole = frame.error.isna() if "error" in frame else pd.Series(True, frame.index)  # what failed has no split
         for column in takewhile(lambda column: column in self.text, self.columns):
             if column in frame:
-                _check(path, frame[column].fillna("nothing"), frame[column].isna(), "a name")
+                _check(path, frame[column].fillna("nothing"), frame[column].isna() & whole, "a name")
         if (twice := frame.duplicated()).any():
             raise UserError(f"{path}, line {int(twice.to_numpy().argmax()) + 2}: the same line is there twice")
         return frame

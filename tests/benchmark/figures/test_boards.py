@@ -96,3 +96,10 @@ def test_nothing_to_draw_is_one_line(name: str, suite: Path, tmp_path: Path) -> 
     (tmp_path / f"{name}.csv").write_text(header + "\n")
     with pytest.raises(UserError, match="nothing to draw"):
         FIGURES[name].load()(tmp_path)
+
+
+def test_a_search_that_failed_has_no_split_and_stops_no_figure(suite: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(suite / "fronts.csv")
+    failed = {"model": "compact_vgg", "fooling": "top_k", "attacked": "eigen_cam", "n": 0, "error": "no head"}
+    pd.concat([table, pd.DataFrame([failed])]).to_csv(tmp_path / "fronts.csv", index=False)
+    assert panels(boards.front(tmp_path)).keys() == panels(boards.front(suite)).keys()
