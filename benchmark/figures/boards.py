@@ -94,7 +94,7 @@ def front(folder: Path | str) -> Figure:
     limit = 1.5 * table.budget.max()  # points beyond it would squeeze what matters; they are drawn at the edge
     beside = max(1, min(_WIDE // len(foolings), round(math.sqrt(len(attacked) / len(foolings)))))
     rows, columns = math.ceil(len(attacked) / beside), beside * len(foolings)
-    figure, axes = panels(rows, columns, max(0.8 + 1.675 * columns, 5.5), 1.8 + 1.75 * rows, sharey=True)
+    figure, axes = panels(rows, columns, max(0.8 + 1.675 * columns, 7.6), 1.8 + 1.75 * rows, sharey=True)
     places = list(product(attacked, foolings))
     for unused in axes.flat[len(places) :]:
         unused.remove()
