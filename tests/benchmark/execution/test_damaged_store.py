@@ -17,6 +17,7 @@ from benchmark.entries.kind import Entry
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.predictions import PREDICTIONS
 from benchmark.entries.scores import SCORES
+from benchmark.entries.same_logits import SAME_LOGITS
 from benchmark.entries.texture_nets import TEXTURE_NETS
 from benchmark.entries.textures import TEXTURED
 from benchmark.execution import compute
@@ -36,7 +37,7 @@ READ = {  # the files that a run reads again when this is to be made
 COLLECTED = ("front_scores/scores", "predictions/predictions", "scores/scores", "robustness/radii", "pointed/curves")
 ALWAYS = [f"{name}.parquet" for name in COLLECTED]  # the files that every run reads
 RECEIPTS = [f"{kind}/receipt.json" for kind in ("gates", "fronts", "manipulations")]
-OF_SUBMISSIONS = {TEXTURE_NETS.name, TEXTURED.name}
+OF_SUBMISSIONS = {TEXTURE_NETS.name, TEXTURED.name, SAME_LOGITS.name}
 NEVER = ("manipulations/history.parquet", "scores/samples.npy")  # the files that no run reads, but draws
 
 
