@@ -16,8 +16,8 @@ from benchmark.entries.fronts import FRONT_SCORES
 from benchmark.entries.kind import Entry
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.predictions import PREDICTIONS
-from benchmark.entries.scores import SCORES
 from benchmark.entries.same_logits import SAME_LOGITS
+from benchmark.entries.scores import SCORES
 from benchmark.entries.texture_nets import TEXTURE_NETS
 from benchmark.entries.textures import TEXTURED
 from benchmark.execution import compute
