@@ -7,7 +7,6 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from benchmark.leaderboards.ranking import Standing
 from benchmark.results import Entry
 
 ENDS = ("", "_low", "_high")
+PLACES = ["model", "fooling", "attacked", "evaluated", "interpreter"]
 WHOLE = ("seed", "n")
 
 
@@ -78,8 +78,8 @@ class Leaderboard:
 
     def read(self, path: Path, older: bool = False) -> pd.DataFrame:
         """The CSV as it lies there; only empty fields are missing values. UserError: no such file, another table, a
-        line that is cut short or there twice, text where a number is due, a share outside 0..1, a place (its leading
-        columns of text) without a name, a part of an image or a seed. `older`: it may lack all columns but
+        line that is cut short or there twice, text where a number is due, a share outside 0..1, a place without a
+        name, a part of an image or a seed. `older`: it may lack all columns but
         the first, as an earlier version's does."""
         try:
             _check_lines(path)
@@ -96,11 +96,9 @@ class Leaderboard:
             _check(path, frame[column], numbers.isna() & frame[column].notna(), "a number")
             _check(path, frame[column], ~numbers.fillna(0).between(0, 1) & (column in self.shares), "a share in 0..1")
             _check(path, frame[column], (numbers.fillna(0) % 1 != 0) & (column in WHOLE), "a whole number")
-        whole = frame.error.isna() if "error" in frame else pd.Series(True, frame.index)  # what failed has no split
-        for column in takewhile(lambda column: column in self.text, self.columns):
-            if column in frame:
-                _check(path, frame[column].fillna("nothing"), frame[column].isna() & whole, "a name")
-        if (twice := frame.duplicated()).any():
+        for column in frame.columns.intersection(PLACES):
+            _check(path, frame[column].fillna("nothing"), frame[column].isna(), "a name")
+        if not older and (twice := frame.duplicated()).any():  # which may not tell them apart
             raise UserError(f"{path}, line {int(twice.to_numpy().argmax()) + 2}: the same line is there twice")
         return frame
 
