@@ -34,7 +34,7 @@ from benchmark.entries import curves, permuted, randomised, trained
 from benchmark.entries.curves import target_grid
 from benchmark.entries.images import batches, first_images
 from benchmark.entries.kind import Entry, Errors, Inputs, Kind, Receipt, Result
-from benchmark.entries.trained import TRAINED, clean_model, new_model
+from benchmark.entries.trained import TRAINED, clean_model
 from benchmark.interpreters import Interpreter
 from benchmark.leaderboards.cells import CONTRAST
 from benchmark.leaderboards.ranking import FILLS
@@ -155,7 +155,7 @@ def _make(run: Run, view: View, inputs: Inputs, folder: Path) -> Receipt:
     model, interpreter = clean_model(run, view.model), create_interpreter(run, view.interpreter)
     asked, size = first_images(batches(run, "dev", _two_objects(run)), settings.images), run.suite.scoring.batch_size
     images, targets = map(torch.cat, zip(*((x, y) for _, x, y in asked), strict=True))
-    random_model = _random_model(run, view.model, model, images[:size])
+    random_model = randomised.random_network(run, view.model, model, images[:size])
     classes = dataset(run, "dev").num_classes
     targets, others = targets.unbind(1) if targets.dim() == 2 else (targets, (targets + 1) % classes)
     first = images[:size], targets[:size]
@@ -176,12 +176,6 @@ def _two_objects(run: Run) -> bool:
     """Whether the suite has such images, also where no fooling of it takes them: a piece of a board has the board's
     gate."""
     return has_pairs(run) or run.suite.dataset.pairs_dev is not None
-
-
-def _random_model(run: Run, name: str, clean: nn.Module, images: Tensor) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(randomised.SEEDS + run.suite.dataset.seed)
-        return randomised.look_trained(new_model(run, name).to(run.device).eval(), clean, images)
 
 
 def _spec(run: Run, view: View) -> Spec:

@@ -13,9 +13,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attacks.errors import Refused
 from attacks.head_shift import find_head
 from benchmark.entries import permuted
+from benchmark.entries.trained import new_model
+from benchmark.run import Run
 
 SEEDS = 2**31  # beyond all that a suite may name; no more, for torch on a CPU looks at the lowest 32 bits alone
 CODE = (*permuted.CODE, "benchmark.entries.randomised")
+
+
+def random_network(run: Run, name: str, clean: nn.Module, images: Tensor, nth: int = 0) -> nn.Module:
+    """The suite's model of that name with new weights that look like those of `clean`, in eval mode; another one for
+    each `nth`. The random state is given back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEEDS + run.suite.dataset.seed + nth)
+        return look_trained(new_model(run, name).to(run.device).eval(), clean, images)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.entries.originals import ORIGINALS
 from benchmark.entries.permuted import correlation
 from benchmark.entries.scores import SCORES
-from benchmark.entries.trained import TRAINED, clean_model, new_model, stored_model
+from benchmark.entries.trained import TRAINED, clean_model, stored_model
 from benchmark.entries.twins import Scored
 from benchmark.interpreters import Interpreter
 from benchmark.run import Run, Spec, create_interpreter
@@ -64,13 +64,6 @@ def say_the_same(model: nn.Module, like: nn.Module, images: Tensor) -> nn.Module
     return model
 
 
-def _random_model(run: Run, name: str, clean: nn.Module, images: Tensor) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(randomised.SEEDS + run.suite.dataset.seed + 1)  # not that of the gate
-        made = randomised.look_trained(new_model(run, name).to(run.device).eval(), clean, images)
-    return say_the_same(made, clean, images)
-
-
 def _drawn(run: Run, place: Scored) -> tuple[int, Tensor, Tensor]:
     """A batch of the scored images, as they were scored, with the first one's place; of pairs, the first class."""
     pairs, size = twins._pairs(place), run.suite.scoring.batch_size
@@ -86,10 +79,8 @@ def _seed(place: Scored) -> int:
 @torch.no_grad()
 def _make(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Receipt:
     start, images, targets = _drawn(run, place)
-    interpreter, originals = (
-        create_interpreter(run, twins._name(place)),
-        intact(inputs["originals"] / "heatmaps.npy", mapped),
-    )
+    interpreter = create_interpreter(run, twins._name(place))
+    originals = intact(inputs["originals"] / "heatmaps.npy", mapped)
     original = torch.from_numpy(np.array(originals[start : start + len(images)])).to(images.device)
     original = original[:, 0] if original.dim() == 4 else original
     if isinstance(place, View):
@@ -107,7 +98,8 @@ def _clean(
     model = clean_model(run, view.model)
     shown, why = dict[str, Tensor](), dict[str, str]()
     try:
-        other = interpreter(_random_model(run, view.model, model, images), images, targets)
+        random_model = randomised.random_network(run, view.model, model, images, 1)  # not that of the gate
+        other = interpreter(say_the_same(random_model, model, images), images, targets)
         shown = {"random": correlation(scored, other), "unrelated": correlation(scored, scored.roll(-1, 0))}
     except Refused as error:
         why = {"unchecked": str(error)}

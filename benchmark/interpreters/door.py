@@ -83,7 +83,8 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
 
 @contextmanager
 def own_buffers(model: nn.Module) -> Iterator[None]:
-    """Copies of the model's buffers in their place while the block runs; then they are there again, as they were."""
+    """Copies of the model's buffers in their place while the block runs; then they are there again, as they were. (To
+    write values back, as `attacks.given.buffers_kept` does, would break the graph of the maps, which outlives it.)"""
     there: list[tuple[dict[str, Any], dict[str, Any]]] = []
     copies: dict[int, Tensor] = {}  # a buffer may be that of two modules
     for module in model.modules():

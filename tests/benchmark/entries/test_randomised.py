@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from benchmark.entries.gates import _random_model
 from benchmark.entries.images import batches
+from benchmark.entries.randomised import random_network
 from benchmark.entries.trained import clean_model, new_model
 
 
@@ -21,7 +21,7 @@ def test_it_is_far_from_the_trained_one_and_looks_like_it(finished):
     trained = clean_model(run, name)
     before, rng = copy.deepcopy(trained.state_dict()), torch.get_rng_state()
     images, _ = next(batches(run, "dev"))
-    model = _random_model(run, name, trained, images)
+    model = random_network(run, name, trained, images)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
     with torch.random.fork_rng():
