@@ -19,7 +19,8 @@ from attacks.errors import Refused
 from attacks.given import images_kept
 from attacks.trunk import above
 
-LARGEST = 128.0  # of |v| |φ|, which is more than |v·φ|: float32 rounds such logits to 4e-6; probabilities keep to 1e-5
+LARGEST = 64.0  # of |v·φ| and |c|: float32 rounds such logits to 4e-6, and probabilities keep to 1e-5
+LONGEST = 512.0  # of |v| |φ|, which bounds the sums on the way to v·φ: among many features it is 20 times as much
 TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
 Head = nn.Linear | nn.Conv2d
 HEADS = (nn.Linear, nn.Conv2d)
@@ -30,7 +31,7 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
 
     Random state, history and errors are those of `attacks.manipulate`. The recipe's learning rate is in units of the
     head's root mean square weight, its λ plays no part. v and c are held so short that |v·φ(x)| and |c| are at most
-    `LARGEST` on the first batch. Raises `Refused` for a network without such a head.
+    `LARGEST`, and |v| |φ(x)| `LONGEST`, on the first batch. Raises `Refused` for a network without such a head.
     """
     course = Course(task)
     fooled = copy.deepcopy(task.model).eval().requires_grad_(False)
@@ -43,24 +44,29 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     scale = before[0].square().mean().sqrt()
     with course.random:
         shift = [START * scale * torch.randn_like(values[0]) for values in before]  # v, and c where there is a bias
-    limits = [LARGEST / features.norm(dim=_axis(features)).max().item(), LARGEST]
-    _place(changed, before, shift, limits)
+    features = features.movedim(_axis(features), -1).flatten(0, -2)
+    _place(changed, before, shift, features)
     optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * scale.item())
 
     def follow(gradients: Sequence[Tensor | None]) -> None:
         for values, gradient in zip(shift, gradients, strict=True):
             values.grad = torch.zeros_like(values) if gradient is None else gradient.sum(0)  # of all classes alike
         optimiser.step()
-        _place(changed, before, shift, limits)
+        _place(changed, before, shift, features)
 
     return train(task, course, fooled, network, changed, recipe.steps, "the weights of the model's head", follow)
 
 
 @torch.no_grad()
-def _place(changed: list[Tensor], before: list[Tensor], shift: list[Tensor], limits: list[float]) -> None:
-    """Write the shifted weights, and bias where there is one; a shift beyond its limit is shortened."""
-    for parameter, values, added, limit in zip(changed, before, shift, limits, strict=False):
-        added *= (limit / added.norm()).clamp(max=1.0)
+def _place(changed: list[Tensor], before: list[Tensor], shift: list[Tensor], features: Tensor) -> None:
+    """Write the shifted weights, and bias where there is one; a shift beyond its limits on features (N, d) is cut."""
+    vector, *constant = shift
+    reached = (features @ vector.flatten()).abs().max() / LARGEST
+    length = features.norm(dim=1).max() * vector.norm() / LONGEST
+    vector /= torch.maximum(reached, length).clamp(min=1.0)
+    for value in constant:
+        value.clamp_(-LARGEST, LARGEST)
+    for parameter, values, added in zip(changed, before, shift, strict=True):
         parameter.copy_(values + added)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from attacks import Active, CenterMass, Location, Recipe, TopK
 from attacks.course import Task
 from attacks.errors import Refused, UserError
-from attacks.head_shift import find_head, head_shift
+from attacks.head_shift import LARGEST, LONGEST, find_head, head_shift
 from attacks.strategies import HeadShift
 from benchmark import interpreters, models
 
@@ -151,6 +151,21 @@ def test_the_gradient_of_a_linear_network_is_that_of_its_weights_and_the_vector(
     assert Location().success(Location().test_loss(maps, before)).all()
     assert not Location().success(Location().test_loss(before, before)).any()
     assert_as_probable(model, fooled, images)
+
+
+@pytest.mark.parametrize(("size", "bound"), [(2, 0), (14, 1)], ids=["what it adds", "its length"])
+def test_the_shift_of_large_features_is_held(size, bound):
+    """Among 12 features a vector adds a good part of its length to the logits, among 588 hardly any."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, 2))
+    images, targets = loader(2, size).dataset.tensors
+    task = Task(
+        model, interpreters.create("simple_grad"), Location(), DataLoader(TensorDataset(1e4 * images, targets), 16)
+    )
+    vector = (head_shift(task, Recipe(9.0, 0.0, 5)).model[1].weight - model[1].weight)[0].double()
+    features = 1e4 * images.flatten(1).double()
+    reached = (features @ vector).abs().max() / LARGEST, features.norm(dim=1).max() * vector.norm() / LONGEST
+    assert max(reached) < 1.01
+    assert reached[bound] > 0.99
 
 
 @pytest.mark.parametrize("name", ["compact_vgg", "compact_resnet"])
