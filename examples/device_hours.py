@@ -14,6 +14,7 @@ but a CPU is slow on denormals, to which relevance fades in an untrained network
 
 import argparse
 import itertools
+import math
 import os
 import platform
 import sys
@@ -31,11 +32,13 @@ import torch.nn.functional as F
 from attacks import Recipe, foolings
 from attacks.course import Task
 from attacks.manipulation import fine_tune
+from attacks.strategies import STRATEGIES, split
 from benchmark import datasets, models
-from benchmark.cells import Attack, plan
+from benchmark.cells import Attack, Manipulation, plan
 from benchmark.entries import recipes, scoring
 from benchmark.entries.images import PIXELS, batches, decodable
 from benchmark.entries.kind import Entry
+from benchmark.entries.search import grid
 from benchmark.run import Run, Told, create_interpreter, dataset
 from benchmark.sections import Suite
 from benchmark.suite import load
@@ -122,9 +125,7 @@ def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str
     model = model.to(run.device, memory_format=torch.channels_last).eval()
 
     def loader(attack: Attack, pairs: bool) -> Waited:
-        known = recipes.recipe(run, attack)
-        assert known is not None
-        size, data = given.batch_size or known.batch_size, dataset(run, "train", pairs)
+        size, data = given.batch_size or images_of_step(run, attack), dataset(run, "train", pairs)
         return Waited(datasets.loader(data, size, shuffle=True, workers=given.workers, device=run.device))
 
     def timed(what: str, steps: Iterator[Any], waited: list[Waited], size: int) -> dict[str, Any]:
@@ -138,7 +139,8 @@ def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str
     plain = loader(next(cell for cell in plan(run.suite) if cell.model == name), False)
     size = plain.loader.batch_size
     yield timed("plain", plain_steps(model, plain, run), [plain], size)
-    for fooling, attacked in itertools.product(("location", "active"), ("lrp", *run.suite.attacked)):
+    aimed = dict.fromkeys(["lrp", *(split(attacked)[0] for attacked in run.suite.attacked)])
+    for fooling, attacked in itertools.product(("location", "active"), aimed):
         if fooling not in run.suite.foolings:
             continue
         cell = Attack(name, fooling, run.suite.attacked[0])  # for its batch size
@@ -199,14 +201,32 @@ def plain_steps(model: torch.nn.Module, loader: Iterable[Any], run: Run) -> Iter
         yield
 
 
+def images_of_step(run: Run, attack: Attack) -> int:
+    """Of one kind, at most."""
+    own = recipes.recipe(run, attack) or STRATEGIES[attack.strategy].recipe() or run.suite.search
+    assert own is not None
+    return own.batch_size
+
+
+def steps_of(run: Run, attack: Manipulation) -> int:
+    """At most; of the first seed with the search of its recipe, which is carried out once more."""
+    own, settings = recipes.recipe(run, attack) or STRATEGIES[attack.strategy].recipe(), run.suite.search
+    if own is not None:
+        return own.steps
+    assert settings is not None
+    taken, race, before = 0, len(grid(settings)), 0
+    for rung in settings.rungs:
+        taken, race, before = taken + race * (rung - before), math.ceil(race / 3), rung
+    return settings.rungs[-1] + (taken if attack.seed == run.suite.seeds[0] else 0)
+
+
 def projected(run: Run, speed: "pd.Series[float]", images: int) -> dict[str, dict[str, float]]:
     """Device-hours of the whole suite, a model at a time: steps, and scores with their AOPC curves."""
     scored, hours = run.suite.scoring, {name: {"steps": 0.0, "scores": 0.0} for name in run.suite.models}
     for cell in plan(run.suite):
-        name, pairs, own = cell.model, foolings.create(cell.fooling).pairs, recipes.recipe(run, cell)
-        assert own is not None
-        step = speed[name, f"{cell.attacked}, {'active' if pairs else 'location'}"]
-        hours[name]["steps"] += own.steps * own.batch_size * (1 + pairs) / step / 3600
+        name, pairs = cell.model, foolings.create(cell.fooling).pairs
+        step = speed[name, f"{cell.interpreter}, {'active' if pairs else 'location'}"]
+        hours[name]["steps"] += steps_of(run, cell) * images_of_step(run, cell) * (1 + pairs) / step / 3600
         n = (run.suite.dataset.pairs_test or images) if pairs else images
         for evaluated in run.suite.evaluated:
             maps = n * (1 + pairs) / speed[name, f"score {evaluated}"]
