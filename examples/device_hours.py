@@ -1,6 +1,6 @@
-"""What a suite would take on this device: images per second of its parts, and from these its device-hours.
+"""What suites would take on this device: images per second of the first one's parts, and from these device-hours.
 
-python examples/device_hours.py --data ROOT                       # suite imagenet on the device at hand, as CSV
+python examples/device_hours.py --data ROOT                       # both of ImageNet on the device at hand, as CSV
 python examples/device_hours.py --data ROOT --device cuda --batch-size 32
 
 plain: an Adam step on the cross-entropy; ATTACKED, FOOLING: a fooling step against that interpreter; score NAME: maps
@@ -83,7 +83,7 @@ def row(model: str, what: str, images: int, seconds: float, waiting: float = flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", default="imagenet")
+    parser.add_argument("--suite", nargs="+", default=["imagenet", "imagenet_distilled"], help="measured is the first")
     parser.add_argument("--data")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, help="of a step [that of the suite's recipes]")
@@ -97,7 +97,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False  # as in a run
-    suite = load(given.suite)
+    suite, *others = map(load, given.suite)
     sizes = {"test": given.images, "pairs_train": 64, "workers": 0, "class_pair": None}
     plain = suite.scoring.model_copy(update={"decoded": False})
     small = suite.model_copy(update={"dataset": suite.dataset.model_copy(update=sizes), "scoring": plain})
@@ -113,8 +113,11 @@ def main() -> None:
     print(f"# suite {suite.name}, {about}, torch {torch.__version__}, {given.workers} workers")
     print(found.to_csv(index=False, float_format="%.3g"), end="")
     speed = found.set_index(["model", "what"]).images_per_s
-    for model, hours in projected(Run(suite, ""), speed, given.scored).items():
-        print(f"# {model}: {hours['steps']:.0f} device-hours of steps, {hours['scores']:.0f} of scoring")
+    for each in (suite, *others):
+        for model, hours in projected(Run(each, ""), speed, given.scored).items():
+            print(
+                f"# {each.name}, {model}: {hours['steps']:.0f} device-hours of steps, {hours['scores']:.0f} of scoring"
+            )
 
 
 def measure(run: Run, name: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -201,16 +204,22 @@ def plain_steps(model: torch.nn.Module, loader: Iterable[Any], run: Run) -> Iter
         yield
 
 
+def own_recipe(run: Run, attack: Attack) -> Recipe | None:
+    """What the suite or the strategy gives; None where it is searched."""
+    searched = run.suite.search is not None and attack.takes_recipe
+    return None if searched else recipes.recipe(run, attack) or STRATEGIES[attack.strategy].recipe()
+
+
 def images_of_step(run: Run, attack: Attack) -> int:
     """Of one kind, at most."""
-    own = recipes.recipe(run, attack) or STRATEGIES[attack.strategy].recipe() or run.suite.search
-    assert own is not None
-    return own.batch_size
+    settings = own_recipe(run, attack) or run.suite.search
+    assert settings is not None
+    return settings.batch_size
 
 
 def steps_of(run: Run, attack: Manipulation) -> int:
     """At most; of the first seed with the search of its recipe, which is carried out once more."""
-    own, settings = recipes.recipe(run, attack) or STRATEGIES[attack.strategy].recipe(), run.suite.search
+    own, settings = own_recipe(run, attack), run.suite.search
     if own is not None:
         return own.steps
     assert settings is not None
