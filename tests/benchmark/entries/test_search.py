@@ -59,6 +59,17 @@ def test_a_third_goes_on_and_each_budget_has_its_best_point():
     assert weights["weight"].item() == pytest.approx(0.04)  # as measured, although the candidate went on
 
 
+def test_what_keeps_a_divergence_may_lose_more_on_its_way():
+    """2.4 points after 2 steps, over both budgets: the best of those with labels stayed behind for as much."""
+    race, settings = Race(), SETTINGS.model_copy(update={"divergences": [0.1]})
+    _, chosen = search(settings, grid(settings), lambda m: Race.judge(m) | {"moved": 1.0}, race.start, model_of(0.0))
+    assert {weight: race.taken[1e-2, weight] for weight in SETTINGS.lambdas} == {1.0: 2, 2.0: 4, 3.0: 6}
+    assert [point["drop"] <= budget for (point, _), budget in zip(chosen, SETTINGS.budgets, strict=True)] == [
+        True,
+        True,
+    ]
+
+
 def test_a_candidate_that_diverges_leaves_no_point():
     race = Race(diverges={(1e-2, 1.0), (1e-2, 2.0), (1e-2, 3.0)})
     points, chosen = search(SETTINGS, grid(SETTINGS), race.judge, race.start, model_of(0.0))
