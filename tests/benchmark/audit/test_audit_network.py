@@ -11,7 +11,7 @@ from torch import nn
 
 from attacks.errors import UserError
 from benchmark import models
-from benchmark.audit.network import check_classes, check_logits, from_file, logits, named, randomised, ready
+from benchmark.audit.network import check_classes, check_logits, checkpoint, from_file, logits, named, randomised, ready
 
 MORE = """
 make = lambda: Net(5)
