@@ -97,7 +97,8 @@ def _confined(request: dict[str, Any]) -> None:
 def _network(request: dict[str, Any], classes: int | None, say: Any) -> nn.Module:
     weights = request["weights"]
     if not request["file"]:
-        return network.named(request["model"], weights, classes)
+        with network.checkpoint():
+            return network.named(request["model"], weights, classes)
     file, before = Path(request["file"]), os.fstat(1).st_size
     model = network.from_file(file, request["attribute"], request["digest"], classes)
     sys.stdout.flush()
@@ -106,7 +107,8 @@ def _network(request: dict[str, Any], classes: int | None, say: Any) -> nn.Modul
         written = os.pread(1, 400, before).decode(errors="replace")
         say(f"{file.name} prints when it is imported, which is left out: {last_line(written)!r}, {size - before} bytes")
     if weights:
-        models.load(model, weights)
+        with network.checkpoint():
+            models.load(model, weights)
     return model
 
 

@@ -75,7 +75,10 @@ def find(data: Path, images: int, seed: int = 0) -> Listing:
     chosen, others = kept
     if len(chosen) < 4 or len(others) < 4:
         counts = f"{len(others)} to attack with and {len(chosen)} held out"
-        raise UserError(f"--data {data}: at least 8 different images are needed, 4 of them held out (got {counts})")
+        raise UserError(
+            f"--data {data}: at least 8 different images are needed, 4 of them held out (got {counts}); of the "
+            "same bytes one counts"
+        )
     labels = {file.label for file in chosen}
     if None not in labels and len(labels) < 2:
         name = classes[chosen[0].label or 0] if classes else str(chosen[0].label)
@@ -121,7 +124,8 @@ def _folder(data: Path, ignored: list[str]) -> tuple[list[File], list[File], tup
     if len(classes) == 1 or (classes and len(with_images) == 1):
         [only] = with_images
         raise UserError(
-            f"--data {data}: all images are of one class only ({classes[only or 0]!r}); at least two are needed"
+            f"--data {data}: all images are of one class only ({classes[only or 0]!r}); at least two are needed, "
+            "each a folder in this one, or in its train and test"
         )
     return found[0], found[1], tuple(classes)
 
@@ -143,17 +147,18 @@ def _index(path: Path) -> tuple[dict[str, int], list[str]]:
 def _table(path: Path) -> list[File]:
     """A CSV file with a column `path`, below its own folder where it is not absolute, and a column `label` or none;
     others are not read, where there is a label."""
-    files, seen = list[File](), dict[Path, File]()
+    files, seen = list[File](), dict[str, File]()
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, skipinitialspace=True, strict=True)
             _check_columns(path, [*(rows.fieldnames or [])])
             for row in rows:
                 read = _line(f"--data {path}, line {rows.line_num}", path.parent, row)
-                if seen.setdefault(read.path, read) != read:
+                before = seen.setdefault(os.path.realpath(read.path), read)
+                if before.label != read.label:
                     raise UserError(
                         f"--data {path}, line {rows.line_num}: {read.path.name} has the label {read.label}, and above "
-                        f"{seen[read.path].label}"
+                        f"{before.label}"
                     )
                 files.append(read)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -167,7 +172,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     if "path" not in columns:
         got = ", ".join(columns) if columns else "no row"
         raise UserError(
-            f"--data {path} needs a first line with the column path, and label if there are any (got {got})"
+            f"--data {path} needs a first line with the column path, and label if there are any (got {got}), "
+            "separated by commas"
         )
     if "label" not in columns and (others := [name for name in columns if name != "path"]):
         raise UserError(f"--data {path}: {unknown('column', others[0], ('path', 'label'))}")

@@ -4,7 +4,8 @@ import copy
 import inspect
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from benchmark import models
 from benchmark.entries.randomised import look_trained
 from benchmark.interpreters.door import unwrapped
 from benchmark.submissions.imported import imported
+
+NOT_UNPICKLED = one_line("weights_only")
 
 
 def from_file(file: Path, attribute: str, digest: str, classes: int | None) -> nn.Module:
@@ -65,6 +68,19 @@ def _in_words(error: BaseException, file: Path) -> str:
     return f"{type(error).__name__}: {text}{where}{beside}"
 
 
+@contextmanager
+def checkpoint() -> Iterator[None]:
+    """Say of a checkpoint that is not unpickled what to save instead."""
+    try:
+        yield
+    except UserError as error:
+        if NOT_UNPICKLED not in str(error):
+            raise
+        raise UserError(
+            f"{error}; allowed: one safetensors file, or one of torch.save(model.state_dict(), FILE)"
+        ) from error
+
+
 def named(name: str, weights: str | None, classes: int | None) -> nn.Module:
     """A network of `foolbench list models`; torchvision's own weights have the 1000 classes of ImageNet."""
     if name not in models.names():
@@ -89,7 +105,8 @@ def logits(model: nn.Module, images: Tensor, batch: int) -> Tensor:
                 shape = tuple(part.shape)
                 raise UserError(
                     f"{type(model).__name__} cannot take images {shape} ({type(error).__name__}: "
-                    f"{one_line(str(error))[:300]}): is --preprocess right?"
+                    f"{one_line(str(error))[:300]}): is --preprocess right? All is of float32, on "
+                    f"{part.device.type}"
                 ) from error
             if not (isinstance(output, Tensor) and output.dim() == 2 and len(output) == len(part)):
                 raise UserError(

@@ -3,13 +3,14 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks.errors import UserError
+from attacks.errors import UserError, one_line, unknown
 from attacks.given import check_finite, check_images
 from benchmark.audit import preprocess as preparing
 from benchmark.audit.findings import Audit
@@ -19,6 +20,9 @@ from benchmark.audit.network import ready
 from benchmark.audit.report import write
 from benchmark.audit.settings import FEWEST, Settings
 from benchmark.audit.study import Photographs, audit
+from benchmark.store import writable
+
+STATE = ".state"  # in the folder of the report
 
 
 def run(
@@ -41,23 +45,28 @@ def run(
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be a torch.nn.Module (got {type(model).__name__})")
-    named = None if interpreters is None else tuple(interpreters)
+    known = {field.name for field in fields(Settings)}
+    if wrong := [name for name in options if name not in known]:
+        raise unknown("option of an audit", wrong[0], {*known, "preprocess", "out", "say"})
     first = next(model.parameters(), torch.empty(0))
-    settings = Settings(named, **{"device": str(first.device), **options})
+    named: Any = interpreters  # which the settings look at
+    settings = Settings(named, **{**options, "device": _device(options.get("device", first.device))})
+    if out:
+        writable(Path(out), STATE)
     if isinstance(dataset, (str, Path)):
         listing = find(Path(dataset), settings.images, settings.seed)
         if say and listing.ignored:
             say(f"{dataset}: {listing.left_out}")
-        photographs, form = read(listing, preparing.create(preprocess)), preprocess
+        photographs, form = read(listing, preparing.create(str(preprocess))), preprocess
     else:
         photographs, form = taken(dataset, settings.images, settings.seed), "the data set's own"
     try:
         double = copy.deepcopy(model)
     except Exception as error:  # whatever a foreign model holds fails in its own ways
         raise UserError(f"{type(model).__name__} cannot be copied, to be given back unchanged: {error}") from error
-    about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": form}
+    about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": str(form)}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(out) / ".state" if out else Path(scratch)
+        folder = Path(out) / STATE if out else Path(scratch)
         double = ready(double, settings.device)
         audit(double, moved(photographs, settings.device), settings, folder, about, say or _silent)
         found = Audit.load(folder)
@@ -85,7 +94,12 @@ def taken(dataset: Any, images: int, seed: int) -> Photographs:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     found: dict[bytes, tuple[Tensor, int]] = {}
     for index in order:
-        image, target = _item(dataset[index], index)
+        try:
+            item = dataset[index]
+        except (LookupError, TypeError) as error:
+            what = f"{type(dataset).__name__} failed at {index}: {type(error).__name__}: {one_line(error)}"
+            raise UserError(f"dataset must give its items by their index ({what})") from error
+        image, target = _item(item, index)
         found.setdefault(image.contiguous().numpy().tobytes(), (image, target))
         if len(found) == images:
             break
@@ -115,11 +129,42 @@ def moved(photographs: Photographs, device: str) -> Photographs:
 
 def _item(item: Any, index: int) -> tuple[Tensor, int]:
     if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[0], Tensor) or item[0].dim() != 3:
-        raise UserError(f"dataset must give (image (C, H, W) as a tensor, class index) (item {index} is none)")
+        raise UserError(
+            f"dataset must give (image (C, H, W) as a tensor, class index) (item {index} is none): got {_form(item)}"
+        )
+    if not item[0].is_floating_point():
+        raise UserError(
+            f"dataset must give images as the network takes them, of floating point (item {index} has {item[0].dtype})"
+        )
     try:
-        return item[0].detach().cpu().float(), int(item[1])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"dataset must give one class index for each image (item {index} has {item[1]!r})") from error
+        label = int(item[1])
+        whole = label == float(item[1]) and 0 <= label < 2**31
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # the last two: many values, and infinity
+        whole = False
+    if not whole:
+        raise UserError(
+            f"dataset must give one class index for each image (item {index} has {one_line(repr(item[1]))}): 0, 1, ..."
+        )
+    return item[0].detach().cpu().float(), label
+
+
+def _device(given: Any) -> str:
+    """As torch calls it; "auto": CUDA where there is any. `UserError` where nothing can be computed on it."""
+    name = str(given)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        raise UserError(
+            f"device {name!r} cannot be computed on ({one_line(error)[:200]}); allowed: auto, cpu, cuda"
+        ) from error
+    return name
+
+
+def _form(item: Any) -> str:
+    parts = item if isinstance(item, (tuple, list)) else [item]
+    return ", ".join(f"{type(p).__name__}{f' {tuple(p.shape)}' if isinstance(p, Tensor) else ''}" for p in parts[:4])
 
 
 def _visible(dataset: Any, images: Tensor) -> Tensor:

@@ -65,10 +65,12 @@ def page(audit: Audit) -> str:
 
 def sentences(audit: Audit) -> list[str]:
     """What was found, in words, one interpreter a line."""
-    return [*(_sentence(row) for row in audit.rows("interpreters")), _witness(audit)]
+    doubt, labelled = str(audit.about.get("doubt") or ""), bool(audit.about["labelled"])
+    found = [_sentence(row, labelled) for row in audit.rows("interpreters")]
+    return [*([doubt] if doubt else []), *found, _witness(audit)]
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
+def _sentence(row: Mapping[str, Any], labelled: bool) -> str:
     text = f"{row['interpreter']} {WORDS.get(row['verdict'], row['verdict'])}"
     if row["verdict"] == "refused":
         return f"{text}: {row['reason']}"
@@ -76,7 +78,8 @@ def _sentence(row: Mapping[str, Any]) -> str:
         return f"{text}."
     share = f"{100 * row['fsr']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] of its maps"
     by = f"by {WAYS[row['way']]}" + (f" aimed at {row['attacked']}" if row["attacked"] != row["interpreter"] else "")
-    cost = "no probability changes" if row["way"] == "head_shift" else f"at {row['drop']:.1f} points of top-1"
+    lost = f"at {row['drop']:.1f} " + ("points of top-1" if labelled else "% of the decisions changed")
+    cost = "no probability changes" if row["way"] == "head_shift" else lost
     if row["verdict"] == "moved":
         text = f"{text} (rank correlation with the honest ones {row['alike']:.2f})"
     free = row["way"] != "head_shift" and _known(row["free"]) and row["free"] > 0.05
@@ -101,11 +104,13 @@ def _lead(audit: Audit) -> str:
     *found, witness = sentences(audit)
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
     about = audit.about
-    right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else "targets are the network's predictions"
+    own = "targets are the network's predictions, and a drop is the share of them that changed"
+    right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else own
     return (
         f'<p class="lead">{escape(witness)}</p>\n<ul>{items}</ul>\n<p class="note">All numbers are of {about["held"]} '
         f"held-out images ({escape(right)}); attacks were trained on {about['attacked']} others. Intervals are 95 %, "
-        "over images. That these attacks failed does not show that a better one would.</p>"
+        "over images, and have no width where all agree, which says little of few. That these attacks failed does not "
+        "show that a better one would.</p>"
     )
 
 

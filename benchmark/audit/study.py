@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -154,9 +155,11 @@ class _Course:
         """What the audit is of: the first unit of its course."""
         right = measure.predictions(self.honest, self.model)["right_clean"]
         held, kind = len(self.honest.images), "right" if self.labelled else "explained by its own prediction"
+        doubt = _doubt(right, self.honest.logits.shape[1]) if self.labelled else ""
         record = {
             "kind": "honest",
-            "about": self.about | {"labelled": self.labelled, "attacked": len(self.attacker.images), "held": held},
+            "about": self.about
+            | {"doubt": doubt, "labelled": self.labelled, "attacked": len(self.attacker.images), "held": held},
             "settings": asdict(self.settings),
             "versions": {name: version(name) for name in ("foolbench", "torch", "torchvision")},
             "device": f"{self.settings.device} ({platform.machine()}), {torch.get_num_threads()} threads",
@@ -167,6 +170,8 @@ class _Course:
         arrays = {"shown": shown, **self.honest.shown(), "right": right}
         self.state.add({"kind": "honest", "now": record}, Unit(record, arrays))
         named = "".join(f"; {name} is left out: {why}" for name, why in self.refusals.items())
+        if doubt:
+            self.say(doubt)
         self.say(f"{held} held-out images, {100 * right.mean():.1f} % of them {kind}; {', '.join(self.seconds)}{named}")
 
     def _attacks(self, fooling: str, way: str, names: list[str], share: float = 1.0) -> None:
@@ -232,9 +237,12 @@ class _Course:
         if record["status"] != "done":
             return str(record["reason"] or record["status"])
         [*_, row] = [row for row in self._own(record["fooling"], name) if row["way"] == record["way"]]
-        cost = "no probability changes" if record["way"] == "head_shift" else f"a drop of {row['drop']:.1f} points"
+        cost = "no probability changes" if record["way"] == "head_shift" else self._cost(row["drop"])
         fsr, low, high, chance = (100 * row[key] for key in ("fsr", "low", "high", "chance"))
         return f"{fsr:.0f} % [{low:.0f}, {high:.0f}] of its maps are fooled (by chance {chance:.0f} %), {cost}"
+
+    def _cost(self, drop: float) -> str:
+        return f"a drop of {drop:.1f} points" if self.labelled else f"{drop:.1f} % of the decisions changed"
 
     def _gate(self) -> None:
         """Each interpreter and control on as many held-out images as a share of the time allows."""
@@ -259,6 +267,16 @@ class _Course:
 
 def _create(name: str, layer: str | None) -> Interpreter:
     return interpreters.create(name, **({"layer": layer} if layer is not None and _has_layer(name) else {}))
+
+
+def _doubt(right: np.ndarray, classes: int) -> str:
+    """What is said where no more images (n,) are right than by guessing; "" where more are."""
+    if right.mean() > 1 / classes:
+        return ""
+    return (
+        f"The network is right on {int(right.sum())} of {len(right)} held-out images, no more than by guessing: are "
+        "its weights, the labels and their order, and the preprocessing right? Fooling has little here to cost."
+    )
 
 
 def _has_layer(name: str) -> bool:

@@ -108,6 +108,9 @@ def test_without_labels_the_cost_is_what_the_network_decides_otherwise(filled):
     unit.arrays["right"][:] = 0
     audit = filled(honest(labelled=False), (spec, unit))
     assert set(audit.attacks["drop"]) == {25.0}
+    spec, unit = attack("gradient", "first", cell("first", 4) | cell("second", 0))
+    assert "gradient, at 0.0 points of top-1" in sentences(filled(honest(), (spec, unit)))[0]
+    assert "gradient, at 0.0 % of the decisions changed" in sentences(filled(honest(labelled=False), (spec, unit)))[0]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_a_table_is_read_as_people_write_it(folder, text):
         ("short.csv", "line 3: label must be the index of a class, 0, 1, ... (got '')"),
         ("huge.csv", "line 2: label must be the index of a class, 0, 1, ... (got '99999999999999999999')"),
         ("both.csv", "line 5: 0.png has the label 4, and above 3"),
+        ("spelt.csv", "line 3: 0.png has the label 4, and above 3"),
         ("quote.csv", "must be a folder of images or a CSV file ("),
         ("head.csv", "names no image"),
         ("loose", "the folder holds no image (.jpg"),
@@ -142,6 +143,7 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path, given, message):
     (tmp_path / "strange" / "imagenet_class_index.json").write_text('{"0": ["bee", "bee"]}')
     (tmp_path / "no_column.csv").write_text("file\none/ape/0.png")
     (tmp_path / "no_file.csv").write_text("path\none/ape/77.png")
+    (tmp_path / "spelt.csv").write_text("path,label\none/ape/0.png,3\none/../one/ape/0.png,4")
     (tmp_path / "no_label.csv").write_text("path,label\none/ape/0.png,ape")
     (tmp_path / "same.csv").write_text("path,label\n" + "\n".join(f"one/ape/{i}.png,3" for i in range(9)))
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")

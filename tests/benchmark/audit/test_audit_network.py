@@ -11,7 +11,7 @@ from torch import nn
 
 from attacks.errors import UserError
 from benchmark import models
-from benchmark.audit.network import check_classes, check_logits, from_file, logits, named, randomised, ready
+from benchmark.audit.network import check_classes, check_logits, checkpoint, from_file, logits, named, randomised, ready
 
 MORE = """
 make = lambda: Net(5)
@@ -149,6 +149,10 @@ def test_a_checkpoint_of_another_architecture_is_told_in_full(tmp_path):
         UserError, match=r"does not fit Net: size mismatch for head\.bias: .*\(3,\), the model's is \(2,\)"
     ):
         models.load(network(2), tmp_path / "three.pth")
+    torch.save(network(3), tmp_path / "whole.pth")
+    allowed = r"not unpickled; allowed: one safetensors file, or one of torch.save\(model.state_dict\(\), FILE\)$"
+    with pytest.raises(UserError, match=allowed), checkpoint():
+        models.load(model, tmp_path / "whole.pth")
 
 
 def test_a_name_that_is_none_is_told_with_the_nearest():

@@ -17,6 +17,7 @@ from benchmark.audit.findings import Audit
 from benchmark.audit.gate import CONTROLS, Gate
 from benchmark.audit.network import logits
 from benchmark.audit.notebook import taken
+from benchmark.audit.page import sentences
 from benchmark.audit.settings import Settings
 from benchmark.submissions.wire import fingerprint
 
@@ -168,15 +169,48 @@ def test_the_gate_takes_as_many_images_as_there_is_time_for():
             {},
             "dataset must give images of at least two classes",
         ),
-        ([(torch.zeros(3, 8), 0)], {}, "dataset must give (image (C, H, W) as a tensor, class index) (item 0 is none)"),
-        ([(torch.zeros(3, 8, 8), [1, 2])], {}, "dataset must give one class index for each image (item 0 has [1, 2])"),
+        (
+            [(torch.zeros(3, 8), 0)],
+            {},
+            "dataset must give (image (C, H, W) as a tensor, class index) (item 0 is none): got Tensor (3, 8), int",
+        ),
+        *[
+            (
+                [(torch.zeros(3, 8, 8), label)],
+                {},
+                f"dataset must give one class index for each image (item 0 has {label!r}): 0, 1, ...",
+            )
+            for label in ([1, 2], 1.7, float("inf"), float("nan"), -1, 10**30, None, torch.ones(3))
+        ],
+        (
+            [(torch.zeros(3, 8, 8).byte(), 1)],
+            {},
+            "dataset must give images as the network takes them, of floating point",
+        ),
+        (
+            torch.utils.data.DataLoader([0]),
+            {},
+            "dataset must give its items by their index (DataLoader failed at 0: Typ",
+        ),
+        ({"image": 1}, {}, "dataset must give its items by their index (dict failed at 0: KeyError: 0)"),
         (Pictures(), {"layer": "featurez.2"}, "unknown layer 'featurez.2': did you mean 'features.2'? allowed: "),
         (Pictures(), {"minutes": 0}, "--minutes must be a number above 0 (got 0)"),
         (Pictures(), {"budget": float("nan")}, "--budget must be a number above 0 (got nan)"),
         (Pictures(), {"images": 4}, "--images must be 8 to 2000 (got 4)"),
+        (Pictures(), {"images": 20.5}, "--images must be 8 to 2000 (got 20.5)"),
+        (Pictures(), {"minutes": "3"}, "--minutes must be a number above 0 (got '3')"),
+        (Pictures(), {"minute": 3}, "unknown option of an audit 'minute': did you mean 'minutes'?"),
+        (Pictures(), {"interpreters": "grad_cam"}, "--interpreters must be a list of names (got 'grad_cam')"),
+        (Pictures(), {"interpreters": network}, "--interpreters must be a list of names (got <function network"),
+        (Pictures(), {"foolings": "location"}, "--foolings must be a list of names (got 'location')"),
+        (Pictures(), {"layer": 3}, "--layer must be the name of a layer (got int)"),
+        (Pictures(), {"device": "gpu"}, "device 'gpu' cannot be computed on (Expected one of cpu"),
+        (Pictures(), {"device": "meta"}, "device 'meta' cannot be computed on"),
+        (Pictures(), {"out": __file__}, f"cannot write into {__file__}: {__file__} is a file"),
         (Pictures(), {"foolings": ("active",)}, "unknown fooling of an audit 'active'"),
         (Pictures(), {"interpreters": ()}, "--interpreters must name at least one, and none twice"),
         (Pictures(), {"foolings": ()}, "--foolings must name at least one, and none twice"),
+        (Pictures(), {"seed": 1.5}, "--seed must be 0 to 2147483647 (got 1.5)"),
         (Pictures(), {"seed": -1}, "--seed must be 0 to 2147483647 (got -1)"),
         (
             Pictures(),
@@ -191,6 +225,16 @@ def test_what_cannot_be_audited_is_told_in_one_line(dataset, options, message):
         audit.run(network(), dataset, **{"interpreters": ["grad_cam"], **options})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_network_that_is_right_no_more_than_by_guessing_is_told_of_first(trained, kept):
+    """Where nothing is right, nothing can be lost, and every attack is within the budget."""
+    images = Pictures() if kept else [(image, 1 - label) for image, label in map(Pictures().__getitem__, range(24))]
+    said: list[str] = []
+    found = audit.run(trained, images, ["simple_grad"], minutes=1e-6, say=said.append)
+    doubt = "The network is right on 0 of 12 held-out images, no more than by guessing: are "
+    assert (found.top1, sentences(found)[0].startswith(doubt), said[0].startswith(doubt)) == (kept, not kept, not kept)
 
 
 def test_a_network_that_sees_one_class_only_is_refused():
