@@ -18,6 +18,8 @@ Rate = Annotated[float, Field(gt=0, le=1e3)]
 Factor = Annotated[float, Field(gt=0, le=1e9)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]  # it is a file's, and in the figures
 
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]  # which may name a file
+
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
@@ -31,7 +33,7 @@ class Data(Part):
     name: str
     seed: Annotated[int, Field(ge=0, le=MOST)] = 0
     input_size: Annotated[int, Field(ge=16, le=4096)] | None = None
-    transforms: str | None = None
+    transforms: Text | None = None
     train: Positive | None = None
     dev: Positive | None = None
     test: Positive | None = None
@@ -74,7 +76,7 @@ class Model(Part):
 
     architecture: str | None = None
     half_huber: Factor | None = None
-    weights: str | None = None
+    weights: Text | None = None
     epochs: Annotated[int, Field(ge=0, le=10**5)] = 8
     learning_rate: Rate = 2e-3
     batch_size: Batch = 64
@@ -99,7 +101,7 @@ class RecipeRule(Part):
     model: str | None = None
     fooling: str | None = None
     attacked: str | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate | None = None
     weight: float | None = Field(default=None, alias="lambda", ge=0, le=1e9)
     steps: Count | None = None
     batch_size: Batch | None = None
@@ -196,7 +198,7 @@ class Suite(Part):
     name: Name
     dataset: Data
     models: dict[Name, Model]
-    foolings: list[str]
+    foolings: list[Text]
     attacked: list[str]
     evaluated: list[str]
     interpreters: dict[str, dict[str, Any]] = {}

@@ -139,11 +139,22 @@ def _receipt(folder: Path, stamp: Stamp) -> Receipt:
         raise Unsealed(f"{older}, or vouch for it with foolbench store seal")
     if receipt.get("sha256") != key_of({key: value for key, value in receipt.items() if key != "sha256"}):
         raise refusal(folder, "its receipt was changed")
+    if not (receipt.keys() >= {"kind", "key", "spec", "files"} and _listed(receipt["files"])):
+        raise refusal(folder, "its receipt lacks what every one holds")
     if (receipt["kind"], receipt["key"]) != (folder.parent.name, folder.name):
         raise refusal(folder, f"it is the entry {receipt['kind']}/{receipt['key']}")
     if key_of(receipt["spec"]) != folder.name:
         raise refusal(folder, "its key is not that of its specification")
     return receipt
+
+
+def _listed(files: Any) -> bool:
+    """Whether it is a table of files, each with its size and its digest."""
+    form = {"bytes": int, "sha256": str}
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and {name: type(value) for name, value in file.items()} == form
+        for file in files.values()
+    )
 
 
 def verified(path: Path) -> None:

@@ -99,7 +99,7 @@ def _check_names(suite: Suite) -> None:
         "model": ([suite.architecture(name) for name in suite.models], models.names()),
         "fooling": ([name.partition(":")[0] for name in suite.foolings], foolings.names()),
         "interpreter": (sorted({name for name, _ in attacks} | {*suite.evaluated, *suite.interpreters}), known_names),
-        "strategy": ([strategy for _, strategy in attacks if strategy], strategies.names()),
+        "strategy": ([name.partition(":")[2] for name in suite.attacked if ":" in name], strategies.names()),
         "way of ensemble": (suite.ensemble, strategies.ways()),
         "scope": ([rule.scope for rule in suite.recipes if rule.scope] + (suite.search or Search()).scopes, [*SCOPES]),
     }

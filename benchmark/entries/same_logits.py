@@ -7,11 +7,12 @@ is drawn for each scored model (of two-object images, about their first class):
 - the scored model, whose map must be the one that was scored: "again", image by image. Of clean models it is the
   correlation of both maps. Of fooled ones, whose maps are not kept, it is 1 less what the rank correlation with the
   original map differs by from the one that was scored; those that a trigger fools are not asked about;
-- on clean models, a network with random features whose head is solved so that it says of these images what the model
-  says, logit for logit: "random" is the correlation of both maps, "unrelated" that of maps of different images. What
-  hangs on the image and on what is said of it alone has the same map, a carried network that finds the asked class by
-  its logits included; what explains the given network has another one (`benchmark.leaderboards.ranking`,
-  SAME_LOGITS).
+- a network with random features whose head is solved so that it says of these images what the model says, logit for
+  logit: "same", of which images both maps are the same, blank ones left out; on clean models, "random" is the
+  correlation of both maps, "unrelated" that of maps of different images. What hangs on the image and on what is said of
+  it alone has the same map, a carried network that finds the asked class by its logits included, and one that is
+  explained on fooled models alone; what explains the given network has another one
+  (`benchmark.leaderboards.ranking`, SAME_LOGITS).
 """
 
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from attacks import foolings
 from attacks.backdoors import Backdoor
 from attacks.errors import Refused
 from attacks.head_shift import find_head
+from attacks.heatmaps import blank
 from attacks.ranks import rank_correlation
 from benchmark.cells import View
 from benchmark.entries import randomised, twins
@@ -38,11 +40,11 @@ from benchmark.entries.permuted import correlation
 from benchmark.entries.scores import SCORES
 from benchmark.entries.trained import TRAINED, clean_model, stored_model
 from benchmark.entries.twins import Scored
-from benchmark.interpreters import Interpreter
 from benchmark.run import Run, Spec, create_interpreter
 from benchmark.store import intact, key_of, mapped
 
 CODE = (*twins.CODE, *randomised.CODE, "benchmark.entries.same_logits")
+SAME = 0.9  # a correlation that honest maps have with those of random features of few images, if of any
 TOLERANCE = 1e-3  # of the largest logit: how far those of the random network may be from the model's
 
 
@@ -83,28 +85,32 @@ def _make(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Receipt:
     originals = intact(inputs["originals"] / "heatmaps.npy", mapped)
     original = torch.from_numpy(np.array(originals[start : start + len(images)])).to(images.device)
     original = original[:, 0] if original.dim() == 4 else original
-    if isinstance(place, View):
-        return {"shown": _clean(run, place, interpreter, original, images, targets)}
-    model = stored_model(run, place.manipulation.model, inputs["manipulation"])
-    scored = intact(inputs["scores"] / "scores.parquet", pd.read_parquet).query("pair == 0").set_index("image")
-    before = scored["rank_correlation"].loc[start : start + len(images) - 1].to_numpy(float)
-    now = rank_correlation(original, interpreter(model, images, targets)).double().cpu().numpy()
-    return {"shown": {"again": (1 - np.abs(np.nan_to_num(now) - np.nan_to_num(before))).tolist()}}
-
-
-def _clean(
-    run: Run, view: View, interpreter: Interpreter, scored: Tensor, images: Tensor, targets: Tensor
-) -> dict[str, Any]:
-    model = clean_model(run, view.model)
+    made = inputs.get("manipulation")
+    model = clean_model(run, _model(place)) if made is None else stored_model(run, _model(place), made)
     shown, why = dict[str, Tensor](), dict[str, str]()
+    other: Tensor | None = None
     try:
-        random_model = randomised.random_network(run, view.model, model, images, 1)  # not that of the gate
+        random_model = randomised.random_network(run, _model(place), model, images, 1)  # not that of the gate
         other = interpreter(say_the_same(random_model, model, images), images, targets)
-        shown = {"random": correlation(scored, other), "unrelated": correlation(scored, scored.roll(-1, 0))}
     except Refused as error:
         why = {"unchecked": str(error)}
-    shown["again"] = correlation(scored, interpreter(model, images, targets))
-    return {name: values.double().cpu().tolist() for name, values in shown.items()} | why
+    now = interpreter(model, images, targets)
+    if other is not None:
+        shown = {"same": (correlation(now, other) > SAME) & ~blank(now)}
+    if made is not None:
+        scored = intact(inputs["scores"] / "scores.parquet", pd.read_parquet).query("pair == 0").set_index("image")
+        before = scored["rank_correlation"].loc[start : start + len(images) - 1].to_numpy(float)
+        after = rank_correlation(original, now).double().cpu().numpy()
+        shown["again"] = torch.from_numpy(1 - np.abs(np.nan_to_num(after) - np.nan_to_num(before)))
+    else:
+        shown["again"] = correlation(original, now)
+        if other is not None:
+            shown |= {"random": correlation(original, other), "unrelated": correlation(original, original.roll(-1, 0))}
+    return {"shown": {name: values.double().cpu().tolist() for name, values in shown.items()} | why}
+
+
+def _model(place: Scored) -> str:
+    return place.model if isinstance(place, View) else place.manipulation.model
 
 
 def _places(run: Run) -> Iterator[Scored]:

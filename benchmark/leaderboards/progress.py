@@ -12,7 +12,8 @@ from benchmark.leaderboards.ranking import Place
 
 NO_PROGRESS = "NO_PROGRESS"
 UNMOVED = 0.99  # a rank correlation with the original map above which a map did not move
-MOST = 0.25  # the share of places in which the loss may fail to fall, as for honest methods it does here and there
+MOST = 0.25  # the share of places in which the loss may fail to fall, as for honest methods it does here and there,
+# and in which half of its maps may go blank, which Location, Center-mass and Active do not count as fooled
 
 
 def stuck(name: str, cells: Sequence[Cell], listed: Iterable[Row]) -> str:
@@ -25,10 +26,12 @@ def stuck(name: str, cells: Sequence[Cell], listed: Iterable[Row]) -> str:
     back = [place for place, seeds in own.items() if any(c.manipulation["status"] == "no_progress" for c in seeds)]
     still = [place for place, seeds in own.items() if place in others and all(map(_unmoved, seeds))]
     level = [place for place, seeds in own.items() if not any(_moved_on(c.manipulation) for c in seeds)]
+    gone = [place for place, seeds in own.items() if all(c.scores and c.blank > c.scores.n / 2 for c in seeds)]
     for places, what in (
         (back, "the weights came back as they went"),
         (still, f"its maps did not move (correlation above {UNMOVED}) where those of others did"),
         (level if len(level) > MOST * len(own) else [], "the fooling loss did not fall"),
+        (gone if len(gone) > MOST * len(own) else [], "its maps went blank"),
     ):
         if places:
             where = f"{len(places)} of {len(own)} places, first {'/'.join(min(places))}"

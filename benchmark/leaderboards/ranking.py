@@ -26,6 +26,7 @@ CHANCE_LIMIT = 0.9
 RANDOMISED_LIMIT, CLASS_LIMIT = 0.5, 0.9
 TWIN_LIMIT = 0.99  # an honest map is the same to rounding; one that explains something else is far from it
 TEXTURE_LIMIT = 0.9  # beyond chance; honest methods are at 0.6 or below, one that explains another network is at 1
+SAME_SHARE = 0.25  # of the asked images that may have the same map; of honest methods none has
 SAME_LIMIT = 0.8  # beyond chance; honest methods are at 0.57 or below, a map of the image alone is at 1
 KEPT = 1e-3  # share of predictions that may change in a function that was kept: rounding decides between equal logits
 LEAST_P = 1e-6  # what a normal tail says beyond is not to be believed
@@ -233,6 +234,10 @@ def scored_reasons(card: dict[str, Any]) -> list[str]:
     alike = max(((beyond_chance({"": v}, "random"), where) for where, v in both.items()), default=(0.0, ""))
     if not alike[0] < SAME_LIMIT:
         what = f"correlation {alike[0]:.2f} beyond chance on {alike[1]}, allowed below {SAME_LIMIT}"
+        reasons.append(f"SAME_LOGITS: the same map of a network with random features and the same logits ({what})")
+    same = max(((v["same"], where) for where, v in shown.items() if "same" in v), default=(0.0, ""))
+    if alike[0] < SAME_LIMIT and not same[0] <= SAME_SHARE:
+        what = f"of {same[0]:.0%} of the images on {same[1]}, allowed of {SAME_SHARE:.0%}"
         reasons.append(f"SAME_LOGITS: the same map of a network with random features and the same logits ({what})")
     if failed := [f"{where}: {v['error']}" for where, v in shown.items() if "error" in v]:
         reasons.append(f"{len(failed)} questions about scored images failed, first: {failed[0]}")

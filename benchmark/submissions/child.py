@@ -253,10 +253,12 @@ def roots(*data: Any) -> list[str]:
 
 
 def _check_finite(heatmaps: Tensor) -> None:
-    bad = (~heatmaps.isfinite()).flatten(1).any(1).nonzero()
+    low, high = heatmaps.flatten(1).aminmax(dim=1)
+    bad = (~(high - low).isfinite()).nonzero()  # what min-max divides by
     if len(bad):
         first = int(bad[0])
         kind = "NaN" if heatmaps[first].isnan().any() else "an infinite value"
+        kind = "values too far apart" if heatmaps[first].isfinite().all() else kind
         raise UserError(f"returned {kind} for image {first + 1} of {len(heatmaps)}")
 
 

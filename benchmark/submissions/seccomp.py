@@ -2,9 +2,10 @@
 
 Landlock (`benchmark.submissions.confine`) knows files by their path and their content. Beside these the kernel keeps
 shared memory, message queues and semaphores (System V and POSIX), keys and extended attributes until they are removed,
-and so the times, modes and owners of this user's files, each of which holds some bytes. The former fail; the latter
-seem to succeed and change nothing, for packages set them in passing. io_uring, which is not filtered, goes with them.
-Of x86-64 and arm64; elsewhere nothing is done. Needs no_new_privs.
+and so the times, modes and owners of this user's files, and the limits, priority and processors of its processes, which
+a fork inherits, each of which holds some bytes. And who listens at a socket keeps what he is sent. The former, limits
+and sockets fail; the others seem to succeed and change nothing, for packages set them in passing. io_uring, which is
+not filtered, goes with them. Of x86-64 and arm64; elsewhere nothing is done. Needs no_new_privs.
 """
 
 import ctypes
@@ -14,19 +15,21 @@ import struct
 
 SET_SECCOMP, FILTER = 22, 2  # of prctl
 ERRNO, ALLOW = 0x00050000, 0x7FFF0000  # what a filter returns: fail with this errno, 0 for no failure; or do it
-NUMBER, ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
+NUMBER, ARCHITECTURE, FIRST = 0, 4, 16  # offsets in struct seccomp_data; of an argument the lower half
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # of classic BPF
 OTHER_ABI = 0x40000000  # x32's numbers, on x86-64
 EPERM = 1
 
-KEPT = {  # shmget, semget, msgget, mq_open, add_key, request_key, keyctl, (l, f)setxattr, setxattrat, io_uring_setup
-    "x86_64": (29, 64, 68, 240, 248, 249, 250, 188, 189, 190, 463, 425),
-    "aarch64": (194, 190, 186, 180, 217, 218, 219, 5, 6, 7, 463, 425),
+KEPT = {  # shmget, semget, msgget, mq_open, add_key, request_key, keyctl, (l, f)setxattr(at), io_uring_setup, socket
+    "x86_64": (29, 64, 68, 240, 248, 249, 250, 188, 189, 190, 463, 425, 41),
+    "aarch64": (194, 190, 186, 180, 217, 218, 219, 5, 6, 7, 463, 425, 198),
 }
-MARKS = {  # (f)chmod(at, at2), (f, l)chown(at), utime(s), futimesat, utimensat
-    "x86_64": (90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280),
-    "aarch64": (52, 53, 452, 55, 54, 88),
+MARKS = {  # (f)chmod(at, at2), (f, l)chown(at), utime(s), futimesat, utimensat;
+    # setpriority, ioprio_set, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr
+    "x86_64": (90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280, 141, 251, 142, 144, 203, 314),
+    "aarch64": (52, 53, 452, 55, 54, 88, 140, 30, 118, 119, 122, 274),
 }
+LIMITS = {"x86_64": 302, "aarch64": 261}  # prlimit64, with which a process sets its own as well: then of process 0
 NATIVE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -38,6 +41,7 @@ def program(machine: str) -> bytes:
     for numbers, end in ((KEPT[machine], refused), (MARKS[machine], ignored)):
         for number in numbers:
             lines += [(EQUAL, 0, 1, number), end]
+    lines += [(EQUAL, 0, 3, LIMITS[machine]), (LOAD, 0, 0, FIRST), (EQUAL, 1, 0, 0), refused]
     return b"".join(struct.pack("=HBBI", *line) for line in [*lines, (RETURN, 0, 0, ALLOW)])
 
 

@@ -43,6 +43,9 @@ def _serve(request: dict[str, Any], requests: int, answers: int, errors: int) ->
     os.setsid()
     confine.die_with_parent()
     os.dup2(errors, 2)
+    for number in (0, 1):  # locks and flags are an open file's, not a process's: not the one that all forks inherit
+        os.dup2(null := os.open(os.devnull, os.O_RDWR), number)
+        os.close(null)
     folder = request["folder"]
     os.chdir(folder)
     os.environ |= {"HOME": folder, "TMPDIR": folder}

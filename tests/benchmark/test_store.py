@@ -232,6 +232,22 @@ def test_a_receipt_that_is_not_the_entrys_own_is_refused(tmp_path, change, messa
         Store(tmp_path).receipt("kind", path.name)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"files": files} for files in (None, ["data.txt"], {"data.txt": 7}, {"data.txt": {}}, ...)),
+        *({name: ...} for name in ("kind", "key", "spec")),
+    ],
+)
+def test_a_receipt_of_another_form_is_refused_though_its_digest_is_right(tmp_path, change):
+    path = Store(tmp_path).get("kind", SPEC, write("content"))
+    receipt = json.loads((path / "receipt.json").read_text()) | change
+    receipt = {name: value for name, value in receipt.items() if value is not ... and name != "sha256"}
+    (path / "receipt.json").write_text(json.dumps(receipt | {"sha256": key_of(receipt)}))
+    with pytest.raises(UserError, match=rf"store entry {path} is damaged \(its receipt lacks what every one holds\): "):
+        Store(tmp_path).receipt("kind", path.name)
+
+
 def older(path: Path) -> None:
     """Make an entry's receipt as older versions wrote it."""
     receipt = json.loads((path / "receipt.json").read_text())

@@ -50,6 +50,10 @@ def test_more_images_than_features_have_no_such_head():
         ({"a": {"again": 1.0, "random": 0.85, "unrelated": 0.5}}, []),  # 0.35 / 0.5 = 0.7
         ({"a": {"again": 1.0, "random": 0.3, "unrelated": 0.5}, "b": {"again": 0.6}},
          ["ASKED_AGAIN: another map than was scored (0.60 on b, needed 0.99)"]),
+        ({"a": {"again": 1.0, "same": 0.25}, "b": {"again": 1.0, "same": 0.3}},
+         ["SAME_LOGITS: the same map of a network with random features and the same logits "
+          "(of 30% of the images on b, allowed of 25%)"]),
+        ({"a": {"again": 1.0, "same": 0.25}}, []),
         ({"a": {"again": 1.0, "unchecked": "no head"}}, []),
         ({"a": {"error": "it crashed"}}, ["1 questions about scored images failed, first: a: it crashed"]),
     ],

@@ -187,6 +187,14 @@ def test_nothing_is_left_in_the_kernel(model, batch, tmp_path):
     )
 
 
+@landlock
+@pytest.mark.skipif(platform.machine() not in seccomp.NATIVE, reason="no numbers of system calls for this machine")
+def test_nothing_is_left_with_what_outlives_it(two, batch):
+    with Child(submission("kept_by_others")) as child:
+        for each in two:
+            assert not child.heatmaps(each, *batch).any()
+
+
 ONE_FILE = (
     "a submission is one file: it reads itself, installed packages and the dataset, nothing that lies beside it, and "
     "writes into its own folder alone"

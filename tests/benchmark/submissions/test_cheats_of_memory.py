@@ -12,6 +12,7 @@ import torch
 
 from benchmark import leaderboards
 from benchmark.entries.images import scored_images
+from benchmark.entries.trained import clean_model
 from benchmark.execution import compute
 from benchmark.leaderboards import stored
 from benchmark.sections import Gate
@@ -99,6 +100,7 @@ def test_what_they_hide_is_the_same_on_every_twin(smoke):
     shown = card["scored"]["compact_vgg/honest"]
     assert shown["random"] - shown["unrelated"] < 0.5 * (1 - shown["unrelated"])
     assert min(values["again"] for values in card["scored"].values()) > 0.9999
+    assert max(values["same"] for values in card["scored"].values()) == 0
     assert "SAME_LOGITS" not in row.reason
 
 
@@ -118,6 +120,11 @@ class Anew(Here):
 OTHERWISE = {  # with what tells them, of a scored model
     "teacher_by_rank": ("TeacherByRank", "SAME_LOGITS: the same map of a network with random features and the same"),
     "where_it_is_scored": ("WhereItIsScored", "SAME_LOGITS: the same map of a network with random features"),
+    "teacher_of_fooled": (
+        "TeacherOfFooled",
+        "SAME_LOGITS: the same map of a network with random features and the same logits (of 100% of the images on ",
+    ),
+    "where_it_is_scored_at_times": ("WhereItIsScored", "random features and the same logits (of "),
     "counts_its_calls": ("CountsItsCalls", "ASKED_AGAIN: another map than was scored"),
 }
 
@@ -127,9 +134,12 @@ def test_what_is_otherwise_where_it_is_scored_is_told_there(cheat, smoke):
     symbol, reason = OTHERWISE[cheat]
     scoring = smoke.run.suite.scoring.model_copy(update={"images": 20})
     more = replace(smoke, run=replace(smoke.run, suite=smoke.run.suite.model_copy(update={"scoring": scoring})))
-    defined = load(cheat)
+    defined = load(cheat.removesuffix("_at_times"))
     if "SCORED" in defined:
-        defined["SCORED"] |= {image.sum().item() for images, _ in scored_images(more.run) for image in images}
+        sums = [image.sum().item() for images, _ in scored_images(more.run) for image in images]
+        defined["SCORED"] |= {*(sums[::2] if cheat.endswith("at_times") else sums)}  # of half, the mean stays low
+    if "CARRIED" in defined:
+        defined["CARRIED"].append(clean_model(more.run, "compact_vgg"))
     row, _ = scored(more, defined[symbol], cheat, Anew)
     assert row.eligible == "no"
     assert reason in row.reason

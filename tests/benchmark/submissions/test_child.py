@@ -39,6 +39,7 @@ BAD = {
     "returns_an_array": ("return images[:, 0].numpy()", "returned ndarray, expected a Tensor"),
     "returns_nan": ("images[1, 0, 3, 3] = torch.nan\nreturn images[:, 0]", "returned NaN for image 2 of 4"),
     "returns_infinity": ("return images[:, 0] / 0", "returned an infinite value for image 1 of 4"),
+    "returns_extremes": ("return images[:, 0].sign() * 3e38", "returned values too far apart for image 1 of 4"),
     "returns_rows": ("return images.sum((1, 2))", "returned shape (4, 32), expected (4, h, w)"),
     "returns_whole_numbers": ("return images[:, 0].long()", "returned torch.int64, expected a floating type"),
     "changes_weights": ("model.fc.weight.detach().mul_(2)\nreturn images[:, 0]",

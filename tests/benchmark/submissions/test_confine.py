@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from benchmark.submissions.confine import READ, READ_FILE, but_for
-from benchmark.submissions.seccomp import ALLOW, ERRNO, KEPT, MARKS, NATIVE, program
+from benchmark.submissions.seccomp import ALLOW, ERRNO, KEPT, LIMITS, MARKS, NATIVE, program
 
 
 def test_all_but_one_folder_is_read(tmp_path):
@@ -28,14 +28,14 @@ def test_all_but_one_folder_is_read(tmp_path):
     assert but_for(kept, str(tmp_path / "pack")) == {str(tmp_path / "pack"): READ}  # no folder above it
 
 
-def run(filter_: bytes, number: int, architecture: int) -> int:
+def run(filter_: bytes, number: int, architecture: int, first: int = 0) -> int:
     """What the kernel does with the filter: classic BPF, of the four instructions that are in it."""
     lines, at, held = list(struct.iter_unpack("=HBBI", filter_)), 0, 0
     while True:
         code, if_true, if_false, value = lines[at]
         at += 1
         if code == 0x20:  # BPF_LD | BPF_W | BPF_ABS
-            held = {0: number, 4: architecture}[value]
+            held = {0: number, 4: architecture, 16: first}[value]
         elif code in (0x15, 0x35):  # BPF_JMP | BPF_JEQ and BPF_JGE, | BPF_K
             at += if_true if (held == value if code == 0x15 else held >= value) else if_false
         else:
@@ -51,3 +51,5 @@ def test_a_filter_refuses_what_stays_and_lets_all_else_through(machine):
     assert {run(made, number, native) for number in KEPT[machine]} == {ERRNO | 1}
     assert {run(made, number, native) for number in MARKS[machine]} == {ERRNO}
     assert run(made, 0, i386) == run(made, 0x40000000 + 29, native) == ERRNO | 1
+    assert [run(made, LIMITS[machine], native, process) for process in (0, 1)] == [ALLOW, ERRNO | 1]
+    assert run(made, 1, native, 1) == ALLOW
