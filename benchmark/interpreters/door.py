@@ -88,7 +88,7 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
     there: list[tuple[dict[str, Any], dict[str, Any]]] = []
     copies: dict[int, Tensor] = {}  # a buffer may be that of two modules
     for module in model.modules():
-        if module._buffers and not isinstance(module, torch.jit.ScriptModule):
+        if not isinstance(module, torch.jit.ScriptModule):
             there.append((module._buffers, dict(module._buffers)))
     try:
         for buffers, before in there:
@@ -131,13 +131,19 @@ def _in_words(error: Exception, method: str, model: nn.Module, images: Tensor) -
     if images.dtype not in WHOLE and ("Half" in text or "BFloat16" in text):
         dtype = str(images.dtype).removeprefix("torch.")
         return Refused(f"{method} needs float32 or float64 on this model and device (got {dtype} in the images)")
-    try:
-        with torch.enable_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            model(images.detach().clone())
-    except Exception:  # then it is the model's own, and says more than we could
+    if not any(_runs(model, images, graph) for graph in (True, False)):  # it is the model's own, and says more
         return error
     reason = f"{type(error).__name__}: {one_line(error)}"
     return Refused(f"{method} cannot explain this model, which runs on these images as they are (got {reason})")
+
+
+def _runs(model: nn.Module, images: Tensor, graph: bool) -> bool:
+    try:
+        with torch.set_grad_enabled(graph), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            model(images.detach().clone())
+    except Exception:  # a foreign model fails in its own ways
+        return False
+    return True
 
 
 def _takes_the_batch(module: nn.Module) -> bool:
