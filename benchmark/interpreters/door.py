@@ -26,7 +26,8 @@ from attacks.given import (
     logits_in,
     of_another_type,
     outside_inference,
-    refuse_inference_weights,
+    refuse_weights,
+    without_graph,
 )
 from attacks.modes import eval_mode
 from benchmark.interpreters.origins import WHOLE, elsewhere
@@ -55,7 +56,7 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
     check_device(model, images)
     with ExitStack() as stack:
         (images, targets) = stack.enter_context(outside_inference(images, targets))
-        refuse_inference_weights(model)
+        refuse_weights(model)
         stack.enter_context(own_buffers(model))
         if torch.is_autocast_enabled(images.device.type):
             stack.enter_context(torch.autocast(images.device.type, enabled=False))
@@ -184,7 +185,7 @@ def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
 def double(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters; the model itself where it cannot be copied."""
     try:
-        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        return copy.deepcopy(model, without_graph(model) | {id(p): p for p in model.parameters()})
     except Exception:  # whatever a foreign model holds fails in its own ways
         return model
 

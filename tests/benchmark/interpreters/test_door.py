@@ -5,7 +5,7 @@ import torch
 from test_targets import CHEAPER, net_for
 from torch import nn
 
-from attacks.errors import Refused
+from attacks.errors import Refused, UserError
 from benchmark import interpreters
 
 each_interpreter = pytest.mark.parametrize("name", interpreters.INTERPRETERS)
@@ -149,3 +149,12 @@ def test_a_scripted_model_that_writes_into_its_images_is_refused(name):
     with pytest.raises(ValueError, match=r"in place|layers of a scripted|in-place"):
         interpreters.create(name, **CHEAPER.get(name, {})).attribute(scripted, given, 1)
     assert torch.equal(given, images)
+
+
+@pytest.mark.parametrize("name", ["simple_grad", "lrp", "occlusion", "deep_lift", "sobel"])
+def test_weights_that_a_first_run_would_draw_are_refused(name):
+    net, images = net_for(name)
+    net.head = nn.LazyLinear(3)
+    with pytest.raises(UserError, match=r"no weights at 'head\.weight' yet, which is lazy"):
+        interpreters.create(name, **CHEAPER.get(name, {})).attribute(net, images, 1)
+    assert isinstance(net.head, nn.LazyLinear)

@@ -142,9 +142,7 @@ class ByItsOwn(Net):
         return self.head(F.relu(y).mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    "name", ["lrp", "lrp_heo2019", "attn_lrp", "guided_backprop", "deconvolution", "deep_lift"]
-)
+@pytest.mark.parametrize("name", ["lrp", "lrp_heo2019", "attn_lrp", "guided_backprop", "deconvolution", "deep_lift"])
 def test_a_batch_norm_by_its_own_statistics_is_refused(name):
     model, images = drawn(ByItsOwn(None)), torch.randn(2, 3, 5, 4, dtype=torch.double)
     with pytest.raises(UserError, match="has no rule for the operation 'batch_norm'"):
