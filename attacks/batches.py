@@ -29,12 +29,17 @@ class Batches:
     def __next__(self) -> Batch:
         batch = next(self._rest, _END)
         if batch is _END:
-            self._begun, self.taken = [], 0
+            again, self._begun, self.taken = self.taken > 0, [], 0
             self._begun = self.begun()
-            self._rest = iter(self.loader)
+            try:
+                self._rest = iter(self.loader)
+            except TypeError:
+                kind = type(self.loader).__name__
+                raise UserError(f"the loader must be iterable, again and again (got {kind})") from None
             batch = next(self._rest, _END)
-        if batch is _END:
-            raise UserError("the loader must yield at least one batch (got none)")
+            if batch is _END:
+                passed = "none in its second pass: a generator runs once" if again else "none"
+                raise UserError(f"the loader must yield at least one batch (got {passed})")
         images, targets = _checked(batch, self.pairs)
         self.taken += 1
         return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from attacks.errors import UserError, one_line
 
 Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
+WITHOUT_GRADIENT = "logits must have a gradient by the images, which no_grad, detach or a quantised layer would lose"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -249,6 +250,8 @@ def borrows(attack: Callable[P, R]) -> Callable[P, R]:
             try:
                 return attack(model, images, targets, *args, **kwargs)
             except RuntimeError as error:
+                if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+                    raise UserError(WITHOUT_GRADIENT) from error
                 for module in modules:
                     if (clear := of_another_type(error, module, images)) is not None:
                         raise clear from error

@@ -299,6 +299,38 @@ def test_two_object_images_have_two_targets_each(setting):
             attack(fooling_loader=[(images, wrong)])
 
 
+LOADERS = {
+    "no loader": (lambda *batch: 3, "must be iterable, again and again .got int"),
+    "nothing": (lambda *batch: [], "at least one batch .got none.$"),
+    "generator": (lambda *batch: (b for b in [batch]), "got none in its second pass: a generator runs once"),
+}
+
+
+@each_manipulation
+@pytest.mark.parametrize("case", LOADERS)
+def test_a_loader_without_batches_is_one_clear_line(attack, case, setting):
+    make, message = LOADERS[case]
+    with pytest.raises(UserError, match=message):
+        attack(setting[0], gradient, CenterMass(), make(*setting[1:]), recipe=Recipe(1e-3, 1.0, 3))
+
+
+class Quiet(Net):
+    """Its features have no gradient, its head has."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.norm(self.conv(x)).relu().flatten(1)
+        return self.head(features)
+
+
+@each_attack
+@pytest.mark.parametrize("model", [Quiet(), torch.no_grad()(Net())], ids=["features", "whole"])
+def test_logits_without_a_gradient_are_one_clear_line(name, model, setting):
+    """Carlini and Wagner's and the elastic net's loss has one by the distance alone: nothing would be found."""
+    with pytest.raises(UserError, match="logits must have a gradient by the images"):
+        ON_IMAGES[name](model, *setting[1:])
+
+
 def test_a_loader_may_give_lists_of_ints_and_a_model_tuples(setting):
     model, images, targets = setting
     run = functools.partial(manipulate, interpreter=gradient, fooling=CenterMass(), recipe=Recipe(1e-3, 1.0, 2))
