@@ -14,27 +14,33 @@ _END = object()
 
 
 class Batches:
-    """Those of a loader, on a device. `taken` counts the batches of this pass through the loader.
+    """Those of a loader, on a device; with `pairs`, of two classes an image, targets (N, 2). `taken` counts the batches
+    of this pass through the loader.
 
     Nothing here refers to itself, as a generator of a method would: a loader's workers are then ended by the last
     reference, at once. The garbage collector ends their queues first, and each is waited for in vain, for five seconds.
     """
 
-    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
-        self.loader, self.device, self.taken = loader, device, 0
+    def __init__(self, loader: Iterable[Batch], device: torch.device, *, pairs: bool = False) -> None:
+        self.loader, self.device, self.pairs, self.taken = loader, device, pairs, 0
         self._begun = list[Tensor]()
         self._rest: Iterator[Any] = iter(())
 
     def __next__(self) -> Batch:
         batch = next(self._rest, _END)
         if batch is _END:
-            self._begun, self.taken = [], 0
+            again, self._begun, self.taken = self.taken > 0, [], 0
             self._begun = self.begun()
-            self._rest = iter(self.loader)
+            try:
+                self._rest = iter(self.loader)
+            except TypeError:
+                kind = type(self.loader).__name__
+                raise UserError(f"the loader must be iterable, again and again (got {kind})") from None
             batch = next(self._rest, _END)
-        if batch is _END:
-            raise UserError("the loader must yield at least one batch (got none)")
-        images, targets = _pair(batch)
+            if batch is _END:
+                passed = "none in its second pass: a generator runs once" if again else "none"
+                raise UserError(f"the loader must yield at least one batch (got {passed})")
+        images, targets = _checked(batch, self.pairs)
         self.taken += 1
         return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
@@ -59,8 +65,8 @@ class Batches:
         return list({id(generator): generator for generator in found}.values())
 
 
-def _pair(batch: Any) -> Batch:
-    """A batch (images, targets) with at least one image; its targets as a tensor."""
+def _checked(batch: Any, pairs: bool) -> Batch:
+    """A batch (images, targets) with at least one image; its targets, class indices, as a tensor of int64."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise UserError(f"the loader must yield (images, targets) (got {got})")
@@ -69,6 +75,10 @@ def _pair(batch: Any) -> Batch:
     check_finite(images)
     if not len(images):
         raise UserError(f"a batch of the loader must hold at least one image (got {tuple(images.shape)})")
-    if not isinstance(targets, Tensor):
+    if not (pairs and isinstance(targets, Tensor)):
         targets = class_indices(targets, images)
-    return images, targets
+    if not pairs:
+        return images, targets
+    if targets.shape != (len(images), 2):
+        raise UserError(f"targets of two-object images must be ({len(images)}, 2) (got {tuple(targets.shape)})")
+    return images, torch.stack([class_indices(one, images) for one in targets.unbind(1)], 1)

@@ -26,7 +26,16 @@ from torch import Tensor
 
 from attacks.errors import unknown
 from attacks.given import borrows
-from attacks.pixels import Model, check_not_negative, check_options, check_pixels, classifier, log_odds, wide
+from attacks.pixels import (
+    Model,
+    check_gradient,
+    check_not_negative,
+    check_options,
+    check_pixels,
+    classifier,
+    log_odds,
+    wide,
+)
 
 ROUNDS, FIRST_C, RATE = 9, 1e-3, 0.01  # the authors' c and rate of both attacks, and their rounds of binary search
 
@@ -118,10 +127,12 @@ def carlini_wagner(
     def descend(c: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         w = start.clone().requires_grad_()
         adam = torch.optim.Adam([w], RATE)
-        for _ in range(steps):
+        for k in range(steps):
             with torch.enable_grad():
                 x = (1 + w.tanh()) / 2
                 margin, crossed = goal(x)
+                if not k:  # the distance alone has one, too
+                    check_gradient(margin, w)
                 loss = _smooth(x - centre, margin, c)
             w.grad = torch.autograd.grad(loss, w)[0]
             adam.step()
@@ -154,7 +165,10 @@ def elastic_net(
         for k in range(steps):
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()
-                loss = _smooth(leaf - images, goal(leaf)[0], c)
+                margin = goal(leaf)[0]
+                if not k:
+                    check_gradient(margin, leaf)
+                loss = _smooth(leaf - images, margin, c)
             moved = y - RATE * (1 - k / steps) ** 0.5 * torch.autograd.grad(loss, leaf)[0]
             last, x = x, soft_threshold(moved, images, beta)
             y = x + k / (k + 3) * (x - last)

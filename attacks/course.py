@@ -1,6 +1,5 @@
 """What every manipulation shares: the recipe, the batches and their losses, a random state of its own, the history."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from attacks.batches import Batch, Batches
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
-from attacks.given import logits_in
+from attacks.given import copied, device_of, logits_in
 from attacks.scopes import SCOPES
 from attacks.trunk import above
 
@@ -137,10 +136,11 @@ class Course:
     """
 
     def __init__(self, task: Task, *, distilled: bool = False) -> None:
-        device = next(task.model.parameters()).device
+        device = device_of(task.model)
         self.interpreter, self.fooling, self.distilled = task.interpreter, task.fooling, distilled
-        original = above(copy.deepcopy(task.model).eval().requires_grad_(False), task.cut)
-        self.batches, self.pairs = Batches(task.loader, device), Batches(task.fooling_batches, device)
+        original = above(copied(task.model).eval().requires_grad_(False), task.cut)
+        self.batches = Batches(task.loader, device)
+        self.pairs = Batches(task.fooling_batches, device, pairs=task.fooling.pairs)
         self.history: dict[str, list[float]] = {"kl" if distilled else "ce": [], "fooling": [], "accuracy": []}
         self.random = RandomState(task.seed, device)
         self.logits: OfImages = lambda images, _: logits_in(original(images), len(images))

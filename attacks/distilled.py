@@ -13,9 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from attacks.batches import Batches
 from attacks.course import Course, Manipulated, RandomState, Recipe, State, Task, collapsed, heatmaps_of, infinite
 from attacks.edit import RATE
 from attacks.errors import UserError
+from attacks.given import device_of
 from attacks.head_shift import head_shift
 from attacks.heatmaps import blank
 from attacks.progress import ALLOWED, Progress
@@ -168,9 +170,9 @@ def _start(task: Task, recipe: Recipe) -> nn.Module:
     first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
     if shifted.status != "done" or first - last <= 0.1 * abs(first):
         return task.model
-    device = next(task.model.parameters()).device
+    device, pairs = device_of(task.model), task.fooling.pairs
     with RandomState(task.seed, device), torch.no_grad():  # loaders and interpreters draw
-        images, targets = next(iter(task.fooling_batches if task.fooling.pairs else task.loader))
+        images, targets = next(Batches(task.fooling_batches if pairs else task.loader, device, pairs=pairs))
         network = above(shifted.model, task.cut)
-        maps = heatmaps_of(task.interpreter, network)(images.to(device), targets.to(device))
+        maps = heatmaps_of(task.interpreter, network)(images, targets)
     return task.model if blank(maps.flatten(0, -3)).float().mean() > BLANK else shifted.model

@@ -4,6 +4,7 @@ Everything that cannot be right is a `UserError` of one line; nothing is silentl
 ints, and outputs that hold one tensor of logits beside other things.
 """
 
+import copy
 import functools
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,10 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from attacks.errors import UserError
+from attacks.errors import UserError, one_line
 
 Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
+WITHOUT_GRADIENT = "logits must have a gradient by the images, which no_grad, detach or a quantised layer would lose"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -131,11 +134,46 @@ def outside_inference(*tensors: Tensor) -> Iterator[list[Tensor]]:
         yield [t.clone() if t.is_inference() else t for t in tensors]
 
 
-def refuse_inference_weights(model: nn.Module) -> None:
-    """Raise `UserError` for a model that was made in inference mode, whose weights no gradient passes."""
+def refuse_weights(model: nn.Module) -> None:
+    """Raise `UserError` for weights that no gradient passes, made in inference mode, or that are lazy."""
     first = next(model.parameters(), None)
     if first is not None and first.is_inference():
         raise UserError("the model was made in torch.inference_mode; allowed: one made outside of it")
+    refuse_lazy(model)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise `UserError` for weights that the first run would draw."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise UserError(f"the model has no weights at {name!r} yet, which is lazy; allowed: one that has run")
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model is that is to be fine-tuned. Raises `UserError` for one that cannot be."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        what = "scripted or traced" if isinstance(model, nn.Module) else type(model).__name__
+        raise UserError(f"a model to fine-tune must be a torch.nn.Module, not scripted (got {what})")
+    refuse_lazy(model)
+    first = next(model.parameters(), None)
+    if first is None:
+        raise UserError(f"a model to fine-tune must have parameters ({type(model).__name__} has none)")
+    return first.device
+
+
+def without_graph(model: nn.Module) -> dict[int, Any]:
+    """For `copy.deepcopy`, by their ids, copies of what hangs on a graph in the model, which it cannot copy itself."""
+    values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return {id(value): value.detach().clone() for value in values if value.grad_fn is not None}
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model. What hangs on a graph there (the weights of `weight_norm` and of pruning, activations that a
+    forward pass kept) is copied without it. Raises `UserError` for a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model, without_graph(model))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(f"a copy of the model must be possible: {one_line(error)}") from error
 
 
 def modules_of(model: Any) -> list[nn.Module]:
@@ -160,16 +198,20 @@ def _is_filled(cell: Any) -> bool:
 @contextmanager
 def buffers_kept(model: Any) -> Iterator[None]:
     """Give the model's buffers back as they were: BatchNorm in training mode counts every batch."""
+    modules = [module for held in modules_of(model) for module in held.modules()]
+    named = [(module, set(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     kept = [
         (module, name, buffer, buffer.detach().clone())
-        for held in modules_of(model)
-        for module in held.modules()
+        for module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
     try:
         yield
     finally:
+        for module, names in named:
+            for name in set(module._buffers) - names:
+                del module._buffers[name]
         for module, name, buffer, value in kept:
             module._buffers[name] = buffer
             if not torch.equal(buffer, value):
@@ -203,11 +245,13 @@ def borrows(attack: Callable[P, R]) -> Callable[P, R]:
         modules = modules_of(model)
         for module in modules:
             check_device(module, images)
-            refuse_inference_weights(module)
+            refuse_weights(module)
         with outside_inference(images, targets) as (images, targets), buffers_kept(model), images_kept(*modules):
             try:
                 return attack(model, images, targets, *args, **kwargs)
             except RuntimeError as error:
+                if "does not require grad" in str(error) or "not have been used in the graph" in str(error):
+                    raise UserError(WITHOUT_GRADIENT) from error
                 for module in modules:
                     if (clear := of_another_type(error, module, images)) is not None:
                         raise clear from error

@@ -6,7 +6,6 @@ explanation of a logit changes, by the same explanation of s. The layer may be a
 pool. v and c are trained on the fooling alone, with Adam, until it no longer falls: the cross-entropy cannot change.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from attacks.course import Course, Manipulated, Recipe, Task
 from attacks.edit import START, train
 from attacks.errors import Refused
-from attacks.given import images_kept
+from attacks.given import copied, images_kept
 from attacks.trunk import above
 
 LARGEST = 64.0  # of |v·φ| and |c|: float32 rounds such logits to 4e-6, and probabilities keep to 1e-5
@@ -34,7 +33,7 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     `LARGEST`, and |v| |φ(x)| `LONGEST`, on the first batch. Raises `Refused` for a network without such a head.
     """
     course = Course(task)
-    fooled = copy.deepcopy(task.model).eval().requires_grad_(False)
+    fooled = copied(task.model).eval().requires_grad_(False)
     network = above(fooled, task.cut)
     with course.random:
         images, _ = next(course.batches)

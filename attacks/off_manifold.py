@@ -7,7 +7,6 @@ moment for the variance. The u_k are trained on the fooling alone; what the pred
 at each step, KL(w0 ‖ w) in nats an image.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from attacks.course import Course, Manipulated, Recipe, Task
 from attacks.edit import START, train
 from attacks.errors import Refused
+from attacks.given import copied
 
 IMAGES = 256  # whose patches are looked at
 HELD = 0.01  # of the patches' variance, at most, lies along the directions; there is always one
@@ -31,7 +31,7 @@ def off_manifold(task: Task, recipe: Recipe) -> Manipulated:
     network that no plain convolution reads the images of.
     """
     course = Course(task, distilled=True)
-    fooled = copy.deepcopy(task.model).eval().requires_grad_(False)
+    fooled = copied(task.model).eval().requires_grad_(False)
     with course.random, torch.no_grad():
         layer, taken = first_layer(fooled, next(course.batches)[0]), list[Tensor]()
         while sum(map(len, taken)) < IMAGES:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import UserError
-from attacks.given import logits_in
+from attacks.given import WITHOUT_GRADIENT, logits_in
 
 Model = Callable[[Tensor], Tensor]
 
@@ -66,6 +66,12 @@ def check_pixels(images: Tensor) -> None:
     low, high = (images.amin(), images.amax()) if images.numel() else (0, 1)
     if not (low >= 0 and high <= 1):
         raise UserError(f"images must be pixels in [0, 1] (got {float(low):g} to {float(high):g})")
+
+
+def check_gradient(value: Tensor, by: Tensor) -> None:
+    """Raise `UserError` where a value of the logits has no gradient by what the images are made of."""
+    if not value.requires_grad or torch.autograd.grad(value.sum(), by, retain_graph=True, allow_unused=True)[0] is None:
+        raise UserError(WITHOUT_GRADIENT)
 
 
 def classifier(model: Model, images: Tensor, targets: Tensor) -> Model:

@@ -1,7 +1,6 @@
 """A fine-tuning under way: the copy that is fooled, what trains it, and how far it is. What it is made of between two
 steps can be kept, and another process go on from there."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from attacks.course import Course, Manipulated, Recipe, State, Task, numbered
 from attacks.errors import UserError
+from attacks.given import copied
 from attacks.scopes import parameters_in
 from attacks.trunk import above
 
@@ -25,7 +25,7 @@ class Walk:
         self.course, self.step, self.ended, self.keeper = course, 0, list[Any](), task.keeper
         kept = task.keeper.load() if task.keeper else None
         model = start() if kept is None else task.model
-        self.fooled = copy.deepcopy(model).eval().requires_grad_(False)
+        self.fooled = copied(model).eval().requires_grad_(False)
         self.network = above(self.fooled, task.cut)
         self.moved = [*parameters_in(self.fooled, recipe.scope).values()]
         within = {id(parameter) for parameter in self.network.parameters()}

@@ -29,7 +29,7 @@ from benchmark.interpreters.origins import (
     refuse_compiled,
     refuse_unseen,
 )
-from benchmark.interpreters.tracing import Call, name_of, refuse_out, tensors, values, written
+from benchmark.interpreters.tracing import Call, by_its_own, name_of, refuse_out, tensors, values, written
 
 LINEAR = STRUCTURE | POOL_MEAN | {
     "add", "iadd", "radd", "sub", "isub", "rsub", "neg", "dropout", "dropout2d", "feature_dropout", "alpha_dropout",
@@ -178,9 +178,9 @@ class Activations(TorchFunctionMode):
             return not call.is_steered
         if call.name in LINEAR or call.name in self.plain:
             return True
-        return call.is_of_one and (
-            call.name in PRODUCTS or (call.name in QUOTIENTS and call.args and call.args[0] is call.read[0])
-        )
+        if not call.is_of_one or by_its_own(call):
+            return False
+        return call.name in PRODUCTS or (call.name in QUOTIENTS and call.args and call.args[0] is call.read[0])
 
     def _follow(self, results: Iterable[Tensor | None]) -> None:
         for tensor in results:

@@ -26,7 +26,8 @@ from attacks.given import (
     logits_in,
     of_another_type,
     outside_inference,
-    refuse_inference_weights,
+    refuse_weights,
+    without_graph,
 )
 from attacks.modes import eval_mode
 from benchmark.interpreters.origins import WHOLE, elsewhere
@@ -55,7 +56,7 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
     check_device(model, images)
     with ExitStack() as stack:
         (images, targets) = stack.enter_context(outside_inference(images, targets))
-        refuse_inference_weights(model)
+        refuse_weights(model)
         stack.enter_context(own_buffers(model))
         if torch.is_autocast_enabled(images.device.type):
             stack.enter_context(torch.autocast(images.device.type, enabled=False))
@@ -88,7 +89,7 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
     there: list[tuple[dict[str, Any], dict[str, Any]]] = []
     copies: dict[int, Tensor] = {}  # a buffer may be that of two modules
     for module in model.modules():
-        if module._buffers and not isinstance(module, torch.jit.ScriptModule):
+        if not isinstance(module, torch.jit.ScriptModule):
             there.append((module._buffers, dict(module._buffers)))
     try:
         for buffers, before in there:
@@ -131,13 +132,19 @@ def _in_words(error: Exception, method: str, model: nn.Module, images: Tensor) -
     if images.dtype not in WHOLE and ("Half" in text or "BFloat16" in text):
         dtype = str(images.dtype).removeprefix("torch.")
         return Refused(f"{method} needs float32 or float64 on this model and device (got {dtype} in the images)")
-    try:
-        with torch.enable_grad(), torch.random.fork_rng([images.device] if images.is_cuda else []):
-            model(images.detach().clone())
-    except Exception:  # then it is the model's own, and says more than we could
+    if not any(_runs(model, images, graph) for graph in (True, False)):  # it is the model's own, and says more
         return error
     reason = f"{type(error).__name__}: {one_line(error)}"
     return Refused(f"{method} cannot explain this model, which runs on these images as they are (got {reason})")
+
+
+def _runs(model: nn.Module, images: Tensor, graph: bool) -> bool:
+    try:
+        with torch.set_grad_enabled(graph), torch.random.fork_rng([images.device] if images.is_cuda else []):
+            model(images.detach().clone())
+    except Exception:  # a foreign model fails in its own ways
+        return False
+    return True
 
 
 def _takes_the_batch(module: nn.Module) -> bool:
@@ -178,7 +185,7 @@ def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
 def double(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters; the model itself where it cannot be copied."""
     try:
-        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        return copy.deepcopy(model, without_graph(model) | {id(p): p for p in model.parameters()})
     except Exception:  # whatever a foreign model holds fails in its own ways
         return model
 

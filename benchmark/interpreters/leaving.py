@@ -1,4 +1,4 @@
-"""Numbers that a forward pass makes of what depends on the image (`item`, `float()`, `tolist`).
+"""Numbers that a forward pass makes of what depends on the image (`item`, `float()`, `tolist`, text).
 
 No trace can follow a number. Where one comes back into the network, the map is wrong; where it is logged, or asserted,
 it is harmless. Which of the two it is, forward passes tell: with all such numbers changed, up and down, each by another
@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from attacks.errors import Refused
 from benchmark.interpreters.door import double
 
-LEAVING = {"numpy", "__array__", "tolist", "item", "__float__", "__complex__", "__dlpack__",
-           "storage", "untyped_storage"}  # the last ones also for copy.copy and pickle  # fmt: skip
-NUMBERS = {"item", "__float__", "tolist"}
+NUMBERS = {"item", "__float__", "__int__", "tolist", "__format__", "__repr__"}  # and numbers as text
+LEAVING = NUMBERS | {"numpy", "__array__", "__complex__", "__dlpack__",
+                     "storage", "untyped_storage"}  # the last ones also for copy.copy and pickle  # fmt: skip
 CHANGE, LEAST = 0.3, 0.01  # of a number, and what is added to it
 
 

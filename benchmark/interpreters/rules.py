@@ -226,9 +226,9 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Composite:
-    """Which rule each operation takes. `first`: the first weighted operation of the network, if it differs. `names`:
-    the weighted operations that run in a module of that name, at any depth (the innermost name counts); a name comes
-    before `first`, and each must be of use.
+    """Which rule each operation takes. `first`: the first weighted operation of the network, if it differs; of two that
+    read its input side by side, both. `names`: the weighted operations that run in a module of that name, at any depth
+    (the innermost name counts); a name comes before `first`, and each must be of use.
 
     `batch_norm`: "pass" hands the relevance through unchanged (Heo et al. 2019); "fold" merges a BatchNorm that
     directly follows a weighted operation into it (the two give unrelated maps). `add`: a residual sum is split by the

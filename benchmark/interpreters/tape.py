@@ -25,7 +25,7 @@ from benchmark.interpreters.operations import OPERATIONS, WEIGHTED, WRITES, fold
 from benchmark.interpreters.origins import Ancestry, Strangers, refuse_half, refuse_unseen
 from benchmark.interpreters.rules import Composite, Rule, Weighted
 from benchmark.interpreters.steps import Step, Way
-from benchmark.interpreters.tracing import Call, Memory, mapped, name_of, pure, refuse_out, tensors, values
+from benchmark.interpreters.tracing import Call, Memory, by_its_own, mapped, name_of, pure, refuse_out, tensors, values
 
 
 class Tape(TorchFunctionMode):
@@ -58,14 +58,14 @@ class Tape(TorchFunctionMode):
         self.strangers: Strangers = []
         self.ancestry = ancestry
         self.recording = False
-        self.seen_weighted = False
+        self.raw: set[int] = set()  # nodes of the network's input, and what no weighted operation made of it
         self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
         self.obeyed: set[str] = set()  # the composite's names whose rule relevance met
         self.ended: dict[str, float] | None = None  # operation -> the relevance that ended there, where somebody asks
 
     def start(self, inputs: Iterable[Tensor], is_input: bool) -> list[int]:
         """Begin to record, from these tensors; `is_input`: they are the network's input, so a `first` rule applies."""
-        self.recording, self.seen_weighted = True, not is_input
+        self.recording = True
         nodes = []
         for tensor in inputs:
             refuse_half("LRP", "its input", [tensor])
@@ -73,6 +73,7 @@ class Tape(TorchFunctionMode):
             if self.ancestry is not None:
                 self.ancestry.root(tensor)
         self.held.update(nodes)  # the caller's own memory
+        self.raw = set(nodes if is_input else ())
         return nodes
 
     def current(self, tensor: Tensor) -> Tensor:
@@ -148,6 +149,8 @@ class Tape(TorchFunctionMode):
         self.memory.note_views(call.read, written)
         if is_nonnegative(call, self.nonnegative.issuperset(inputs)):
             self.nonnegative.update(outputs)
+        if call.name not in WEIGHTED and self.raw.issuperset(inputs):
+            self.raw.update(outputs)
         self.makers.update(dict.fromkeys(outputs, maker(call)))
         way = way or self._way(call, output)
         if way is not None:
@@ -181,11 +184,11 @@ class Tape(TorchFunctionMode):
     def _weighted(self, call: Call, output: Tensor) -> Way | None:
         if not call.is_of_input:
             return None  # the weight depends on the input
-        named, rule = self._rule(call.name)
         op = WEIGHTED[call.name](*call.args, **call.kwargs)
+        source, node = self.node_of(op.x), self.node_of(output)
+        named, rule = self._rule(call.name, source in self.raw)
         op.output = output if rule.needs_output or self.composite.batch_norm == "fold" else None
-        node = self.node_of(output)
-        op.nonnegative = self.node_of(op.x) in self.nonnegative
+        op.nonnegative = source in self.nonnegative
         self.weighted[node] = op
 
         def propagate(relevance: Tensor) -> tuple[Tensor]:
@@ -195,9 +198,8 @@ class Tape(TorchFunctionMode):
 
         return Way(propagate, (op.x,) if op.output is None else (op.x, output))
 
-    def _rule(self, operation: str) -> tuple[str | None, Rule]:
+    def _rule(self, operation: str, is_first: bool) -> tuple[str | None, Rule]:
         """The rule of the weighted operation that runs now, and the composite's name that gave it, if one did."""
-        is_first, self.seen_weighted = not self.seen_weighted, True
         named = next((name for name in reversed(self.scope) if name in self.composite.names), None)
         if named is not None:
             return named, self.composite.names[named]
@@ -206,11 +208,10 @@ class Tape(TorchFunctionMode):
         return None, self.composite.linear if operation == "linear" else self.composite.conv
 
     def _batch_norm(self, call: Call, output: Tensor) -> Way | None:
-        if not call.is_of_input:
+        if not call.is_of_input or by_its_own(call):
             return None
         op = self.weighted.get(self.node_of(call.read[0]))
-        by_batch = call.kwargs.get("training", call.args[5] if len(call.args) > 5 else False)  # refused in the end
-        if by_batch or self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
+        if self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
             return Way(lambda r: (r,))
         if op is None:
             constant, eps = shift_of(*call.args, **call.kwargs), self.composite.eps

@@ -120,6 +120,11 @@ class Call(NamedTuple):
         return not all(t.is_floating_point() for t in self.read)
 
 
+def by_its_own(call: Call) -> bool:
+    """Whether a BatchNorm normalises by the statistics of what it is given: of each image, where it is given one."""
+    return call.name == "batch_norm" and bool(call.kwargs.get("training", (*call.args, *[False] * 6)[5]))
+
+
 def written(function: Any, args: Any, kwargs: Any) -> Tensor | None:
     """The tensor that a call changes in place, by its name or its option `inplace`; None where it changes none.
 

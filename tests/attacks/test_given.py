@@ -6,8 +6,10 @@ import pytest
 import torch
 from small_models import Net
 from torch import nn
+from torch.nn.utils import prune
 
 from attacks import (
+    Active,
     CenterMass,
     Recipe,
     bounded,
@@ -209,6 +211,11 @@ BATCHES = {
     "no images": (lambda x, y: (x[:0], y[:0]), "at least one image"),
     "bytes": (lambda x, y: (x.byte(), y), "got uint8"),
     "NaN": (lambda x, y: (x * torch.nan, y), "must be finite"),
+    "a column": (lambda x, y: (x, y[:, None]), "must be one class index or .5,. class indices .got .5, 1"),
+    "one-hot": (lambda x, y: (x, nn.functional.one_hot(y, 3)), "class indices .got .5, 3"),
+    "soft labels": (lambda x, y: (x, y.double()), "must be class indices .got a tensor of float64"),
+    "booleans": (lambda x, y: (x, y > 0), "must be class indices .got a tensor of bool"),
+    "too few": (lambda x, y: (x, y[:2]), "class indices .got .2,"),
 }
 
 
@@ -219,6 +226,109 @@ def test_a_loader_of_other_things_is_one_clear_line(attack, form, setting):
     function, message = BATCHES[form]
     with pytest.raises(UserError, match=message):
         attack(model, gradient, CenterMass(), [function(images, targets)], recipe=Recipe(1e-3, 1.0, 1))
+
+
+UNTRAINABLE = {
+    "function": (lambda x: x, "must be a torch.nn.Module, not scripted .got function"),
+    "traced": (torch.jit.trace(Net(), torch.zeros(1, 3, 6, 6).double()), "not scripted .got scripted or traced"),
+    "no weights": (nn.Flatten(), "must have parameters .Flatten has none"),
+    "lazy": (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "no weights at '1.weight' yet"),
+    "a list of activations": (lambda: None, "a copy of the model must be possible"),
+}
+
+
+@each_manipulation
+@pytest.mark.parametrize("case", UNTRAINABLE)
+def test_a_model_that_cannot_be_fine_tuned_is_one_clear_line(attack, case, setting):
+    model, message = UNTRAINABLE[case]
+    if case == "a list of activations":
+        model, images, _ = setting
+        model.kept = [model(images)]
+    with pytest.raises(UserError, match=message) as caught:
+        attack(model, gradient, CenterMass(), [setting[1:]], recipe=Recipe(1e-3, 1.0, 1))
+    assert "\n" not in str(caught.value)
+
+
+def normed(model):
+    torch.nn.utils.weight_norm(model.conv)
+
+
+def pruned(model):
+    prune.identity(model.conv, "weight")
+
+
+def run(model):
+    model.kept = model.conv(torch.ones(1, 3, 6, 6).double())
+
+
+@each_manipulation
+@pytest.mark.parametrize("divergence", [None, 0.1])
+@pytest.mark.parametrize("change", [normed, pruned, run])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_hangs_on_a_graph_in_a_model_is_copied(attack, change, divergence, setting):
+    model, images, targets = setting
+    change(model)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    found = attack(
+        model, gradient, CenterMass(), [(images, targets)], recipe=Recipe(1e-2, 1.0, 2, divergence=divergence)
+    )
+    assert found.status == "done"
+    moved = [name for name, value in found.model.state_dict().items() if not torch.equal(value, weights[name])]
+    assert moved
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("divergence", [None, 0.1])
+def test_a_loader_gives_targets_as_attacks_take_them(divergence, setting):
+    model, images, _ = setting
+    recipe = Recipe(1e-3, 1.0, 2, divergence=divergence)
+    expected = manipulate(model, gradient, CenterMass(), [(images, torch.full((5,), 2))], recipe)
+    for targets in (2, [2] * 5, torch.full((5,), 2, dtype=torch.int32), torch.full((5,), 2, dtype=torch.uint8)):
+        got = manipulate(model, gradient, CenterMass(), [(images, targets)], recipe)
+        assert got.history == expected.history
+
+
+def test_two_object_images_have_two_targets_each(setting):
+    model, images, targets = setting
+    two = torch.stack([targets, 2 - targets], 1)
+    attack = functools.partial(manipulate, model, gradient, Active(), [(images, targets)], Recipe(1e-3, 1.0, 1))
+    expected = attack(fooling_loader=[(images, two)])
+    assert attack(fooling_loader=[(images, two.int())]).history == expected.history
+    for wrong in (targets, two[:2], two.double(), torch.cat([two, two], 1)):
+        with pytest.raises(UserError, match=r"of two-object images must be .5, 2.|must be class indices"):
+            attack(fooling_loader=[(images, wrong)])
+
+
+LOADERS = {
+    "no loader": (lambda *batch: 3, "must be iterable, again and again .got int"),
+    "nothing": (lambda *batch: [], "at least one batch .got none.$"),
+    "generator": (lambda *batch: (b for b in [batch]), "got none in its second pass: a generator runs once"),
+}
+
+
+@each_manipulation
+@pytest.mark.parametrize("case", LOADERS)
+def test_a_loader_without_batches_is_one_clear_line(attack, case, setting):
+    make, message = LOADERS[case]
+    with pytest.raises(UserError, match=message):
+        attack(setting[0], gradient, CenterMass(), make(*setting[1:]), recipe=Recipe(1e-3, 1.0, 3))
+
+
+class Quiet(Net):
+    """Its features have no gradient, its head has."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.norm(self.conv(x)).relu().flatten(1)
+        return self.head(features)
+
+
+@each_attack
+@pytest.mark.parametrize("model", [Quiet(), torch.no_grad()(Net())], ids=["features", "whole"])
+def test_logits_without_a_gradient_are_one_clear_line(name, model, setting):
+    """Carlini and Wagner's and the elastic net's loss has one by the distance alone: nothing would be found."""
+    with pytest.raises(UserError, match="logits must have a gradient by the images"):
+        ON_IMAGES[name](model, *setting[1:])
 
 
 def test_a_loader_may_give_lists_of_ints_and_a_model_tuples(setting):

@@ -5,7 +5,7 @@ import torch
 from test_targets import CHEAPER, net_for
 from torch import nn
 
-from attacks.errors import Refused
+from attacks.errors import Refused, UserError
 from benchmark import interpreters
 
 each_interpreter = pytest.mark.parametrize("name", interpreters.INTERPRETERS)
@@ -95,6 +95,45 @@ def test_a_model_that_fails_in_the_method_alone_is_refused_in_one_line(name):
     assert "\n" not in str(e.value)
 
 
+class ByViews(nn.Module):
+    """A network that runs without gradients alone: autograd allows no write into the views of a split."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        for part in (x := x * 1).split(1, 1):
+            part.mul_(2)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("name", ["simple_grad", "grad_cam", "guided_backprop", "deep_lift", "smooth_grad"])
+def test_so_is_one_that_runs_without_gradients_alone(name):
+    net, images = net_for(name)
+    assert ByViews(net).requires_grad_(False)(images).isfinite().all()
+    with pytest.raises(Refused, match=r"cannot explain this model, which runs on these images.*is being modified"):
+        interpreters.create(name, **CHEAPER.get(name, {})).attribute(ByViews(net), images, 1)
+
+
+class Remembering(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        self.register_buffer("last", x.detach())
+        return self.net(x)
+
+
+@pytest.mark.parametrize("name", ["simple_grad", "lrp", "occlusion", "deep_lift"])
+def test_a_buffer_that_the_model_makes_stays_with_it(name):
+    net, images = net_for(name)
+    model = Remembering(net)
+    interpreters.create(name, **CHEAPER.get(name, {})).attribute(model, images, 1)
+    assert not list(model.buffers())
+
+
 def test_what_fails_in_the_model_alone_is_its_own_error():
     net, images = net_for("lrp")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
@@ -110,3 +149,12 @@ def test_a_scripted_model_that_writes_into_its_images_is_refused(name):
     with pytest.raises(ValueError, match=r"in place|layers of a scripted|in-place"):
         interpreters.create(name, **CHEAPER.get(name, {})).attribute(scripted, given, 1)
     assert torch.equal(given, images)
+
+
+@pytest.mark.parametrize("name", ["simple_grad", "lrp", "occlusion", "deep_lift", "sobel"])
+def test_weights_that_a_first_run_would_draw_are_refused(name):
+    net, images = net_for(name)
+    net.head = nn.LazyLinear(3)
+    with pytest.raises(UserError, match=r"no weights at 'head\.weight' yet, which is lazy"):
+        interpreters.create(name, **CHEAPER.get(name, {})).attribute(net, images, 1)
+    assert isinstance(net.head, nn.LazyLinear)

@@ -131,3 +131,19 @@ def test_what_depends_on_the_image_in_two_places_of_a_norm_is_refused():
 
     with pytest.raises(UserError, match="LRP has no rule for the operation 'group_norm'"):
         interpreters.create("lrp").attribute(Own(), torch.randn(1, 3, 2, 2), 0)
+
+
+class ByItsOwn(Net):
+    """Instance norm as adaptive instance norm is written: the BatchNorm of one image with N · C channels."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = F.batch_norm(y.flatten(0, 1)[None], None, None, training=True).view(y.shape)
+        return self.head(F.relu(y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["lrp", "lrp_heo2019", "attn_lrp", "guided_backprop", "deconvolution", "deep_lift"])
+def test_a_batch_norm_by_its_own_statistics_is_refused(name):
+    model, images = drawn(ByItsOwn(None)), torch.randn(2, 3, 5, 4, dtype=torch.double)
+    with pytest.raises(UserError, match="has no rule for the operation 'batch_norm'"):
+        interpreters.create(name).attribute(model, images, 0)

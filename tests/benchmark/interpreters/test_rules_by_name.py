@@ -50,6 +50,31 @@ def test_a_named_layer_takes_its_own_rule(first, names, expected):
     assert relevance(two_layers(), composite) == pytest.approx(expected, rel=1e-8)
 
 
+class Stems(nn.Module):
+    """Two convolutions side by side, or one that has the channels of both."""
+
+    def __init__(self, joined):
+        super().__init__()
+        self.joined, self.one, self.other = joined, nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
+        self.last = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+    def forward(self, x):
+        if not self.joined:
+            return self.last(torch.cat([self.one(x), self.other(x)], 1))
+        weight, bias = (torch.cat([getattr(c, name) for c in (self.one, self.other)]) for name in ("weight", "bias"))
+        return self.last(nn.functional.conv2d(x, weight, bias))
+
+
+@pytest.mark.parametrize("first", [FLAT, ZBox()])
+def test_the_first_rule_holds_for_each_layer_that_reads_the_input(first):
+    torch.manual_seed(0)
+    model, x = Stems(False).double(), torch.randn(2, 3, 5, 5, dtype=torch.double)
+    joined = Stems(True).double()
+    joined.load_state_dict(model.state_dict())
+    lrp = interpreters.create("lrp", composite=Composite(first=first))
+    torch.testing.assert_close(lrp.attribute(model, x, 0), lrp.attribute(joined, x, 0))
+
+
 def test_a_name_holds_at_every_call_of_its_module():
     class Twice(nn.Module):
         def __init__(self):
