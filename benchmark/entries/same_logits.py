@@ -87,26 +87,29 @@ def _make(run: Run, place: Scored, inputs: Inputs, folder: Path) -> Receipt:
     original = original[:, 0] if original.dim() == 4 else original
     made = inputs.get("manipulation")
     model = clean_model(run, _model(place)) if made is None else stored_model(run, _model(place), made)
-    shown, why = dict[str, Tensor](), dict[str, str]()
-    other: Tensor | None = None
+    other, why = None, dict[str, str]()
     try:
         random_model = randomised.random_network(run, _model(place), model, images, 1)  # not that of the gate
         other = interpreter(say_the_same(random_model, model, images), images, targets)
     except Refused as error:
         why = {"unchecked": str(error)}
     now = interpreter(model, images, targets)
+    again = correlation(original, now) if made is None else _as_scored(inputs["scores"], start, original, now)
+    shown = {"again": again}
     if other is not None:
-        shown = {"same": (correlation(now, other) > SAME) & ~blank(now)}
-    if made is not None:
-        scored = intact(inputs["scores"] / "scores.parquet", pd.read_parquet).query("pair == 0").set_index("image")
-        before = scored["rank_correlation"].loc[start : start + len(images) - 1].to_numpy(float)
-        after = rank_correlation(original, now).double().cpu().numpy()
-        shown["again"] = torch.from_numpy(1 - np.abs(np.nan_to_num(after) - np.nan_to_num(before)))
-    else:
-        shown["again"] = correlation(original, now)
-        if other is not None:
-            shown |= {"random": correlation(original, other), "unrelated": correlation(original, original.roll(-1, 0))}
+        shown["same"] = (correlation(now, other) > SAME) & ~blank(now)
+    if other is not None and made is None:
+        shown |= {"random": correlation(original, other), "unrelated": correlation(original, original.roll(-1, 0))}
     return {"shown": {name: values.double().cpu().tolist() for name, values in shown.items()} | why}
+
+
+def _as_scored(scores: Path, start: int, original: Tensor, now: Tensor) -> Tensor:
+    """How near the rank correlations of the originals with maps (n, h, w) are to those that were scored: (n,), 1 the
+    same."""
+    scored = intact(scores / "scores.parquet", pd.read_parquet).query("pair == 0").set_index("image")
+    before = scored["rank_correlation"].loc[start : start + len(now) - 1].to_numpy(float)
+    after = rank_correlation(original, now).double().cpu().numpy()
+    return torch.from_numpy(1 - np.abs(np.nan_to_num(after) - np.nan_to_num(before)))
 
 
 def _model(place: Scored) -> str:

@@ -232,12 +232,13 @@ def scored_reasons(card: dict[str, Any]) -> list[str]:
         reasons.append(f"ASKED_AGAIN: another map than was scored ({again[0]:.2f} on {again[1]}, needed {TWIN_LIMIT})")
     both = {where: {k: [v[k]] for k in ("random", "unrelated")} for where, v in shown.items() if "random" in v}
     alike = max(((beyond_chance({"": v}, "random"), where) for where, v in both.items()), default=(0.0, ""))
+    same = max(((v["same"], where) for where, v in shown.items() if "same" in v), default=(0.0, ""))
+    what = ""
     if not alike[0] < SAME_LIMIT:
         what = f"correlation {alike[0]:.2f} beyond chance on {alike[1]}, allowed below {SAME_LIMIT}"
-        reasons.append(f"SAME_LOGITS: the same map of a network with random features and the same logits ({what})")
-    same = max(((v["same"], where) for where, v in shown.items() if "same" in v), default=(0.0, ""))
-    if alike[0] < SAME_LIMIT and not same[0] <= SAME_SHARE:
+    elif not same[0] <= SAME_SHARE:
         what = f"of {same[0]:.0%} of the images on {same[1]}, allowed of {SAME_SHARE:.0%}"
+    if what:
         reasons.append(f"SAME_LOGITS: the same map of a network with random features and the same logits ({what})")
     if failed := [f"{where}: {v['error']}" for where, v in shown.items() if "error" in v]:
         reasons.append(f"{len(failed)} questions about scored images failed, first: {failed[0]}")
