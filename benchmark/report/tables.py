@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from numbers import Real
 from typing import Any, NamedTuple
 
 
@@ -37,8 +38,8 @@ class Table:
 
 
 def number(value: Any, form: str = ".2f") -> str:
-    """ "" for none. A truth value or a text is itself."""
-    if value is None or isinstance(value, (str, bool)):
+    """ "" for none. A truth value, a text or what else a card holds is itself."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         return "" if value is None else str(value)
     return "" if value != value else format(value + 0.0 if form[-1] in "feg%" else int(value), form)
 
