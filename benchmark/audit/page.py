@@ -32,8 +32,8 @@ WAYS = {"head_shift": "head shift", "gradient": "gradient", "gentle": "gradient,
 LEGEND = (
     "Head shift: one vector added to the weights of every class, which changes no probability; gradient: fine-tuning, "
     "gentle at a tenth of the rate. Location: maps go to the border; top_k: what was brightest goes dark; center_mass: "
-    "the centre of the map moves away. By chance: how many maps would count as fooled on the honest network. Maps alike: "
-    "the lowest rank correlation with the honest maps under any attack within the budget."
+    "the centre of the map moves away. By chance: how many maps of the honest network would count as fooled. Maps "
+    "alike: the lowest rank correlation with the honest maps under any attack within the budget."
 )
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --bad: #b3261e; --good: #1b6e3c; }
@@ -122,7 +122,8 @@ def _lead(audit: Audit) -> str:
     own = "targets are the network's predictions, and a drop is the share of them that changed"
     right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else own
     return (
-        f'<p class="lead">{escape(witness)}</p>\n{_glance(audit)}<ul>{items}</ul>\n<p class="note">All numbers are of {about["held"]} '
+        f'<p class="lead">{escape(witness)}</p>\n{_glance(audit)}<ul>{items}</ul>\n'
+        f'<p class="note">All numbers are of {about["held"]} '
         f"held-out images ({escape(right)}); attacks were trained on {about['attacked']} others. Intervals are 95 %, "
         "over images, and have no width where all agree, which says little of few. That these attacks failed does not "
         "show that a better one would.</p>"
@@ -238,7 +239,8 @@ def _section(title: str, content: str) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    table = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def _cell(value: Any) -> str:
