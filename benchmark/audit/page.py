@@ -40,6 +40,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --bad: #ff9a92; --good: #7fd6a0; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+h1, h3, p, li, figcaption { overflow-wrap: anywhere; }
 .lead { font-size: 1.1rem; } .note { opacity: .8; font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }

@@ -53,7 +53,10 @@ def folder(suite: str = "default") -> Path:
     """Where the zoo of a suite's board lies. Raises `UserError` where there is none."""
     found = committed.board(suite) / "zoo"
     if not (found / MANIFEST).is_file():
-        raise UserError(f"no zoo of suite {suite!r} in {found}: {committed.WHERE}")
+        roots = (committed.BOARDS, committed.HERE)
+        there = sorted({path.parent.parent.name for root in roots for path in root.glob(f"*/zoo/{MANIFEST}")})
+        others = f" (there is one of {', '.join(there)})" if there else ""
+        raise UserError(f"no zoo of suite {suite!r} in {found}{others}: {committed.WHERE}")
     return found
 
 

@@ -99,6 +99,8 @@ def test_where_there_is_no_clone_board_and_zoo_are_the_packages(elsewhere, capsy
     assert Path(capsys.readouterr().out.strip()).parts[:2] == ("leaderboards", "default")
     assert before == {path: path.stat().st_mtime_ns for path in BOARD.iterdir()}
     assert committed.board("default") == committed.HERE / "default"  # the folder of the figure is no board
+    with pytest.raises(UserError, match=r"no zoo of suite 'board' in .* \(there is one of default\): "):
+        zoo.folder("board")
     shutil.rmtree("leaderboards")
     monkeypatch.setattr(committed, "HERE", elsewhere / "nowhere")
     with pytest.raises(UserError, match=r"no zoo of suite 'default' .* a package built from one"):
