@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from numbers import Real
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Link(NamedTuple):
@@ -39,7 +40,7 @@ class Table:
 
 def number(value: Any, form: str = ".2f") -> str:
     """ "" for none. A truth value, a text or what else a card holds is itself."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return "" if value is None else str(value)
     return "" if value != value else format(value + 0.0 if form[-1] in "feg%" else int(value), form)
 
