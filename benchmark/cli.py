@@ -290,12 +290,12 @@ def _run(
     suite: Any, store: Path | str, data: str | None, device: Device, elsewhere: bool = False, reads: bool = False
 ) -> Any:
     """`elsewhere`: the device need not be here, for other nodes may have it. `reads`: data, beside the suite's own."""
-    from benchmark.execution.executor import device_of
+    from benchmark.execution.executor import chosen_device
     from benchmark.run import Run
     from benchmark.suite import check_data, placed
 
     check_data(suite, None if reads else data)
-    return Run(placed(suite, data), str(store), data, device_of(device.value, elsewhere))
+    return Run(placed(suite, data), str(store), data, chosen_device(device.value, elsewhere))
 
 
 def _folder(folder: Path, *below: str) -> Path:

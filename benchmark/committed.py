@@ -8,9 +8,11 @@ WHERE = "boards, their results and the zoo are in leaderboards/ of a clone, and 
 
 
 def board(suite: str) -> Path:
-    """The folder of a suite's board, to be read: `leaderboards/SUITE`, or where that is not there the package's."""
+    """The folder of a suite's board, to be read: `leaderboards/SUITE`, or where that holds none (but figures that were
+    drawn of the package's, say) the package's."""
     ours = BOARDS / suite
-    return HERE / suite if not ours.is_dir() and (HERE / suite).is_dir() else ours
+    here = (ours / "results").is_dir() or any(ours.glob("*.csv"))
+    return HERE / suite if not here and (HERE / suite).is_dir() else ours
 
 
 def in_package(folder: Path) -> bool:

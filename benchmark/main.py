@@ -13,3 +13,7 @@ def _command() -> Any:
     from benchmark import cli
 
     return cli.app(prog_name="foolbench", standalone_mode=False)
+
+
+if __name__ == "__main__":  # python -m benchmark.main, where the script is not on the path
+    main()

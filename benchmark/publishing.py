@@ -49,7 +49,7 @@ def compare(
     from benchmark.leaderboards import compare as comparing
     from benchmark.leaderboards.paste import FORMATS
 
-    folders = [Path(each) if Path(each).exists() else committed_board(each) for each in (a, b)]
+    folders = [Path(each) if Path(each).exists() or "/" in each else committed_board(each) for each in (a, b)]
     compared, notes = comparing.compare(*folders)
     if form is Format.text:
         typer.echo(

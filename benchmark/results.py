@@ -67,10 +67,7 @@ def read(folder: Path, name: str, table: Table) -> Entry:
     for needed in (path, card_path):
         if not needed.is_file():
             raise UserError(f"results are incomplete: {needed} is missing")
-    try:
-        card = json.loads(card_path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{card_path} is not valid JSON: {_line(error)}") from error
+    card = read_card(card_path)
     try:
         content = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
     except (OSError, pa.ArrowException) as error:
@@ -84,7 +81,18 @@ def read(folder: Path, name: str, table: Table) -> Entry:
         got = content.schema.field(field.name).type if field.name in content.schema.names else "no such column"
         if got != field.type:
             raise UserError(f"{path}: column {field.name} must be {field.type} (got {got})")
-    return content.to_pandas().astype(dict.fromkeys(table.text, "str")), card
+    frame = content.to_pandas().astype(dict.fromkeys(table.text, "str"))
+    if (twice := frame.duplicated(list(table.key))).any():
+        raise UserError(f"{path} repeats a row: {tuple(frame.loc[twice, list(table.key)].iloc[0])}")
+    return frame, card
+
+
+def read_card(path: Path) -> Any:
+    """What a card says, unchecked. Raises `UserError` for a file that is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {_line(error)}") from error
 
 
 def _check_card(path: Path, name: str, card: Any, table: Table) -> None:
@@ -95,6 +103,8 @@ def _check_card(path: Path, name: str, card: Any, table: Table) -> None:
             raise UserError(f"{path}: {part} must be a list")
         for record in card[part]:
             _must_hold(path, f"each of its {part}", record, keys)
+            for place in (key for key in KEY if key in keys and not isinstance(record[key], (str, int))):
+                raise UserError(f"{path}: {place} of each of its {part} must be a name or a number")
     if table.named and card[table.named] != name:
         raise UserError(f"{path}: {table.named} must be {name!r}, as the file's name (got {card[table.named]!r})")
 

@@ -27,7 +27,7 @@ from benchmark.audit.listing import File, Listing
 from benchmark.audit.notebook import moved, read
 from benchmark.audit.settings import Settings
 from benchmark.audit.study import audit
-from benchmark.execution.executor import device_of
+from benchmark.execution.executor import chosen_device
 from benchmark.submissions import confine
 from benchmark.submissions.sandbox import FILE
 from benchmark.submissions.wire import last_line
@@ -70,7 +70,7 @@ def _work(request: dict[str, Any]) -> None:
         given: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in request["settings"].items()
         }
-        settings = Settings(**{**given, "device": device_of(given["device"])})
+        settings = Settings(**{**given, "device": chosen_device(given["device"])})
         model = _network(request, len(listing.classes) or None, say)
         about = {**request["about"], "preprocess": f"{named}: {form}"}
         photographs = moved(read(listing, form), settings.device)

@@ -1,6 +1,5 @@
 """`audit.run`: an audit of a network in this process, as a notebook has it."""
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
@@ -9,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from attacks.errors import UserError, one_line, unknown
-from attacks.given import check_finite, check_images
+from attacks.given import check_finite, check_images, copied
 from benchmark.audit import preprocess as preparing
 from benchmark.audit.findings import Audit
 from benchmark.audit.listing import Listing, find
@@ -39,9 +39,10 @@ def run(
 
     `model` is given back unchanged: a copy is attacked. `dataset`: a folder or CSV of images, for which `preprocess`
     counts (a name, or a file), or anything with a length that gives (image (C, H, W), class index), as the network
-    takes it. `interpreters` None: what the network supports of the usual ones. `out`: the folder of the report, in
-    which an audit also goes on where an earlier one was stopped; none is written where it is None. `say` takes each
-    line of progress. Other options are those of `benchmark.audit.settings.Settings`. Raises `UserError`.
+    takes it; of images alone the targets are what the network predicts. `interpreters` None: what the network supports
+    of the usual ones. `out`: the folder of the report, in which an audit also goes on where an earlier one was stopped;
+    none is written where it is None. `say` takes each line of progress. Other options are those of
+    `benchmark.audit.settings.Settings`. Raises `UserError`.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be a torch.nn.Module (got {type(model).__name__})")
@@ -60,14 +61,10 @@ def run(
         photographs, form = read(listing, preparing.create(str(preprocess))), preprocess
     else:
         photographs, form = taken(dataset, settings.images, settings.seed), "the data set's own"
-    try:
-        double = copy.deepcopy(model)
-    except Exception as error:  # whatever a foreign model holds fails in its own ways
-        raise UserError(f"{type(model).__name__} cannot be copied, to be given back unchanged: {error}") from error
     about = {"model": type(model).__name__, "weights": "as given", "data": _named(dataset), "preprocess": str(form)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out) / STATE if out else Path(scratch)
-        double = ready(double, settings.device)
+        double = ready(copied(model), settings.device)
         audit(double, moved(photographs, settings.device), settings, folder, about, say or _silent)
         found = Audit.load(folder)
     if out:
@@ -92,13 +89,14 @@ def taken(dataset: Any, images: int, seed: int) -> Photographs:
     except TypeError as error:
         raise UserError(f"dataset must have a length (got {type(dataset).__name__})") from error
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    found: dict[bytes, tuple[Tensor, int]] = {}
+    found: dict[bytes, tuple[Tensor, int | None]] = {}
     for index in order:
         try:
             item = dataset[index]
         except (LookupError, TypeError) as error:
             what = f"{type(dataset).__name__} failed at {index}: {type(error).__name__}: {one_line(error)}"
-            raise UserError(f"dataset must give its items by their index ({what})") from error
+            own = ": give that which it loads, its `dataset`" if isinstance(dataset, DataLoader) else ""
+            raise UserError(f"dataset must give its items by their index ({what}){own}") from error
         image, target = _item(item, index)
         found.setdefault(image.contiguous().numpy().tobytes(), (image, target))
         if len(found) == images:
@@ -108,13 +106,17 @@ def taken(dataset: Any, images: int, seed: int) -> Photographs:
     if len({image.shape for image, _ in found.values()}) > 1:
         raise UserError("dataset must give images of one shape")
     pictures = torch.stack([image for image, _ in found.values()])
-    targets = torch.tensor([target for _, target in found.values()])
+    labels = [label for _, label in found.values() if label is not None]
+    if 0 < len(labels) < len(found):
+        raise UserError("dataset must give a class index with every image, or with none")
     check_images(pictures)
     check_finite(pictures)
-    half = len(pictures) // 2
-    if len(targets[:half].unique()) < 2:
+    half, targets = len(pictures) // 2, torch.tensor(labels) if labels else None
+    if targets is not None and len(targets[:half].unique()) < 2:
         raise UserError("dataset must give images of at least two classes")
-    attacked, held = (pictures[half:], targets[half:]), (pictures[:half], targets[:half])
+    attacked, held = (
+        (pictures[part], targets if targets is None else targets[part]) for part in (slice(half, None), slice(half))
+    )
     return Photographs(attacked, held, _visible(dataset, pictures[:SHOWN]))
 
 
@@ -127,25 +129,28 @@ def moved(photographs: Photographs, device: str) -> Photographs:
     return Photographs(halves[0], halves[1], photographs.shown, photographs.classes)
 
 
-def _item(item: Any, index: int) -> tuple[Tensor, int]:
-    if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[0], Tensor) or item[0].dim() != 3:
+def _item(item: Any, index: int) -> tuple[Tensor, int | None]:
+    """An image, and its label where the item is not an image alone."""
+    alone = isinstance(item, Tensor) or (isinstance(item, Sequence) and len(item) == 1)
+    pair = (item if isinstance(item, Tensor) else item[0], 0) if alone else item
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], Tensor) or pair[0].dim() != 3:
         raise UserError(
             f"dataset must give (image (C, H, W) as a tensor, class index) (item {index} is none): got {_form(item)}"
         )
-    if not item[0].is_floating_point():
+    if not pair[0].is_floating_point():
         raise UserError(
-            f"dataset must give images as the network takes them, of floating point (item {index} has {item[0].dtype})"
+            f"dataset must give images as the network takes them, of floating point (item {index} has {pair[0].dtype})"
         )
     try:
-        label = int(item[1])
-        whole = label == float(item[1]) and 0 <= label < 2**31
+        label = int(pair[1])
+        whole = label == float(pair[1]) and 0 <= label < 2**31
     except (TypeError, ValueError, RuntimeError, OverflowError):  # the last two: many values, and infinity
         whole = False
     if not whole:
         raise UserError(
-            f"dataset must give one class index for each image (item {index} has {one_line(repr(item[1]))}): 0, 1, ..."
+            f"dataset must give one class index for each image (item {index} has {one_line(repr(pair[1]))}): 0, 1, ..."
         )
-    return item[0].detach().cpu().float(), label
+    return pair[0].detach().cpu().float(), None if alone else label
 
 
 def _device(given: Any) -> str:

@@ -29,22 +29,38 @@ WORDS = {
     "says nothing": "cannot be told: chance alone counts as fooled",
 }
 WAYS = {"head_shift": "head shift", "gradient": "gradient", "gentle": "gradient, gentle", "": ""}
+LEGEND = (
+    "Head shift: one vector added to the weights of every class, which changes no probability; gradient: fine-tuning, "
+    "gentle at a tenth of the rate. Location: maps go to the border; top_k: what was brightest goes dark; center_mass: "
+    "the centre of the map moves away. By chance: how many maps of the honest network would count as fooled. Maps "
+    "alike: the lowest rank correlation with the honest maps under any attack within the budget."
+)
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --bad: #b3261e; --good: #1b6e3c; }
 @media (prefers-color-scheme: dark) { :root { --bad: #ff9a92; --good: #7fd6a0; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+h1, h3, p, li, figcaption { overflow-wrap: anywhere; }
 .lead { font-size: 1.1rem; } .note { opacity: .8; font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .fooled, .part { color: var(--bad); font-weight: 600; } .kept { color: var(--good); font-weight: 600; }
-.maps { display: grid; grid-template-columns: 7rem repeat(6, minmax(4rem, 1fr)); gap: .3rem; min-width: 34rem; }
-.maps span { font-size: .8rem; align-self: center; overflow-wrap: anywhere; }
-.maps img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; }
-.maps img.photo { image-rendering: auto; object-fit: cover; }
+.maps { display: grid; grid-template-columns: 7rem repeat(6, 1fr); gap: .3rem; font-size: .8rem; }
+.maps > span { align-self: center; overflow-wrap: anywhere; }
+img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; }
+img.photo { image-rendering: auto; object-fit: cover; }
+.glance { display: grid; grid-template-columns: repeat(3, 1fr); gap: .3rem; margin: 0 0 1rem; max-width: 24rem; }
+.glance { font-size: .8rem; } .glance figcaption { grid-column: 1 / -1; } section { clear: both; }
+@media (min-width: 50rem) { .glance { float: right; width: 24rem; margin-left: 1.5rem; } }
+@media (max-width: 40rem) { .maps { grid-template-columns: repeat(6, 1fr); } .maps > span { grid-column: 1 / -1; } }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem; overflow-wrap: anywhere; }
-@media print { body { max-width: none; } h2 { break-after: avoid; } }
+.wide:focus-visible { outline: 3px solid var(--bad); }
+@media print {
+  :root { color-scheme: light; --bad: #b3261e; --good: #1b6e3c; }
+  body { max-width: none; padding: 0; } h2, h3 { break-after: avoid; } tr, .maps, .glance { break-inside: avoid; }
+  .wide { overflow: visible; } table { font-size: 7pt; } th, td, td.n { white-space: normal; padding: .2rem .3rem; }
+}
 """
 
 
@@ -102,12 +118,13 @@ def _witness(audit: Audit) -> str:
 
 def _lead(audit: Audit) -> str:
     *found, witness = sentences(audit)
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
+    items = "".join(f"<li>{escape(sentence).replace(' %', '&nbsp;%')}</li>" for sentence in found)
     about = audit.about
     own = "targets are the network's predictions, and a drop is the share of them that changed"
     right = f"{100 * audit.top1:.1f} % of them right" if about["labelled"] else own
     return (
-        f'<p class="lead">{escape(witness)}</p>\n<ul>{items}</ul>\n<p class="note">All numbers are of {about["held"]} '
+        f'<p class="lead">{escape(witness)}</p>\n{_glance(audit)}<ul>{items}</ul>\n'
+        f'<p class="note">All numbers are of {about["held"]} '
         f"held-out images ({escape(right)}); attacks were trained on {about['attacked']} others. Intervals are 95 %, "
         "over images, and have no width where all agree, which says little of few. That these attacks failed does not "
         "show that a better one would.</p>"
@@ -128,21 +145,42 @@ def _interpreters(audit: Audit) -> str:
             _number(_interval(row, "drop")), _number(_plain(row.get("alike"))),
             _cell(row["gate"] if _known(row["gate"]) else ""),
         ])  # fmt: skip
-    return _section("Who can be fooled, within the budget", _table(head, rows))
+    note = f'<p class="note">{escape(LEGEND)}</p>'
+    return _section("Who can be fooled, within the budget", _table(head, rows) + note)
+
+
+def _pictured(audit: Audit) -> list[tuple[dict[str, Any], dict[str, list[str]]]]:
+    """The interpreters that were attacked, with what was seen: pictures by their label."""
+    found = []
+    for row in audit.rows("interpreters"):
+        honest = audit.arrays.get(f"honest.{row['interpreter']}")
+        if honest is not None and _known(row.get("fooling")):
+            place = f"{row['fooling']}.{row['way']}.{row['attacked']}.{row['interpreter']}"
+            maps = {"honest map": _maps(honest), "fooled map": _maps(audit.arrays.get(place))}
+            found.append((row, {"image": _photos(audit.arrays.get("shown")), **maps}))
+    return found
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return f"{row['interpreter']}: {row['fooling']}, {WAYS[row['way']]} of {row['attacked']}"
+
+
+def _glance(audit: Audit) -> str:
+    """The first held-out image, not chosen, with both maps of an interpreter that was fooled, where there is one."""
+    whole = [(row, uris) for row, uris in _pictured(audit) if all(uris.values())]
+    if not whole:
+        return ""
+    worst = ["fooled", "in part", "moved"]
+    row, uris = min(whole, key=lambda one: worst.index(v) if (v := one[0]["verdict"]) in worst else len(worst))
+    cells = "".join(f"<span>{_picture(label, label, uris[label][0])}{escape(label)}</span>" for label in uris)
+    return f'<figure class="glance">{cells}<figcaption>{escape(_told(row))}</figcaption></figure>\n'
 
 
 def _pictures(audit: Audit) -> str:
     parts = []
-    for row in audit.rows("interpreters"):
-        name = str(row["interpreter"])
-        honest = audit.arrays.get(f"honest.{name}")
-        if honest is None or not _known(row.get("fooling")):
-            continue
-        fooled = audit.arrays.get(f"{row['fooling']}.{row['way']}.{row['attacked']}.{name}")
-        photos = _photos(audit.arrays.get("shown"))
-        cells = _line("image", photos, True) + _line("honest map", _maps(honest)) + _line("fooled map", _maps(fooled))
-        told = f"{name}: {row['fooling']}, {WAYS[row['way']]} of {row['attacked']}"
-        parts.append(f'<h3>{escape(told)}</h3>\n<div class="wide"><div class="maps">{cells}</div></div>')
+    for row, uris in _pictured(audit):
+        cells = "".join(_line(label, uris[label]) for label in uris)
+        parts.append(f'<h3>{escape(_told(row))}</h3>\n<div class="maps">{cells}</div>')
     note = '<p class="note">The first held-out images, not chosen; each map from its least (dark) to its largest.</p>'
     return _section("What a fooled map looks like", note + "\n".join(parts)) if parts else ""
 
@@ -202,7 +240,8 @@ def _section(title: str, content: str) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    table = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def _cell(value: Any) -> str:
@@ -235,12 +274,16 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.1f} [{ends[0]:.1f}, {ends[1]:.1f}]" if _known(row.get(name)) else ""
 
 
-def _line(label: str, uris: list[str], photos: bool = False) -> str:
+def _line(label: str, uris: list[str]) -> str:
     """One row of the grid, which has SHOWN columns of pictures."""
-    kind = ' class="photo"' if photos else ""
-    images = "".join(f'<img{kind} alt="{escape(label)} {i}" src="{uri}">' for i, uri in enumerate(uris, 1))
+    images = "".join(_picture(label, f"{label} {i}", uri) for i, uri in enumerate(uris, 1))
     missing = "<i></i>" * (SHOWN - len(uris))
     return f"<span>{escape(label)}</span>{images}{missing}"
+
+
+def _picture(label: str, alt: str, uri: str) -> str:
+    kind = ' class="photo"' if label == "image" else ""
+    return f'<img{kind} alt="{escape(alt)}" src="{uri}">'
 
 
 def _maps(maps: Any) -> list[str]:

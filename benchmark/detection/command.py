@@ -31,7 +31,7 @@ def detect(
         writable(out)
     loading("detect")
     from benchmark.detection import study
-    from benchmark.execution.executor import device_of
+    from benchmark.execution.executor import chosen_device
     from benchmark.run import Run
     from benchmark.submissions.detecting import detecting
     from benchmark.submissions.submission import parse
@@ -45,6 +45,6 @@ def detect(
     own = Path("detectors") / f"{submitted.name}-{chosen.name}" if submitted else BOARDS / name
     folder = out or own
     writable(folder)
-    given = Run(chosen, str(store), data, device_of(device.value), submission=submitted)
+    given = Run(chosen, str(store), data, chosen_device(device.value), submission=submitted)
     typer.echo(study.show(study.run(given, folder, jobs)), nl=False)
     typer.echo(f"tables: {folder}")

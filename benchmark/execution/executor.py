@@ -44,7 +44,7 @@ class Needed:
     gpus: float | None = None
 
 
-def device_of(name: str, elsewhere: bool = False) -> str:
+def chosen_device(name: str, elsewhere: bool = False) -> str:
     """The device that "auto", "cpu" or "cuda" is; `elsewhere`: CUDA need not be on this machine."""
     torch.backends.cudnn.allow_tf32 = False  # as in `engines.work`
     if name == "auto":

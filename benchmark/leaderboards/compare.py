@@ -59,8 +59,10 @@ def shown(compared: pd.DataFrame) -> pd.DataFrame:
 
 def _unlike(first: Results, second: Results) -> str:
     """Why rows of one image number are not of one image; "" where the cards say that they are."""
-    datasets = [results.models_card.get("dataset", {}) for results in (first, second)]
-    contents = [{name: data.get("content") for name, data in dataset.items()} for dataset in datasets]
+    contents = []
+    for dataset in (results.models_card.get("dataset") for results in (first, second)):
+        said = dataset.items() if isinstance(dataset, dict) else ()
+        contents.append({name: data.get("content") if isinstance(data, dict) else None for name, data in said})
     if not all(found and all(found.values()) for found in contents):
         return "a card does not say which images were scored"
     return "" if contents[0] == contents[1] else "the scored images are not the same"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from attacks.errors import UserError
@@ -80,7 +81,7 @@ class Leaderboard:
         """The CSV as it lies there; only empty fields are missing values. UserError: no such file, another table, a
         line that is cut short or there twice, text where a number is due, a share outside 0..1, a place without a
         name, a part of an image or a seed. `older`: it may lack all columns but
-        the first, as an earlier version's does."""
+        the first and those of places, as an earlier version's does."""
         try:
             _check_lines(path)
             frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(self.text, "str"))
@@ -88,19 +89,24 @@ class Leaderboard:
             raise UserError(f"no leaderboard {path}: foolbench leaderboard writes it from the results") from error
         except (ValueError, OSError, csv.Error) as error:
             raise UserError(f"{path} is not a readable CSV: {one_line(str(error))}") from error
-        needed = self.columns[:1] if older else self.columns
-        if missing := [column for column in needed if column not in frame.columns]:
-            raise UserError(f"{path} is not a {path.stem} leaderboard: it lacks {', '.join(missing)}")
+        _check_columns(path, frame, self.columns[:1] if older else self.columns)
         for column in frame.columns.difference([*self.text], sort=False):
             numbers = pd.to_numeric(frame[column], errors="coerce")
-            _check(path, frame[column], numbers.isna() & frame[column].notna(), "a number")
+            _check(path, frame[column], numbers.isna() & frame[column].notna() | np.isinf(numbers), "a number")
             _check(path, frame[column], ~numbers.fillna(0).between(0, 1) & (column in self.shares), "a share in 0..1")
             _check(path, frame[column], (numbers.fillna(0) % 1 != 0) & (column in WHOLE), "a whole number")
-        for column in frame.columns.intersection(PLACES):
+        places = [column for column in self.columns if column in PLACES]
+        _check_columns(path, frame, places)
+        for column in places:
             _check(path, frame[column].fillna("nothing"), frame[column].isna(), "a name")
         if not older and (twice := frame.duplicated()).any():  # which may not tell them apart
             raise UserError(f"{path}, line {int(twice.to_numpy().argmax()) + 2}: the same line is there twice")
         return frame
+
+
+def _check_columns(path: Path, frame: pd.DataFrame, needed: Sequence[str]) -> None:
+    if missing := [column for column in needed if column not in frame.columns]:
+        raise UserError(f"{path} is not a {path.stem} leaderboard: it lacks {', '.join(missing)}")
 
 
 def _check(path: Path, values: pd.Series, wrong: pd.Series, what: str) -> None:

@@ -3,7 +3,6 @@
 Tables are read as they are, and so that an older board, which lacks columns, is one whose columns are empty.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,10 @@ from tqdm.auto import tqdm
 from attacks.errors import UserError
 from benchmark.leaderboards import TABLES
 from benchmark.leaderboards.cells import Row
+from benchmark.results import read_card
 
+BY_MODEL = ("gate", "cost")
+PARTS = (*BY_MODEL, "options", "versions")  # of a card, what pages look into
 UNREAD = ("aopc",)  # curves, cell by cell: most of a board's bytes, and on no page
 
 
@@ -45,7 +47,8 @@ def find(folder: Path) -> list[Board]:
     if not found:
         what = "holds no board (a folder with stability.csv)" if folder.is_dir() else "is no folder"
         raise UserError(f"nothing to report: {folder} {what}; name the folder of leaderboards with --boards")
-    return [read(path) for path in tqdm(found, "boards", unit="board", delay=1, leave=False)]
+    with tqdm(found, "boards", unit="board", delay=1, leave=False) as bar:  # gone before an error is printed
+        return [read(path) for path in bar]
 
 
 def read(folder: Path) -> Board:
@@ -65,10 +68,11 @@ def _rows(name: str, path: Path) -> list[Row]:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from error
+    card = read_card(path)
     if not isinstance(card, dict):
         raise UserError(f"{path} must hold a card (got {type(card).__name__})")
+    for part in PARTS:
+        value = card.get(part, {})
+        if not isinstance(value, dict) or (part in BY_MODEL and not all(isinstance(v, dict) for v in value.values())):
+            raise UserError(f"{path}: {part} must hold names and values")
     return card

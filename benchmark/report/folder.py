@@ -18,19 +18,21 @@ MARK = "foolbench-site.json"
 
 def check(folder: Path) -> None:
     """That a site can be written there. Raises `UserError`, before there is anything to write."""
-    writable(folder.absolute().parent)
+    writable(folder.resolve().parent)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(
             f"a site's folder must be a folder (got {folder}, a {'link' if folder.is_symlink() else 'file'})"
         )
     if folder.is_dir() and (foreign := _foreign(folder)):
         raise UserError(f"{folder} is not replaced: {foreign} in it was not written by foolbench report")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} is not replaced: it is the folder that you are in; name one below it with --out")
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
     """Put a site at `folder`, in the place of the one before; `files` by their path in it."""
     check(folder)
-    folder = folder.absolute()
+    folder = folder.resolve()
     mark = json.dumps(sorted(files), indent=0).encode()
     try:
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=_made(folder.parent)))

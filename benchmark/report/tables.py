@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Link(NamedTuple):
     """Text that leads somewhere: to a path from the site's root, or to a place of the page ("#...")."""
@@ -37,8 +39,8 @@ class Table:
 
 
 def number(value: Any, form: str = ".2f") -> str:
-    """ "" for none. A truth value or a text is itself."""
-    if value is None or isinstance(value, (str, bool)):
+    """ "" for none. A truth value, a text or what else a card holds is itself."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return "" if value is None else str(value)
     return "" if value != value else format(value + 0.0 if form[-1] in "feg%" else int(value), form)
 

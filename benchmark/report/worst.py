@@ -44,7 +44,7 @@ def rates(transfer: Iterable[Row]) -> list[Rate]:
         groups.setdefault((row["model"], row["fooling"], row["attacked"], row["evaluated"]), []).append(row)
     found = []
     for (model, fooling, attacked, evaluated), rows in groups.items():
-        scored = [row for row in rows if row["n"]]
+        scored = [row for row in rows if row["n"] and row["fsr"] is not None]
         fsr = float(np.mean([row["fsr"] for row in scored])) if scored else np.nan
         chance, failed = _chance(scored[0]) if scored else np.nan, len(rows) - len(scored)
         found.append(Rate(model, fooling, attacked, evaluated, fsr, chance, len(scored), failed))
@@ -59,7 +59,7 @@ def searched(attacks: Iterable[Row]) -> list[Rate]:
     """The best points of the searches, which `transfer` does not hold."""
     found = []
     for row in attacks:
-        if row["budget"] is not None and row["n"]:
+        if row["budget"] is not None and row["n"] and row["fsr"] is not None:
             where = row["model"], row["fooling"], aimed(row["interpreter"], row["strategy"]), row["interpreter"]
             found.append(Rate(*where, row["fsr"], _chance(row), 1, 0, row["budget"]))
     return found

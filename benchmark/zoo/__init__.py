@@ -53,18 +53,25 @@ def folder(suite: str = "default") -> Path:
     """Where the zoo of a suite's board lies. Raises `UserError` where there is none."""
     found = committed.board(suite) / "zoo"
     if not (found / MANIFEST).is_file():
-        raise UserError(f"no zoo of suite {suite!r} in {found}: {committed.WHERE}")
+        roots = (committed.BOARDS, committed.HERE)
+        there = sorted({path.parent.parent.name for root in roots for path in root.glob(f"*/zoo/{MANIFEST}")})
+        others = f" (there is one of {', '.join(there)})" if there else ""
+        raise UserError(f"no zoo of suite {suite!r} in {found}{others}: {committed.WHERE}")
     return found
 
 
 def manifest(where: Path) -> dict[str, Any]:
+    why = f"its {MANIFEST} says too little"
     try:
         about = json.loads((where / MANIFEST).read_bytes())
-        if {"suite", "models", "fooled", "sha256"} <= about.keys():
+        listed = [*about["models"].items(), *about["fooled"].items()]
+        if isinstance(about["sha256"], str) and all({"sha256", "receipt", "key"} <= of.keys() for _, of in listed):
             return about
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"the zoo {where} is unreadable ({error})") from error
-    raise UserError(f"the zoo {where} is unreadable (its {MANIFEST} says too little)")
+    except (OSError, ValueError) as error:
+        why = str(error)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise UserError(f"the zoo {where} is unreadable ({why})")
 
 
 def state(where: Path, name: str) -> dict[str, np.ndarray]:
@@ -78,7 +85,10 @@ def state(where: Path, name: str) -> dict[str, np.ndarray]:
     clean = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
     if name != base and name not in stored:
         raise UserError(f"the zoo {where} is damaged: {WEIGHTS} has no {name}")
-    weights = clean if name == base else unpacked(stored[name], clean)
+    try:
+        weights = clean if name == base else unpacked(stored[name], clean)
+    except UserError as error:
+        raise UserError(f"the zoo {where} is damaged: {name}: {error}") from error
     if digest(weights) != known[name]["sha256"]:
         raise UserError(f"the zoo {where} is damaged: {name} is not the model of {MANIFEST}; {committed.WHERE}")
     return weights
@@ -115,6 +125,11 @@ def damages(where: Path) -> Iterator[str]:
     about = manifest(where)
     if file_digest(where) != about["sha256"]:
         yield f"{where / WEIGHTS} is not the file of {MANIFEST}"
+    try:
+        _stored(where / WEIGHTS)
+    except UserError as error:
+        yield str(error)
+        return
     for name in (*about["models"], *about["fooled"]):
         try:
             state(where, name)

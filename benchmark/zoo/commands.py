@@ -18,8 +18,9 @@ def list_(suite: SuiteOption = "default") -> None:
     about = zoo.manifest(zoo.folder(suite))
     typer.echo(f"{'model/fooling/attacked/seed':44}   FSR clean   drop steps  sha256")
     for name, of in about["fooled"].items():
-        rates = " ".join(f"{of[key]:5.2f}" if key in of else "    -" for key in ("fsr", "fsr_clean"))
-        typer.echo(f"{name:44} {rates} {of['top1_drop']:6.2f} {of['receipt']['steps_done']:5}  {of['sha256'][:16]}")
+        said = [of.get("fsr"), of.get("fsr_clean"), of.get("top1_drop")]
+        rates = " ".join(f"{'-' if each is None else format(each, '.2f'):>5}" for each in said)
+        typer.echo(f"{name:44} {rates}  {of['receipt'].get('steps_done', '-'):>5}  {of['sha256'][:16]}")
 
 
 @app.command()

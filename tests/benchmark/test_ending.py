@@ -1,6 +1,7 @@
 """How the command ends: signals, readers that stop, terminals of ASCII."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -95,3 +96,12 @@ def test_ctrl_c_during_the_imports_a_reader_that_stops_and_a_terminal_of_ascii(t
     out, err = ascii_.communicate()
     assert (ascii_.returncode, err) == (0, b"")
     assert b"attacked, a panel a model" in out
+
+
+def test_the_command_runs_as_a_module_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["foolbench", "leaderboard", "--suite", "defualt"])
+    monkeypatch.delitem(sys.modules, "benchmark.main", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("benchmark.main", run_name="__main__")
+    assert caught.value.code == 2
+    assert "did you mean 'default'" in capsys.readouterr().err

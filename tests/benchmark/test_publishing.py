@@ -28,3 +28,5 @@ def test_compare_prints_a_table(boards, capsys):
     assert "does not say" in told.err
     with pytest.raises(UserError, match="unknown suite 'defualt': did you mean 'default'"):
         cli.compare("defualt", str(suite))
+    with pytest.raises(UserError, match="no results: runs/gone is not a folder"):
+        cli.compare("runs/gone", str(suite))

@@ -169,7 +169,7 @@ def test_the_page_needs_nothing_outside_and_lets_nothing_foreign_in(filled, tmp_
     found = Looking(text)
     assert not {"script", "link", "iframe", "object", "form", "a"} & set(found.tags)
     assert not [name for name in found.attributes if name.startswith("on") or name == "style"]
-    assert found.tags.count("img") == len(found.addresses) == 2 * 3 * 6
+    assert found.tags.count("img") == len(found.addresses) == 2 * 3 * 6 + 3  # three at a glance
     assert all(address.startswith("data:image/png;base64,") for address in found.addresses)
     assert EVIL not in text
     assert "&lt;script&gt;" in text
@@ -185,6 +185,20 @@ def test_the_page_needs_nothing_outside_and_lets_nothing_foreign_in(filled, tmp_
         "audit.json",
         "interpreters.csv",
     ]
+
+
+def test_the_first_screen_has_both_maps_of_who_was_fooled(filled):
+    _, *others = everything()  # in which the first was fooled and the second was not
+    lead, _, rest = page(filled(honest(interpreters=["second", "first"]), *others)).partition("<section>")
+    figure = re.search(r'<figure class="glance">(.*)</figure>', lead)[1]
+    assert re.findall(r'alt="([a-z ]*)"', figure) == ["image", "honest map", "fooled map"]
+    assert "<figcaption>first: location, head shift of first<" in figure
+    below = rest[rest.index("<h3>first: ") :]
+    assert re.findall(r'src="([^"]*)"', figure) == re.findall(r'src="([^"]*)"', below)[:18:6]
+
+
+def test_the_first_screen_has_no_picture_where_nothing_was_attacked(filled):
+    assert "<figure" not in page(filled(honest(), attack("head_shift", "first", {}, status="no time")))
 
 
 def test_a_page_of_an_audit_that_had_no_time_says_so(filled):

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from audited import network, picture
@@ -192,6 +193,17 @@ def test_the_gate_takes_as_many_images_as_there_is_time_for():
             {},
             "dataset must give its items by their index (DataLoader failed at 0: Typ",
         ),
+        (
+            torch.utils.data.DataLoader([(torch.zeros(3, 8, 8), 0)]),
+            {},
+            "dataset must give its items by their index (DataLoader failed at 0: TypeError: 'DataLoader' object is not "
+            "subscriptable): give that which it loads, its `dataset`",
+        ),
+        (
+            [torch.full((3, 8, 8), 1.0 * i) if i % 2 else (torch.full((3, 8, 8), 1.0 * i), 1) for i in range(9)],
+            {},
+            "dataset must give a class index with every image, or with none",
+        ),
         ({"image": 1}, {}, "dataset must give its items by their index (dict failed at 0: KeyError: 0)"),
         (Pictures(), {"layer": "featurez.2"}, "unknown layer 'featurez.2': did you mean 'features.2'? allowed: "),
         (Pictures(), {"minutes": 0}, "--minutes must be a number above 0 (got 0)"),
@@ -235,6 +247,25 @@ def test_a_network_that_is_right_no_more_than_by_guessing_is_told_of_first(train
     found = audit.run(trained, images, ["simple_grad"], minutes=1e-6, say=said.append)
     doubt = "The network is right on 0 of 12 held-out images, no more than by guessing: are "
     assert (found.top1, sentences(found)[0].startswith(doubt), said[0].startswith(doubt)) == (kept, not kept, not kept)
+
+
+@pytest.mark.parametrize("form", [list, torch.stack, lambda x: torch.utils.data.TensorDataset(torch.stack(x))])
+def test_images_without_labels_are_explained_by_what_the_network_predicts(trained, form):
+    images = [Pictures()[i][0] for i in range(24)]
+    found = audit.run(trained, form(images), ["simple_grad"], minutes=1e-6)
+    with_labels = audit.run(trained, Pictures(), ["simple_grad"], minutes=1e-6)
+    assert (found.about["labelled"], with_labels.about["labelled"]) == (False, True)
+    assert (found.top1, with_labels.top1) == (1.0, 1.0)  # so that its predictions are the labels
+    assert np.array_equal(found.arrays["honest.simple_grad"], with_labels.arrays["honest.simple_grad"])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_network_whose_weights_hang_on_a_graph_is_audited(trained):
+    model = copy.deepcopy(trained)
+    model.head = torch.nn.utils.weight_norm(model.head)
+    model(Pictures()[0][0][None])
+    assert model.head.weight.grad_fn is not None
+    assert audit.run(model, Pictures(), ["simple_grad"], minutes=1e-6).top1 == 1.0
 
 
 def test_a_network_that_sees_one_class_only_is_refused():

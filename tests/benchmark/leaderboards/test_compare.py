@@ -1,5 +1,6 @@
 """Two results side by side: differences by hand, paired where the images are the same, and what cannot be compared."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,13 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
     d = results(tmp_path / "d", [[True], [True]])
     results(d, [[True], [True]], name="lrp")
     assert compare(a, d)[1] == [f"only in {d}: lrp"]
+
+
+@pytest.mark.parametrize("dataset", [3, {"images": ["x"]}, None])
+def test_a_card_that_does_not_say_which_images_takes_the_interval_away(tmp_path, dataset):
+    a = results(tmp_path / "a", [[True, False], [True, True]])
+    path = a / "results" / "models.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": dataset}))
+    table, notes = compare(a, a)
+    assert notes == ["differences have no interval: a card does not say which images were scored"]
+    assert table.fsr_difference_low.isna().all()

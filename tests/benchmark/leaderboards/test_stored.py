@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic import ATTACKED, FOOLINGS, MODELS_3, make_results
 
@@ -24,6 +26,17 @@ def test_an_interpreter_with_no_scored_cell_is_an_entry(folder: Path) -> None:
         folder, "broken", read.entries["lrp_t"][0].iloc[:0], read.entries["lrp_t"][1] | {"interpreter": "broken"}
     )
     assert stored.read(folder).entries["broken"][0].empty
+
+
+def _twice(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), path)
+
+
+def _edit_place(path: Path) -> None:
+    card = json.loads(path.read_text())
+    card["manipulations"][0]["model"] = []
+    path.write_text(json.dumps(card))
 
 
 def _drop_column(folder: Path) -> None:
@@ -55,6 +68,9 @@ def _edit(name: str, **fields: Any) -> Any:
         (_drop_column, "must be dictionary"),
         (_edit("lrp_t.json", interpreter="lrp"), "interpreter must be 'lrp_t'"),
         (_edit("lrp_t.json", failures=[{}]), "each of its failures must hold model"),
+        (lambda folder: (folder / "lrp_t.json").write_text("[" * 100_000), "not valid JSON"),
+        (lambda folder: _twice(folder / "lrp_t.parquet"), r"repeats a row: \("),
+        (lambda folder: _edit_place(folder / "models.json"), "model of each of its manipulations must be a name or a"),
         (_edit("models.json", manipulations={}), "manipulations must be a list"),
         (_edit("models.json", manipulations=[{"model": "x"}]), "must hold fooling, attacked"),
         (_edit("models.json", manipulations=[]), "which models.json does not list"),

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from browser import CHROMIUM, Browser
 from pages import Page
 
+from benchmark.audit.findings import ATTACKS, INTERPRETERS, Audit
+from benchmark.audit.page import page as audit_page
 from benchmark.report import folder, site
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -102,3 +106,29 @@ def test_a_page_that_runs_something_of_its_own_is_stopped(browser, written, tmp_
     browser.open((tmp_path / "index.html").as_uri())
     assert browser.ask("document.title") == "Boards · foolbench"
     assert "Content Security Policy" in " ".join(browser.complaints())
+
+
+def test_the_page_of_an_audit_shows_its_maps_in_the_first_screen_and_asks_for_nothing(browser, tmp_path):
+    name = "an_interpreter_of_a_long_name"
+    row = {"interpreter": name, "verdict": "fooled", "fooling": "location", "way": "gradient", "attacked": name}
+    row |= dict.fromkeys(INTERPRETERS[2:8], 0.5) | dict.fromkeys(INTERPRETERS[11:16], 1.0)
+    maps = np.random.default_rng(0).random((6, 8, 8), np.float32)
+    about = {"model": "net", "weights": "w" * 200, "data": "d", "attacked": 8, "held": 8, "labelled": True}
+    about |= {"preprocess": "p", "device": "cpu", "versions": {"torch": "2"}}
+    arrays = {
+        "shown": np.zeros((6, 3, 9, 9), np.uint8),
+        f"honest.{name}": maps,
+        f"location.gradient.{name}.{name}": maps,
+    }
+    attacks, found = pd.DataFrame(columns=list(ATTACKS)), pd.DataFrame([row], columns=list(INTERPRETERS))
+    settings = {"budget": 1.0, "minutes": 1, "seed": 0}
+    path = tmp_path / "audit.html"
+    path.write_text(audit_page(Audit(about, settings, attacks, found, None, 1.0, arrays)))
+    for width in (320, 900, 1600):
+        browser.size(width, 900)
+        browser.open(path.as_uri())
+        assert browser.complaints() == []
+        assert [url for url in browser.requests() if not url.startswith("data:")] == [path.as_uri()]
+        assert browser.ask("document.documentElement.scrollWidth <= innerWidth"), width
+        assert browser.ask("[...document.images].every(image => image.naturalWidth > 0)")
+        assert 0 < browser.ask("document.querySelector('.glance').getBoundingClientRect().bottom") < 900

@@ -160,6 +160,10 @@ def test_a_board_of_an_older_version_has_a_page(boards, tmp_path):
         ("tiny/results/grad_cam.json", b"[]", r"grad_cam\.json must hold a card \(got list\)"),
         ("tiny/stability.csv", b"a,b\n", r"is not a stability leaderboard: it lacks interpreter"),
         ("tiny/transfer.csv", b"model,n\nnet,many\n", r"line 2: n must be a number \(got many\)"),
+        ("tiny/transfer.csv", b"model,fooling\nnet,location\n", r"it lacks attacked, evaluated"),
+        ("tiny/stability.csv", b"interpreter,rank\nlrp,inf\n", r"line 2: rank must be a number \(got inf\)"),
+        ("tiny/results/lrp_t.json", b'{"gate": {"net": 3}}', r"lrp_t\.json: gate must hold names and values"),
+        ("tiny/results/lrp_t.json", b'{"options": []}', r"lrp_t\.json: options must hold names and values"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(boards, tmp_path, path, content, message):
@@ -179,6 +183,7 @@ def test_numbers_as_they_are_written():
     row = {"a": 0.5, "a_low": 0.25, "a_high": float("nan"), "b": 1.0, "b_low": 0.996, "b_high": 1.0}
     assert [span(row, "a"), span(row, "b"), span(row, "c")] == ["0.50", "1.00 [1.00, 1.00]", ""]
     assert [number(v, "d") for v in (3.0, None, float("nan"), "x", True)] == ["3", "", "", "x", "True"]
+    assert number({"a": 1}) == "{'a': 1}"
 
 
 def test_no_two_names_share_a_file():

@@ -23,6 +23,19 @@ def test_an_empty_folder_becomes_one(tmp_path):
     assert "index.html" in files(tmp_path)
 
 
+def test_a_way_through_a_folder_that_is_not_there_makes_none(tmp_path):
+    folder.write(tmp_path / "no" / ".." / "site", {"index.html": b""})
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+@pytest.mark.parametrize("below", [".", "in"])
+def test_the_folder_that_one_is_in_is_not_taken_away(tmp_path, monkeypatch, below):
+    (tmp_path / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / below)
+    with pytest.raises(UserError, match="it is the folder that you are in"):
+        folder.check(tmp_path)
+
+
 def test_what_a_report_did_not_write_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(UserError, match=r"is not replaced: thesis\.tex in it was not written by foolbench report"):

@@ -98,9 +98,38 @@ def test_where_there_is_no_clone_board_and_zoo_are_the_packages(elsewhere, capsy
     cli.app(["plot", "transfer"], standalone_mode=False)
     assert Path(capsys.readouterr().out.strip()).parts[:2] == ("leaderboards", "default")
     assert before == {path: path.stat().st_mtime_ns for path in BOARD.iterdir()}
+    assert committed.board("default") == committed.HERE / "default"  # the folder of the figure is no board
+    with pytest.raises(UserError, match=r"no zoo of suite 'board' in .* \(there is one of default\): "):
+        zoo.folder("board")
     shutil.rmtree("leaderboards")
     monkeypatch.setattr(committed, "HERE", elsewhere / "nowhere")
     with pytest.raises(UserError, match=r"no zoo of suite 'default' .* a package built from one"):
         zoo.names()
     Path("leaderboards/default").mkdir(parents=True)
     assert committed.board("default") == Path("leaderboards/default")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{", "is unreadable \\(Expecting"),
+        ("[]", "its zoo.json says too little"),
+        ({"fooled": []}, "its zoo.json says too little"),
+        ({"fooled": {NAME: {}}}, "its zoo.json says too little"),
+        ({"models": {"compact_vgg": 3}}, "its zoo.json says too little"),
+        ({"sha256": 3}, "its zoo.json says too little"),
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(tmp_path, said, message):
+    whole = {"sha256": "0", "models": {}, "fooled": {}}
+    (tmp_path / zoo.MANIFEST).write_text(said if isinstance(said, str) else json.dumps(whole | said))
+    with pytest.raises(UserError, match=message):
+        zoo.manifest(tmp_path)
+
+
+def test_weights_that_cannot_be_read_are_one_damage(tmp_path):
+    shutil.copy(BOARD / "zoo" / zoo.MANIFEST, tmp_path)
+    (tmp_path / zoo.WEIGHTS).write_bytes((BOARD / "zoo" / zoo.WEIGHTS).read_bytes()[:1000])
+    other, unreadable = zoo.damages(tmp_path)
+    assert "is not the file of zoo.json" in other
+    assert "is unreadable" in unreadable
