@@ -64,10 +64,10 @@ class _SeededPGD(PGD):
     def _random_point(self, center: Tensor, radius: float, norm: str, mask: Any) -> Tensor:
         generator, shape = torch.Generator().manual_seed(self.seed), center[:1].shape
         if norm == "Linf":
-            start = 2 * torch.rand(shape, generator=generator) - 1
+            start = 2 * torch.rand(shape, generator=generator, dtype=torch.float32) - 1
         else:
-            start = torch.randn(shape, generator=generator)
-            start *= torch.rand(1, generator=generator) ** (1 / start.numel()) / start.norm()
+            start = torch.randn(shape, generator=generator, dtype=torch.float32)
+            start *= torch.rand(1, generator=generator, dtype=torch.float32) ** (1 / start.numel()) / start.norm()
         return center + radius * start.to(center)
 
 

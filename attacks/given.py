@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from attacks.errors import UserError, one_line
+from attacks.modes import modes_kept
 
 Targets = Tensor | list[int] | tuple[int, ...] | int  # class indices, one an image; one alone is that of every image
 WITHOUT_GRADIENT = "logits must have a gradient by the images, which no_grad, detach or a quantised layer would lose"
@@ -44,7 +45,7 @@ def _of_numbers(targets: Any) -> Tensor:
     numbers = targets if isinstance(targets, (list, tuple)) else [targets]
     if not all(isinstance(i, Integral) and not isinstance(i, bool) and int(i).bit_length() < 64 for i in numbers):
         raise UserError(f"targets must be class indices (got {' '.join(reprlib.repr(targets).split())})")
-    return torch.tensor(targets, dtype=torch.long)
+    return torch.tensor(targets, dtype=torch.long, device="cpu")
 
 
 def check_images(images: Any) -> None:
@@ -125,6 +126,18 @@ def _held(output: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
+def plainly(device: torch.device) -> Iterator[None]:
+    """In the precision of the weights and with the model's own device for the default: the caller's `autocast` and
+    `set_default_device` would change numbers without a sign."""
+    with ExitStack() as stack:
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.get_default_device().type not in ("cpu", device.type):
+            stack.enter_context(device)
+        yield
+
+
+@contextmanager
 def outside_inference(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """The tensors as ones that autograd can record, whatever mode the caller is in: in inference mode, copies."""
     if not torch.is_inference_mode_enabled():
@@ -197,7 +210,7 @@ def _is_filled(cell: Any) -> bool:
 
 @contextmanager
 def buffers_kept(model: Any) -> Iterator[None]:
-    """Give the model's buffers back as they were: BatchNorm in training mode counts every batch."""
+    """Give the model's buffers and modes back as they were: BatchNorm in training mode counts every batch."""
     modules = [module for held in modules_of(model) for module in held.modules()]
     named = [(module, set(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     kept = [
@@ -207,7 +220,8 @@ def buffers_kept(model: Any) -> Iterator[None]:
         if buffer is not None
     ]
     try:
-        yield
+        with modes_kept(modules):
+            yield
     finally:
         for module, names in named:
             for name in set(module._buffers) - names:
@@ -246,7 +260,11 @@ def borrows(attack: Callable[P, R]) -> Callable[P, R]:
         for module in modules:
             check_device(module, images)
             refuse_weights(module)
-        with outside_inference(images, targets) as (images, targets), buffers_kept(model), images_kept(*modules):
+        with ExitStack() as stack:
+            stack.enter_context(plainly(images.device))
+            images, targets = stack.enter_context(outside_inference(images, targets))
+            stack.enter_context(buffers_kept(model))
+            stack.enter_context(images_kept(*modules))
             try:
                 return attack(model, images, targets, *args, **kwargs)
             except RuntimeError as error:

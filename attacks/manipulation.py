@@ -15,6 +15,7 @@ from attacks.batches import Batch
 from attacks.course import Course, Interpreter, Manipulated, Recipe, Task, infinite
 from attacks.distilled import distil
 from attacks.foolings import Fooling
+from attacks.given import device_of, plainly
 from attacks.walk import Walk
 
 
@@ -46,13 +47,14 @@ def manipulate(
 
 def carry_out(task: Task, recipe: Recipe, *, progress: bool | None = None) -> Manipulated:
     """`manipulate`, of a task."""
-    run = fine_tune(task, recipe)
-    result = next(run)
-    done = len(result.history["fooling"])  # where it was taken up again
-    what, quiet = f"{task.fooling.name} fooling", _quiet(progress)
-    bar = tqdm(run, what, recipe.steps, leave=False, disable=quiet, initial=done)
-    for result in bar:
-        bar.set_postfix({loss: f"{values[-1]:.3f}" for loss, values in result.history.items()}, refresh=False)
+    with plainly(device_of(task.model)):
+        run = fine_tune(task, recipe)
+        result = next(run)
+        done = len(result.history["fooling"])  # where it was taken up again
+        what, quiet = f"{task.fooling.name} fooling", _quiet(progress)
+        bar = tqdm(run, what, recipe.steps, leave=False, disable=quiet, initial=done)
+        for result in bar:
+            bar.set_postfix({loss: f"{values[-1]:.3f}" for loss, values in result.history.items()}, refresh=False)
     return result
 
 

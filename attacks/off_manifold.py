@@ -42,7 +42,7 @@ def off_manifold(task: Task, recipe: Recipe) -> Manipulated:
     bias, flat = None if layer.bias is None else layer.bias.detach().clone(), weight.flatten(1).double()
     allowed = CHANGE * ((flat @ covariance) * flat).sum(1).clamp(min=0).sqrt()
     with course.random:
-        added = START * scale * torch.randn(len(weight), len(variances)).to(weight)
+        added = START * scale * torch.randn(len(weight), len(variances), dtype=torch.float32).to(weight)
     optimiser, changed = torch.optim.Adam([added], lr=recipe.learning_rate * scale.item()), [*layer.parameters()]
     _shorten(added, variances, allowed)
     place(layer, weight, bias, added, directions, mean)

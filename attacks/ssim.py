@@ -40,7 +40,7 @@ def check_pair(a: Tensor, b: Tensor) -> None:
 def _window(side: int) -> list[float]:
     """Gaussian weights, σ = 1.5, of the largest odd length up to `side`; their sum is 1."""
     half = (side - 1) // 2
-    weights = torch.exp(-(torch.arange(-half, half + 1, dtype=torch.float64) ** 2) / (2 * 1.5**2))
+    weights = torch.exp(-(torch.arange(-half, half + 1, dtype=torch.float64, device="cpu") ** 2) / (2 * 1.5**2))
     return (weights / weights.sum()).tolist()
 
 

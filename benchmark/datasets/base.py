@@ -131,7 +131,7 @@ class Arrays(Dataset):
         self._augment = v2.Compose(of_small(self.pixels.shape[-1], augment)) if augment else None
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        pixels = self.pixels[torch.as_tensor(indices)]
+        pixels = self.pixels[torch.as_tensor(indices, device="cpu")]
         if self._augment is not None:
             pixels = torch.stack([self._augment(image) for image in pixels])
         images = pixels.float().div_(255)

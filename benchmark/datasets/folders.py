@@ -45,7 +45,7 @@ class Files(Dataset):
             raise UserError(f"dataset {self.name!r}: {self.root} has too few images for a split {self.split!r}")
         entries = sorted(entries, key=lambda e: _digest(os.fsencode(f"{options.seed}/{e[0]}")))[: options.size]
         self.paths = [path for path, _ in entries]
-        self.targets = torch.tensor([ranks[c] for _, c in entries])
+        self.targets = torch.tensor([ranks[c] for _, c in entries], device="cpu")
         short, crop_side, interpolation = 256, 224, v2.InterpolationMode.BILINEAR
         if (preset := options.transforms) is not None:
             (short,), (crop_side,), interpolation = preset.resize_size, preset.crop_size, preset.interpolation

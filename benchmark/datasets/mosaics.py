@@ -49,7 +49,7 @@ class Mosaics(Dataset):
             # row by row
             grids.append((a, c, d, b) if rng.random() < 0.5 else (c, a, b, d))
             pairs.append(tuple(pair))
-        self.targets = torch.tensor(np.array(pairs), dtype=torch.int64)
+        self.targets = torch.from_numpy(np.array(pairs, dtype=np.int64))
         self.grids = np.array(grids)  # (N, 4) indices into the tiles
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:

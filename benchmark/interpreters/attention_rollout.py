@@ -21,6 +21,7 @@ class AttentionRollout(Interpreter):
     """
 
     name: ClassVar[str] = "attention_rollout"
+    reads_gradients: ClassVar[bool] = False
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(needs_graph(model, images)):

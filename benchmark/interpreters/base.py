@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from attacks.errors import UserError, unknown
 from attacks.given import Targets, check_finite, check_images, class_indices
 from attacks.heatmaps import min_max
-from benchmark.interpreters.door import lent, refuse_mixing
+from benchmark.interpreters.door import lent
 from benchmark.interpreters.layout import LAYOUTS
+from benchmark.interpreters.trials import try_once
 from benchmark.models import target_layer
 
 Score = Callable[[Tensor, Tensor], Tensor]  # logits (N, classes), targets (N,) -> what is explained of each image (N,)
@@ -24,7 +25,8 @@ class Interpreter:
     """Maps (model, images, targets) to heatmaps. A subclass writes `explain` and, if it differs, `heatmap`.
 
     Options are the fields of the (frozen) dataclass. `differentiable`: inside `torch.enable_grad`, heatmaps keep their
-    graph to the model's parameters. `control`: a map that owes nothing to the model, to be beaten by every method.
+    graph to the model's parameters. `reads_gradients`: of the logits, also where no graph is kept.
+    `control`: a map that owes nothing to the model, to be beaten by every method.
     Models are run in eval mode and given back as they came. Targets are given as Captum takes them: an integer tensor
     (N,) or N ints in a list or tuple, or for every image the same int or tensor (); `explain` gets them as a tensor
     (N,) of int64 on the images' device. Raises `UserError` on images that are not (N, C, H, W), on any other targets,
@@ -33,6 +35,7 @@ class Interpreter:
 
     name: ClassVar[str]
     differentiable: ClassVar[bool] = True
+    reads_gradients: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
     control: ClassVar[bool] = False
 
@@ -73,7 +76,8 @@ class Interpreter:
             return logits[:0], attribution[:0]
         with lent(self.name, model, images, indices) as (borrowed, images, indices):
             logits, attribution = self.explain(borrowed, images, indices)
-            refuse_mixing(self.name, borrowed, images)
+            graph = self.differentiable and needs_graph(borrowed, images)
+            try_once(self.name, borrowed, images, logits, 2 if graph else int(self.reads_gradients))
         return logits, attribution
 
 

@@ -58,6 +58,7 @@ class EigenCAM(CAM):
     """
 
     name: ClassVar[str] = "eigen_cam"
+    reads_gradients: ClassVar[bool] = False
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, activation, _ = layer_gradient(model, images, targets, self.layer, layout=self.layout)

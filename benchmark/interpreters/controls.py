@@ -20,6 +20,7 @@ class Control(Interpreter):
     `target` to choose."""
 
     differentiable: ClassVar[bool] = False
+    reads_gradients: ClassVar[bool] = False
     control: ClassVar[bool] = True
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,10 @@ given copies of its images and buffers, for it may write into them in each forwa
 
 import copy
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,18 @@ from attacks.errors import Refused, UserError, may_pass, one_line
 from attacks.given import (
     check_device,
     images_kept,
-    is_transformed,
     logits_in,
     of_another_type,
     outside_inference,
+    plainly,
     refuse_weights,
     without_graph,
 )
 from attacks.modes import eval_mode
-from benchmark.interpreters.origins import WHOLE, elsewhere
+from benchmark.interpreters.origins import WHOLE
 
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
             "OptimizedModule": "_orig_mod"}  # fmt: skip
-MIXES = 1e-2  # of the largest logit: more than rounding, of any batch size, moves one
-_unmixed: "WeakSet[nn.Module]" = WeakSet()  # models whose images were seen not to meet
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -58,14 +56,16 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
         (images, targets) = stack.enter_context(outside_inference(images, targets))
         refuse_weights(model)
         stack.enter_context(own_buffers(model))
-        if torch.is_autocast_enabled(images.device.type):
-            stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        stack.enter_context(without_backward_hooks(model))
+        if torch.get_default_dtype() != torch.float32:
+            stack.enter_context(in_float32(model))
+        stack.enter_context(plainly(images.device))
         if torch.is_grad_enabled():  # the fused kernels of attention have no second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(_takes_the_batch(module) for module in stack.enter_context(eval_mode(model))):
-            raise _mixing(method, "a BatchNorm without running statistics normalises by the batch")
+            raise mixing(method, "a BatchNorm without running statistics normalises by the batch")
         if isinstance(model, torch.jit.ScriptModule):
             images = images.clone()
         else:
@@ -73,13 +73,18 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
             stack.callback(model.register_forward_hook(_logits_alone).remove)
         version = images._version
         try:
-            yield model, images, targets
+            # a hook that the caller has on images would change the gradient by them
+            yield model, images.view_as(images) if images.requires_grad else images, targets
         except UserError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             raise _in_words(error, method, model, images) from error
         if images._version != version:  # a scripted model has no hook that could copy them
             raise Refused(f"{method} cannot explain a scripted model that changes its images in place")
+        for name, module in model.named_modules():
+            if getattr(module, "training", False):
+                which = f"its module {name!r}" if name else "itself"
+                raise Refused(f"{method} explains a model in eval mode, and this one puts {which} in training mode")
 
 
 @contextmanager
@@ -101,6 +106,39 @@ def own_buffers(model: nn.Module) -> Iterator[None]:
         for buffers, before in there:
             buffers.clear()
             buffers.update(before)
+
+
+@contextmanager
+def without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    """The model without its modules' hooks on gradients, which may change these; then they are there again."""
+    there = [
+        (module, key, hooks)
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for key in ("_backward_hooks", "_backward_pre_hooks")
+        if (hooks := vars(module).get(key))
+    ]
+    try:
+        for module, key, _ in there:
+            setattr(module, key, OrderedDict())
+        yield
+    finally:
+        for module, key, hooks in there:
+            setattr(module, key, hooks)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """float32 as the default of what is drawn (noise, weights of samples); of what the model makes, the caller's."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        if not isinstance(model, torch.jit.ScriptModule):
+            before, after = (lambda *_, to=to: torch.set_default_dtype(to) for to in (dtype, torch.float32))
+            stack.callback(model.register_forward_pre_hook(before, prepend=True).remove)
+            stack.callback(model.register_forward_hook(after, always_call=True).remove)
+        yield
 
 
 def _logits_alone(_: nn.Module, args: Any, output: Any) -> Tensor | None:
@@ -152,34 +190,8 @@ def _takes_the_batch(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is None
 
 
-def _mixing(method: str, reason: str) -> Refused:
+def mixing(method: str, reason: str) -> Refused:
     return Refused(f"{method} would give an image another map in another batch: {reason}; allowed: running statistics")
-
-
-def refuse_mixing(method: str, model: nn.Module, images: Tensor) -> None:
-    """Raise `Refused` where an image's logits change with the other images of its batch.
-
-    Tried once for a model, by forward passes of its images and of the first one alone (or beside another one), on a
-    copy that shares the weights: they leave nothing behind. Logits that change from one pass to the next are let be.
-    """
-    if model in _unmixed or isinstance(model, torch.jit.ScriptModule):
-        return
-    other = images[:1] if len(images) > 1 else torch.cat([images, elsewhere(images)])
-    trial = double(model)
-
-    def first(of: Tensor) -> Tensor:
-        try:
-            with torch.no_grad():
-                return trial(of.detach())[0]
-        except RuntimeError:  # its forward pass may ask for a gradient, as to put a hook on it
-            with torch.enable_grad():
-                return trial(of.detach().requires_grad_())[0].detach()
-
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        alone, beside = first(images), first(other)
-        if _apart(beside, alone) and not _apart(first(images), alone):
-            raise _mixing(method, "the logits of one image change with the others beside it")
-    _unmixed.add(model)
 
 
 def double(model: nn.Module) -> nn.Module:
@@ -188,9 +200,3 @@ def double(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, without_graph(model) | {id(p): p for p in model.parameters()})
     except Exception:  # whatever a foreign model holds fails in its own ways
         return model
-
-
-def _apart(one: Tensor, other: Tensor) -> bool:
-    if is_transformed(one):
-        return False
-    return bool(((one - other).abs().max() > MIXES * torch.maximum(one.abs().max(), other.abs().max())).item())

@@ -33,6 +33,7 @@ class LRP(Targeted):
     """
 
     name: ClassVar[str] = "lrp"
+    reads_gradients: ClassVar[bool] = False
     composite: str | Composite = "default"
     batch_norm: str | None = None
     gate: str | None = None

@@ -28,6 +28,7 @@ from benchmark.interpreters.captum_methods import Rewritten, image_by_image, see
 class OnGrid(Rewritten):
     """Parts on a grid of `cells` × `cells`."""
 
+    reads_gradients: ClassVar[bool] = False
     attacked: ClassVar[int]  # cells of the grid that an attack differentiates by
     cells: int = 8
 

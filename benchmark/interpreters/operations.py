@@ -32,6 +32,7 @@ STRUCTURE = {"flatten", "reshape", "view", "permute", "transpose", "unsqueeze", 
              "chunk", "split", "narrow", "pad", "unflatten", "movedim", "channel_shuffle", "pixel_shuffle", "stack",
              "expand", "roll", "swapaxes", "unbind", "mT", "expand_as"}  # fmt: skip
 BILINEAR = {"matmul", "bmm", "mm", "einsum"}
+UNBIASED = "linear map without a bias"
 KEEPS_MAKER = STRUCTURE | {"dropout", "contiguous", "clone", "to", "float", "double", "mul", "div"}
 
 WRITES = {"setitem", "copy", "fill", "zero", "masked_fill", "index_copy", "index_fill"}  # linear in old and new values
@@ -52,10 +53,20 @@ def is_nonnegative(call: Call, inputs: bool) -> bool:
 
 
 def maker(call: Call) -> str:
-    """The function that made the output's values, where it is one that can make a gate; else nothing."""
+    """The function that made the output's values, where it is one that can make a gate, or a linear map whose bias is
+    still to come; else nothing."""
+    if len(call.read) == 1 and (
+        call.name in BILINEAR or (call.name == "linear" and _has_no_bias(*call.args, **call.kwargs))
+    ):
+        return UNBIASED
     if call.name in attention.GATES:
         return call.name
     return call.makers[0] if call.name in KEEPS_MAKER and len(call.read) == 1 else ""
+
+
+def _has_no_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether `F.linear` is given none, by these arguments."""
+    return bias is None
 
 
 def _unchanged(call: Call, output: Any, composite: Composite) -> Way | None:
@@ -101,12 +112,13 @@ def _normalised(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: fl
 
 def _shift(call: Call, output: Tensor, composite: Composite) -> Way | None:
     """A constant beside an activation, added or subtracted. One that has places (a positional embedding or bias) keeps
-    its share, and so does any other where sums are proportional; else that is an affine map, like BatchNorm."""
+    its share, and so does any other where sums are proportional, and the bias of a linear map that is written out
+    (x @ w + b), as it does within F.linear; else that is an affine map, like BatchNorm."""
     if output.shape != call.read[0].shape or not (call.is_of_one or (call.name == "add" and len(call.read) == 1)):
         return None
     constants = [t for t in tensors((call.args, call.kwargs)) if t is not call.read[0]]
     has_places = any(sum(side > 1 for side in t.shape) > 1 for t in constants)
-    if not has_places and composite.add != "proportional":
+    if not has_places and composite.add != "proportional" and UNBIASED not in call.makers:
         return Way(lambda r: (r,))
     is_plain = call.name == "add" and constants and "alpha" not in call.kwargs
     constant = constants[0] if is_plain else call.on(torch.zeros_like(call.read[0]))

@@ -58,7 +58,7 @@ def noise(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Noise N(0, scale²) for each image, (N, *shape), a function of (seed, image id) alone, drawn on the CPU."""
-    drawn = torch.empty(len(image_ids), *shape)
+    drawn = torch.empty(len(image_ids), *shape, dtype=torch.float32, device="cpu")
     for row, image in zip(drawn, image_ids, strict=True):
         row.normal_(0, scale, generator=_generator("noise", seed, image))
     return drawn.to(device, dtype)

@@ -166,3 +166,15 @@ def test_names_need_no_torch():
 
     code = "import sys; from benchmark import datasets; datasets.names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_default_device_and_type_change_no_image():
+    data = datasets.create("shapes", "test", size=8)
+    expected = data[3][0]
+    with torch.device("meta"):
+        assert torch.equal(data[3][0], expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(data[3][0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -149,3 +149,28 @@ NO_RULE = {
 def test_an_activation_in_another_place_than_the_inputs_has_no_rule(name, form):
     with pytest.raises(Refused, match=r"has no rule for the operation|needs a batch in 'conv2d'"):
         interpreters.create(name).attribute(*linear(NO_RULE[form]), [0, 1])
+
+
+class WrittenOut(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.form = nn.Conv2d(2, 5, 3), nn.Linear(5, 3), form
+
+    def forward(self, x):
+        return self.form(F.relu(self.conv(x)).mean((2, 3)), 9 * self.head.weight, 9 * self.head.bias)
+
+
+@pytest.mark.parametrize("name", ["lrp", "lrp_epsilon", "lrp_z_plus", "lrp_alpha2_beta1"])
+@pytest.mark.parametrize("form", [
+    lambda h, w, b: h @ w.T + b,
+    lambda h, w, b: b + torch.mm(h, w.T),
+    lambda h, w, b: torch.einsum("nc,dc->nd", h, w) + b,
+    lambda h, w, b: F.linear(h, w) + b,
+])  # fmt: skip
+def test_a_linear_layer_that_is_written_out_keeps_its_biass_share(name, form):
+    x = torch.randn(3, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    got, expected = (
+        interpreters.create(name).attribute(WrittenOut(how).double().eval(), x, [0, 1, 2]) for how in (form, F.linear)
+    )
+    torch.testing.assert_close(got, expected)

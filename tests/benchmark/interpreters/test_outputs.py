@@ -191,6 +191,7 @@ ALONE = {
     "LayerNorm": nn.LayerNorm([3, 8, 8]),
     "each less its mean": lambda x: x - x.mean((1, 2, 3), keepdim=True),
     "noise": lambda x: x + 0.5 * torch.randn_like(x),
+    "rounding": lambda x: (x + 1e7 * len(x)) - 1e7 * len(x),  # by 1 or 2 in float32, by nothing in float64
 }
 CALLS = ("simple_grad", "grad_cam", "eigen_cam", "integrated_gradients", "smooth_grad", "occlusion", "lrp_t",
          "adversarial_explanation", "constant", "guided_backprop", "deep_lift", "lrp")  # fmt: skip
