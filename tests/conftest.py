@@ -1,5 +1,6 @@
 """One thread: the tests' tensors are small, and threads that wait for each other cost more than they bring."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,3 +14,7 @@ torch.set_num_threads(1)
 sys.dont_write_bytecode = False  # as above, of this process
 sys.path.insert(0, str(Path(__file__).parent / "performance"))
 sys.path.insert(0, str(Path(__file__).parent))  # pretended_cuda
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported and collected, a million objects that every full collection would look through

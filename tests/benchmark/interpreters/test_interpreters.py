@@ -233,7 +233,7 @@ def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
     model, images, targets = setting
     options = {"lrp": {"batch_norm": "fold"}, "var_grad": {"samples": 2}, **CHEAPER}
     interpreter = interpreters.create(name, **options.get(name, {}))
-    gc.freeze()  # what there is now is not looked through: other tests' parameters, too
+    gc.freeze()  # what there is now is not looked through, from here on: other tests' parameters, too
     gc.disable()
     try:
         probe = images + 0
@@ -243,4 +243,3 @@ def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
         assert any(t is probe for t in _batches(len(images)))
     finally:
         gc.enable()
-        gc.unfreeze()
