@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -45,13 +46,32 @@ hosts
 attacks
 """
 """The wings, the top floor first: what stands on one floor imports from lower ones, and from its own wing."""
-each_module = pytest.mark.parametrize("module", SOURCES)
+
+
+def each_module(test: Callable[[str], None]) -> Callable[[], None]:
+    """One test of all modules, which names each that fails: one for each would take longer to report than to run."""
+
+    def of_all() -> None:
+        failed = {}
+        for module in SOURCES:
+            try:
+                test(module)
+            except AssertionError as error:
+                failed[module] = str(error)
+        assert not failed, failed
+
+    return of_all
+
+
+@cache
+def parsed(module: str) -> ast.AST:
+    return ast.parse(SOURCES[module].read_text())
 
 
 @cache
 def nodes(module: str, at_import: bool) -> list[ast.AST]:
     """Every node of a module; with `at_import` those alone that run when it is imported."""
-    found, waiting = list[ast.AST](), list[ast.AST]([ast.parse(SOURCES[module].read_text())])
+    found, waiting = list[ast.AST](), [parsed(module)]
     while waiting:
         for child in ast.iter_child_nodes(waiting.pop()):
             lazy = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
