@@ -43,7 +43,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 @ALL
 def test_the_training_loss_has_the_derivative_that_differences_give(fooling):
-    heatmaps, originals = random_maps(fooling, 0).requires_grad_(), random_maps(fooling, 1)
+    heatmaps, originals = random_maps(fooling, 0, side=5).requires_grad_(), random_maps(fooling, 1, side=5)
     assert torch.autograd.gradcheck(lambda h: fooling.loss(h, originals), heatmaps)
 
 

@@ -10,6 +10,11 @@ from PIL import Image
 from synthetic import make_results
 
 from benchmark import leaderboards, sections, suite
+from benchmark.cells import Cell, plan
+from benchmark.entries.kind import Entry, Kind
+from benchmark.entries.manipulations import MANIPULATIONS
+from benchmark.entries.predictions import PREDICTIONS
+from benchmark.entries.scores import SCORES
 from benchmark.execution import compute
 from benchmark.leaderboards import stored
 from benchmark.run import Run
@@ -30,6 +35,20 @@ class Finished:
         store = folder / "store"
         shutil.copytree(self.store, store, ignore=shutil.ignore_patterns(*without))
         return Finished(replace(self.run, store=str(store), **changes), folder / "out")
+
+    def lacking(self, folder: Path, manipulations: set[tuple[str, str]], *kinds: Kind) -> "Finished":
+        """On a copy of the store that lacks the entries of these kinds for these foolings and attacked interpreters."""
+        other, suite = self.again(folder), self.run.suite
+        for made in [made for made in plan(suite) if (made.fooling, made.attacked) in manipulations]:
+            for kind in kinds:
+                places = [Cell(made, name) for name in suite.evaluated] if kind is SCORES else [made]
+                for place in places:
+                    shutil.rmtree(Entry(kind, place).path(other.run))
+        return other
+
+    def unmade(self, folder: Path) -> "Finished":
+        """On a copy of the store that lacks half of the fooled models, with their scores."""
+        return self.lacking(folder, {("active", "lrp_t"), ("location", "lrp_t")}, MANIPULATIONS, SCORES, PREDICTIONS)
 
     def searching(self, folder: Path, **changes) -> "Finished":
         """The smoke suite with searched recipes, a gate and two seeds, on a copy of the store."""

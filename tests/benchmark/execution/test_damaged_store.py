@@ -51,7 +51,7 @@ def whole(tmp_path_factory) -> Run:
         Image.fromarray(rng.integers(0, 256, (36, 36, 3), np.uint8)).save(path)
     smoke = suite.load("smoke")
     given = {
-        "dataset": sections.Data(name="image_folder", input_size=32, workers=1),
+        "dataset": sections.Data(name="image_folder", input_size=32),
         "foolings": ["location", "center_mass"],
         "attacked": [METHOD],
         "evaluated": [METHOD, CONTROL],

@@ -11,14 +11,17 @@ from safetensors import SafetensorError
 from attacks import manipulation
 from attacks.errors import UserError
 from benchmark import leaderboards
-from benchmark.cells import View
+from benchmark.cells import View, plan
 from benchmark.entries import manipulations, originals, scores, trained
 from benchmark.entries.kind import Entry
+from benchmark.entries.predictions import PREDICTIONS
 from benchmark.execution import compute
 from benchmark.leaderboards import stored
 from benchmark.run import Run
 
 BOTH = ("location", "active")
+LAST = {("location", "lrp_t")}
+MADE = ("manipulations", "scores", "predictions")
 
 
 def started(finished, tmp_path, *without: str):
@@ -31,7 +34,9 @@ def temporary(store: Path) -> list[str]:
 
 
 def test_a_manipulation_that_raises_is_a_failed_row_and_the_next_run_tries_again(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "manipulations", "scores", "predictions"), manipulation.carry_out
+    missing = {("active", "lrp_t"), ("active", "grad_cam")}  # another one is made, and half is there already
+    other = finished.lacking(tmp_path, missing, manipulations.MANIPULATIONS, scores.SCORES, PREDICTIONS)
+    original = manipulation.carry_out
 
     def sometimes(task, recipe, **options):
         if (task.fooling.name, task.interpreter.name) == ("active", "lrp_t"):
@@ -94,22 +99,24 @@ def test_a_diverged_manipulation_is_a_row_with_its_reason_and_is_not_tried_again
 
 
 @pytest.mark.parametrize(
-    ("where", "error"),
+    ("where", "error", "without"),
     [
-        ((trained, "train"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        ((trained, "train"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ("models", "originals", *MADE)),
         (
             (manipulations, "save_weights"),
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            MADE,
         ),
-        ((manipulation, "carry_out"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
-        ((scores, "score"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        ((manipulation, "carry_out"), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), MADE),
+        ((scores, "score"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ()),
     ],
 )
-def test_a_full_disk_stops_the_run_and_leaves_the_store_whole(finished, tmp_path, monkeypatch, where, error):
+def test_a_full_disk_stops_the_run_and_leaves_the_store_whole(finished, tmp_path, monkeypatch, where, error, without):
     def full(*_, **__):
         raise error
 
-    run = Run(finished.run.suite, str(tmp_path / "store"))
+    other = started(finished, tmp_path, *without) if without else finished.lacking(tmp_path, LAST, scores.SCORES)
+    run = other.run
     with monkeypatch.context() as patch:
         patch.setattr(*where, full)
         with pytest.raises(UserError, match=f"no space left for the store {run.store}") as caught:
@@ -149,9 +156,10 @@ def test_an_unreadable_entry_is_named_before_anything_is_computed(finished, tmp_
 
 
 def test_an_entry_with_damaged_weights_is_a_failed_row(finished, tmp_path):
-    other = started(finished, tmp_path, "scores")
-    damaged = [next(other.store.glob("manipulations/*/weights.safetensors"))]
-    damaged[0].write_bytes(damaged[0].read_bytes()[:1000])
+    other = finished.lacking(tmp_path, {("active", "lrp_t"), ("location", "lrp_t")}, scores.SCORES)
+    made = next(made for made in plan(other.run.suite) if (made.fooling, made.attacked) == ("active", "lrp_t"))
+    damaged = Entry(manipulations.MANIPULATIONS, made).path(other.run) / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
     (error,) = compute.run_suite(other.run, other.out, jobs=1).values()
     assert "Safetensor" in error
     rows = leaderboards.load(other.out, "transfer")
@@ -160,7 +168,8 @@ def test_an_entry_with_damaged_weights_is_a_failed_row(finished, tmp_path):
 
 
 def test_one_interpreter_that_raises_costs_its_own_cell_alone(finished, tmp_path, monkeypatch):
-    other, original = started(finished, tmp_path, "scores", "predictions"), scores.score
+    missing = {("active", "grad_cam"), ("active", "lrp_t")}
+    other, original = finished.lacking(tmp_path, missing, scores.SCORES, PREDICTIONS), scores.score
 
     def sometimes(run, fooling, interpreter, *rest):
         if (fooling.name, interpreter.name) == ("active", "lrp"):

@@ -36,7 +36,7 @@ CASES = {
 }
 
 
-def directions(parameter, most=8):
+def directions(parameter, most=2):
     """Unit directions (k, *shape): the entries, one by one; of more than `most` as many random ones, each of which
     moves every entry, so that none can be wrong unseen."""
     count = parameter.numel()

@@ -78,11 +78,9 @@ def test_heatmaps_are_finite_maps_in_the_unit_range(name, case):
 @each_interpreter
 def test_a_heatmap_does_not_depend_on_its_batch(case):
     interpreter, model, images, targets = case
-    model = model.double()
-    together = interpreter(model, images.double(), targets)
-    alone = [
-        interpreter(model, image[None].double(), target[None]) for image, target in zip(images, targets, strict=True)
-    ]
+    model, images = model.double(), images[:3].double()
+    together = interpreter(model, images, targets[:3])
+    alone = [interpreter(model, image[None], target[None]) for image, target in zip(images, targets, strict=False)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-9, atol=1e-9)
     model.float()
 
@@ -235,8 +233,7 @@ def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
     model, images, targets = setting
     options = {"lrp": {"batch_norm": "fold"}, "var_grad": {"samples": 2}, **CHEAPER}
     interpreter = interpreters.create(name, **options.get(name, {}))
-    gc.collect()
-    gc.freeze()  # what there is now is not looked through: other tests' parameters, too
+    gc.freeze()  # what there is now is not looked through, from here on: other tests' parameters, too
     gc.disable()
     try:
         probe = images + 0
@@ -246,4 +243,3 @@ def test_nothing_waits_for_the_garbage_collector(name, grad, setting):
         assert any(t is probe for t in _batches(len(images)))
     finally:
         gc.enable()
-        gc.unfreeze()

@@ -4,5 +4,5 @@ import time
 
 
 def takes_its_time(model, images, targets):
-    time.sleep(2.5)
+    time.sleep(1.0)
     return images[:, 0]

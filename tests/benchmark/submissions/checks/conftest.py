@@ -7,8 +7,14 @@ from benchmark.submissions.checks.setting import Case, make_cases
 
 
 @pytest.fixture(scope="session")
-def case() -> Case:
-    return next(case for case in make_cases("cpu") if case.name == "compact_resnet")
+def cases() -> list[Case]:
+    """To be read only: each check works on copies."""
+    return make_cases("cpu")
+
+
+@pytest.fixture(scope="session")
+def case(cases) -> Case:
+    return next(case for case in cases if case.name == "compact_resnet")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attacks.errors import Refused
 from benchmark import interpreters, models
 from benchmark.submissions import checks
-from benchmark.submissions.checks.setting import Skipped, make_cases
+from benchmark.submissions.checks.setting import Skipped
 from benchmark.submissions.checks.shift import same_for_shifted_logits, shift_logits
 
 NAME = "same for shifted logits"
@@ -38,11 +38,6 @@ def of_a_probability(model: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         return gradient(model(images).log_softmax(1).gather(1, targets[:, None]), images)
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return make_cases("cpu")
 
 
 @pytest.mark.parametrize("place", range(len(models.COMPACT)), ids=models.COMPACT)
