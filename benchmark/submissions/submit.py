@@ -73,7 +73,7 @@ def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None, *, 
     scored = replace(_with(run, evaluated=[submission.name]), submission=submission)
     clean = _with(scored, attacked=[])
     if suite.gate is not None and not submission.differentiable:
-        sys.stderr.write(f"{submission.name} cannot be ranked: it says that it has no gradient by the weights\n")
+        sys.stderr.write(f"{submission.name} cannot be ranked: it does not say that it is differentiable\n")
     made = compute.compute(clean, jobs, kinds=SHOWN)
     compute.make_all(beside, (Entry(GATES, place) for place in GATES.wanted(beside)), jobs)
     if (reason := _barred(clean, beside, made)) and not anyway:
