@@ -73,8 +73,14 @@ def run_suite(
     return made.failed
 
 
-def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit: float = 0) -> Made:
-    """Make what the store lacks of a suite.
+def compute(
+    run: Run,
+    jobs: int | None = None,
+    start: Start | None = None,
+    limit: float = 0,
+    kinds: Iterable[Kind] = KINDS,
+) -> Made:
+    """Make what the store lacks of a suite; of these `kinds` alone, and what they need.
 
     `jobs` None: as `processes`. `start` makes another engine than processes of this machine. `limit`: seconds of one
     unit, 0 for none.
@@ -86,7 +92,7 @@ def compute(run: Run, jobs: int | None = None, start: Start | None = None, limit
         preflight.check(run)
         if away := len(left_out(run)):
             sys.stderr.write(f"{run.suite.dataset.name}: {away} files left out that another split has, too\n")
-        units, needs, after = graph(run, wanted(run))
+        units, needs, after = graph(run, wanted(run, kinds))
         for pairs in pair_forms(run) if units else ():
             datasets.check_disjoint(*(dataset(run, split, pairs) for split in datasets.SPLITS))
         failed = {}
@@ -121,12 +127,7 @@ def collect(run: Run, out: Path, errors: Errors) -> None:
 
 def write(run: Run, out: Path, errors: Errors, kinds: Iterable[Kind] = KINDS, **more: Any) -> None:
     """The results of these kinds alone, with `more` on every card."""
-    about, found = origin(run) | more, dict[str, tuple[list[Rows], Receipt]]()
-    for kind in kinds:
-        for name, rows, card in kind.collect(run, errors):
-            known = found.setdefault(name, ([], {}))
-            known[0].extend(rows)
-            known[1].update(card)
+    about, found = origin(run) | more, collected(run, errors, kinds)
     for path in (path for rows, _ in found.values() for path, _ in rows):
         verified(path)  # all of them before the first result is written
     for name, (rows, card) in found.items():
@@ -134,6 +135,17 @@ def write(run: Run, out: Path, errors: Errors, kinds: Iterable[Kind] = KINDS, **
         columns = stored.table(name).schema.names
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({column: [] for column in columns})
         stored.write(out / "results", name, frame, card | about)
+
+
+def collected(run: Run, errors: Errors, kinds: Iterable[Kind]) -> dict[str, tuple[list[Rows], Receipt]]:
+    """What these kinds have for the results, by name: rows and card."""
+    found: dict[str, tuple[list[Rows], Receipt]] = {}
+    for kind in kinds:
+        for name, rows, card in kind.collect(run, errors):
+            known = found.setdefault(name, ([], {}))
+            known[0].extend(rows)
+            known[1].update(card)
+    return found
 
 
 def make_all(run: Run, entries: Iterable[Entry], jobs: int | None = None) -> None:
@@ -151,10 +163,10 @@ def make_all(run: Run, entries: Iterable[Entry], jobs: int | None = None) -> Non
                 raise UserError(f"{name}: {error}")
 
 
-def wanted(run: Run) -> list[Entry]:
-    """All entries that a suite asks for, in the order of KINDS, large ones of a kind first."""
+def wanted(run: Run, kinds: Iterable[Kind] = KINDS) -> list[Entry]:
+    """All entries that a suite asks for, kind by kind, large ones of a kind first."""
     found: list[Entry] = []
-    for kind in KINDS:
+    for kind in kinds:
         entries = [Entry(kind, place) for place in kind.wanted(run)]
         found += sorted(entries, key=lambda entry: -entry.kind.size(run, entry.place))
     return found

@@ -4,12 +4,16 @@ The suite's own manipulations come from the store (and are made where it lacks t
 all of them, the suite's controls at the gate alone, where it must beat them. Aimed at it: its gradient and softplus
 for ReLU, where it is differentiable, with the recipes of its nearest relative or searched around them, as the suite
 does for its own; where it is, head shift too, which takes no recipe; and a search without gradients in the span of the
-suite's fooled models.
+suite's fooled models. These attacks are most of the work, so what it shows on clean models is asked first, and where
+that bars it from ranking, it is refused; then what it shows on the suite's fooled ones, and where that does, it is not
+attacked.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,15 +26,20 @@ from benchmark import interpreters, leaderboards
 from benchmark.entries.gates import GATES
 from benchmark.entries.images import batches
 from benchmark.entries.kind import Entry
+from benchmark.entries.same_logits import SAME_LOGITS
 from benchmark.entries.scores import SCORES
+from benchmark.entries.textures import TEXTURED
 from benchmark.entries.trained import clean_model
+from benchmark.entries.twins import TWINS
 from benchmark.execution import compute
+from benchmark.leaderboards import ranking
 from benchmark.leaderboards.show import aligned, board_table
 from benchmark.leaderboards.stability import ranks_with
 from benchmark.run import Run, create_interpreter
 from benchmark.store import writable
 from benchmark.submissions.remote import Remote
 
+SHOWN = (GATES, TWINS, TEXTURED, SAME_LOGITS)  # what bars a submission from ranking before it is attacked
 COMPARED = 32  # dev images on which the nearest relative is found
 FLAGS = {  # of checks that cost a flag, not the score
     "gradient by the weights": "ZERO_SECOND_ORDER",  # the attack goes other ways
@@ -56,29 +65,57 @@ def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[s
     return flags
 
 
-def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None) -> dict[str, str]:
-    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation."""
+def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None, *, anyway: bool = False) -> dict[str, str]:
+    """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation.
+    Raises `UserError` where what it shows on clean models bars it from ranking, `anyway` not."""
     suite = run.suite
-    controls = [name for name in suite.evaluated if interpreters.kind(name).control]
+    beside = _with(run, attacked=[], evaluated=[name for name in suite.evaluated if interpreters.kind(name).control])
+    scored = replace(_with(run, evaluated=[submission.name]), submission=submission)
+    clean = _with(scored, attacked=[])
+    if suite.gate is not None and not submission.differentiable:
+        sys.stderr.write(f"{submission.name} cannot be ranked: it does not say that it is differentiable\n")
+    made = compute.compute(clean, jobs, kinds=SHOWN)
+    compute.make_all(beside, (Entry(GATES, place) for place in GATES.wanted(beside)), jobs)
+    if (reason := _barred(clean, beside, made)) and not anyway:
+        raise UserError(f"{submission.name} cannot be ranked: {reason} (--anyway scores and attacks it all the same)")
     failed = compute.compute(_with(run, evaluated=[]), jobs).failed
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(f"the suite's own manipulation {name} failed: {error}")
-    relative = nearest(run, submission)
+    writable(out, "results")
+    made = compute.compute(scored, jobs)
+    if (reason := _barred(scored, beside, made)) and not anyway:
+        sys.stderr.write(f"{submission.name} cannot be ranked, and is not attacked: {reason}\n")
+    else:
+        scored = _attacked(scored, submission)
+        made = compute.compute(scored, jobs)
+    compute.write(beside, out, {}, (SCORES, GATES), gate_alone=True)
+    compute.collect(scored, out, made.errors)
+    return made.failed
+
+
+def _attacked(run: Run, submission: Remote) -> Run:
+    """The run with the attacks that are aimed at the submission."""
     ways = {"": submission.name} | {name: f"{submission.name}:{name}" for name in strategies.names()}
     aimed = [
         attacked
         for name, attacked in ways.items()
         if submission.differentiable or not strategies.STRATEGIES[name].by_gradient
     ]
-    given = {"attacked": [*suite.attacked, *aimed], "evaluated": [submission.name]}
-    extended = replace(_with(run, **given), submission=submission, relative=relative)
-    writable(out, "results")
-    made, beside = compute.compute(extended, jobs), _with(run, attacked=[], evaluated=controls)
-    compute.make_all(beside, (Entry(GATES, place) for place in GATES.wanted(beside)), jobs)
-    compute.write(beside, out, {}, (SCORES, GATES), gate_alone=True)
-    compute.collect(extended, out, made.errors)
-    return made.failed
+    return replace(_with(run, attacked=[*run.suite.attacked, *aimed]), relative=nearest(run, submission))
+
+
+def _barred(run: Run, beside: Run, made: compute.Made) -> str:
+    """Why the submission of a run cannot be ranked, by what it has shown so far `beside` the controls; or nothing."""
+    assert run.submission is not None
+    if run.suite.gate is None:
+        return ""
+    cards = dict[str, dict[str, Any]]()
+    for each, kinds in ((run, SHOWN), (beside, (SCORES, GATES))):
+        for name, (_, card) in compute.collected(each, made.errors, kinds).items():
+            cards.setdefault(name, {}).update(card)
+    errors = [f"{entry.place}: {error}" for entry, error in made.errors.items() if entry.kind is SCORES]
+    return ranking.eligibility(run.submission.name, cards, [*run.suite.models], errors)[1]
 
 
 def _with(run: Run, **changes: list[str]) -> Run:
