@@ -105,7 +105,9 @@ def submit(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results. [submissions/NAME-SUITE]")] = None,
     jobs: JobsOption = None,
     device: DeviceOption = Device.auto,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Also where it cannot be ranked.")] = False,
+    only_rankable: Annotated[
+        bool, typer.Option("--only-rankable", help="End early where it cannot be ranked.")
+    ] = False,
 ) -> None:
     """Check a new interpretation method, score it on a suite's fooled models, and attack it. It runs in a process of
     its own; only submit code that you would also run by hand."""
@@ -127,7 +129,7 @@ def submit(
     checked = remote(parsed, flags)
     folder = _folder(out or Path("submissions") / f"{checked.name}-{start.suite.name}", "results")
     board = committed_board(suite)
-    failed = submit.submit(making.filled(start, board), checked, folder, jobs, anyway=anyway)
+    failed = submit.submit(making.filled(start, board), checked, folder, jobs, only_rankable=only_rankable)
     typer.echo(submit.show(folder, board, checked.name), nl=False)
     typer.echo(f"results: {folder}")
     compute.none_failed(failed)

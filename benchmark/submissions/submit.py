@@ -4,9 +4,8 @@ The suite's own manipulations come from the store (and are made where it lacks t
 all of them, the suite's controls at the gate alone, where it must beat them. Aimed at it: its gradient and softplus
 for ReLU, where it is differentiable, with the recipes of its nearest relative or searched around them, as the suite
 does for its own; where it is, head shift too, which takes no recipe; and a search without gradients in the span of the
-suite's fooled models. These attacks are most of the work, so what it shows on clean models is asked first, and where
-that bars it from ranking, it is refused; then what it shows on the suite's fooled ones, and where that does, it is not
-attacked.
+suite's fooled models. These attacks are most of the work: what bars it from ranking is asked before, on clean models
+first, then on the suite's fooled ones, and said at once.
 """
 
 import sys
@@ -65,33 +64,41 @@ def check(submission: Remote, device: str, say: Callable[[str], None]) -> list[s
     return flags
 
 
-def submit(run: Run, submission: Remote, out: Path, jobs: int | None = None, *, anyway: bool = False) -> dict[str, str]:
+def submit(
+    run: Run, submission: Remote, out: Path, jobs: int | None = None, *, only_rankable: bool = False
+) -> dict[str, str]:
     """Write results and leaderboards of the submission under `out`; returns the error of each failed manipulation.
-    Raises `UserError` where what it shows on clean models bars it from ranking, `anyway` not."""
-    suite = run.suite
-    beside = _with(run, attacked=[], evaluated=[name for name in suite.evaluated if interpreters.kind(name).control])
+
+    `only_rankable`: end early where it cannot be ranked. Raises `UserError` then where clean models bar it; where the
+    suite's fooled models do, it is not attacked."""
+    beside = _with(run, attacked=[], evaluated=[n for n in run.suite.evaluated if interpreters.kind(n).control])
     scored = replace(_with(run, evaluated=[submission.name]), submission=submission)
     clean = _with(scored, attacked=[])
-    if suite.gate is not None and not submission.differentiable:
-        sys.stderr.write(f"{submission.name} cannot be ranked: it does not say that it is differentiable\n")
     made = compute.compute(clean, jobs, kinds=SHOWN)
     compute.make_all(beside, (Entry(GATES, place) for place in GATES.wanted(beside)), jobs)
-    if (reason := _barred(clean, beside, made)) and not anyway:
-        raise UserError(f"{submission.name} cannot be ranked: {reason} (--anyway scores and attacks it all the same)")
+    barred = _barred(clean, beside, made)
+    if barred and only_rankable:
+        raise UserError(f"{submission.name} cannot be ranked: {barred}")
+    _say(submission, barred)
     failed = compute.compute(_with(run, evaluated=[]), jobs).failed
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(f"the suite's own manipulation {name} failed: {error}")
     writable(out, "results")
     made = compute.compute(scored, jobs)
-    if (reason := _barred(scored, beside, made)) and not anyway:
-        sys.stderr.write(f"{submission.name} cannot be ranked, and is not attacked: {reason}\n")
-    else:
+    later = _barred(scored, beside, made)
+    _say(submission, later if later != barred else "")
+    if not (later and only_rankable):
         scored = _attacked(scored, submission)
         made = compute.compute(scored, jobs)
     compute.write(beside, out, {}, (SCORES, GATES), gate_alone=True)
     compute.collect(scored, out, made.errors)
     return made.failed
+
+
+def _say(submission: Remote, barred: str) -> None:
+    if barred:
+        sys.stderr.write(f"{submission.name} cannot be ranked: {barred}\n")
 
 
 def _attacked(run: Run, submission: Remote) -> Run:
@@ -115,7 +122,9 @@ def _barred(run: Run, beside: Run, made: compute.Made) -> str:
         for name, (_, card) in compute.collected(each, made.errors, kinds).items():
             cards.setdefault(name, {}).update(card)
     errors = [f"{entry.place}: {error}" for entry, error in made.errors.items() if entry.kind is SCORES]
-    return ranking.eligibility(run.submission.name, cards, [*run.suite.models], errors)[1]
+    silent = "" if run.submission.differentiable else "it does not say that it is differentiable"
+    shown = ranking.eligibility(run.submission.name, cards, [*run.suite.models], errors)[1]
+    return "; ".join(filter(None, (silent, shown)))
 
 
 def _with(run: Run, **changes: list[str]) -> Run:

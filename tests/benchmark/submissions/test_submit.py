@@ -52,7 +52,7 @@ def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
     warm = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=changes))
     before = warm.entries()
     flagged = remote(parse(str(EXAMPLE)), ["ZERO_SECOND_ORDER"])
-    assert submit.submit(warm.run, flagged, warm.out, 1, anyway=True) == {}
+    assert submit.submit(warm.run, flagged, warm.out, 1) == {}
     assert before.items() <= warm.entries().items()  # nothing of the suite's was made again
     read = stored.read(warm.out / "results")
     assert sorted(read.entries) == ["constant", "gradient_energy", "input_magnitude"]
@@ -82,22 +82,22 @@ def gated(finished, tmp_path):
     return finished.again(tmp_path, suite=small)
 
 
-def test_what_cannot_be_ranked_is_refused_before_it_is_scored(gated, tmp_path):
+def test_where_asked_for_what_cannot_be_ranked_ends_before_it_is_scored(gated, tmp_path):
     (tmp_path / "bright.py").write_text("def bright(model, images, targets):\n    return images.square().sum(1)\n")
-    before, reason = gated.entries(), r"hardly depends on the parameters \(1\.00, allowed below 0\.5\); .*SAME_LOGITS: "
-    with pytest.raises(UserError, match=f"^bright cannot be ranked: {reason}.* \\(--anyway scores and attacks it all"):
-        submit.submit(gated.run, remote(parse(f"{tmp_path}/bright.py:bright")), gated.out, 1)
+    before, gate = gated.entries(), r"hardly depends on the parameters \(1\.00, allowed below 0\.5\); .*SAME_LOGITS: "
+    with pytest.raises(UserError, match=f"^bright cannot be ranked: it does not say that it is differentiable; {gate}"):
+        submit.submit(gated.run, remote(parse(f"{tmp_path}/bright.py:bright")), gated.out, 1, only_rankable=True)
     kinds = {Path(name).parts[0] for name in gated.entries().keys() - before.keys()}
     assert {"gates", "originals", "twins", "textured", "same_logits"} <= kinds
     assert not kinds & {"scores", "manipulations", "predictions"}
     assert not gated.out.exists()
 
 
-def test_what_fooled_models_bar_from_ranking_is_not_attacked(gated, example, monkeypatch, capsys):
+def test_where_asked_for_what_fooled_models_bar_is_not_attacked(gated, example, monkeypatch, capsys):
     reasons = {0: "", 1: "another map than was scored"}  # by how many models were fooled
     monkeypatch.setattr(submit, "_barred", lambda run, *_: reasons[len(run.suite.attacked)])
-    assert submit.submit(gated.run, example, gated.out, 1) == {}
-    assert capsys.readouterr().err.endswith(f"gradient_energy cannot be ranked, and is not attacked: {reasons[1]}\n")
+    assert submit.submit(gated.run, example, gated.out, 1, only_rankable=True) == {}
+    assert capsys.readouterr().err.endswith(f"gradient_energy cannot be ranked: {reasons[1]}\n")
     read = stored.read(gated.out / "results")
     assert [m["attacked"] for m in read.models_card["manipulations"]] == ["grad_cam"]
     row = leaderboards.load(gated.out, "stability").set_index("interpreter").loc["gradient_energy"]
@@ -108,7 +108,7 @@ def test_what_fooled_models_bar_from_ranking_is_not_attacked(gated, example, mon
 def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path):
     few = finished.run.suite.scoring.model_copy(update={"images": 8, "aopc_images": 2})
     done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"], scoring=few)
-    assert submit.submit(done.run, example, done.out, 1, anyway=True) == {}
+    assert submit.submit(done.run, example, done.out, 1) == {}
     read, settings = stored.read(done.out / "results"), done.run.suite.search
     card = read.others["fronts"][1]
     relative = next(p for p in card["chosen"] if (p["attacked"], p["budget"]) == ("grad_cam", 2.0))
