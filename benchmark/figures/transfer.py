@@ -138,7 +138,7 @@ rows: the interpreter asked; columns: the one attacked
 chance: rate of the unfooled model's map, or of another image's map, the larger
 colour: excess = (rate − chance)/(1 − chance), at least 0"""
     if len(table[table.n == 0]):
-        text += "; *: of the seeds that did not fail"
+        text += "\n*: of the seeds that did not fail"
     legend = figure.legend(
         *(list(swatches.values()), list(swatches)),
         loc="outside upper center",
