@@ -92,8 +92,9 @@ class Leaderboard:
         _check_columns(path, frame, self.columns[:1] if older else self.columns)
         for column in frame.columns.difference([*self.text], sort=False):
             numbers = pd.to_numeric(frame[column], errors="coerce")
-            _check(path, frame[column], numbers.isna() & frame[column].notna() | np.isinf(numbers), "a number")
+            _check(path, frame[column], numbers.isna() & frame[column].notna(), "a number")
             _check(path, frame[column], ~numbers.fillna(0).between(0, 1) & (column in self.shares), "a share in 0..1")
+            _check(path, frame[column], np.isinf(numbers), "a finite number")
             _check(path, frame[column], (numbers.fillna(0) % 1 != 0) & (column in WHOLE), "a whole number")
         places = [column for column in self.columns if column in PLACES]
         _check_columns(path, frame, places)

@@ -161,7 +161,7 @@ def test_a_board_of_an_older_version_has_a_page(boards, tmp_path):
         ("tiny/stability.csv", b"a,b\n", r"is not a stability leaderboard: it lacks interpreter"),
         ("tiny/transfer.csv", b"model,n\nnet,many\n", r"line 2: n must be a number \(got many\)"),
         ("tiny/transfer.csv", b"model,fooling\nnet,location\n", r"it lacks attacked, evaluated"),
-        ("tiny/stability.csv", b"interpreter,rank\nlrp,inf\n", r"line 2: rank must be a number \(got inf\)"),
+        ("tiny/stability.csv", b"interpreter,rank\nlrp,inf\n", r"line 2: rank must be a finite number \(got inf\)"),
         ("tiny/results/lrp_t.json", b'{"gate": {"net": 3}}', r"lrp_t\.json: gate must hold names and values"),
         ("tiny/results/lrp_t.json", b'{"options": []}', r"lrp_t\.json: options must hold names and values"),
     ],
