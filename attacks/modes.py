@@ -8,12 +8,16 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Every module in eval mode, and all of them; each gets its own mode back."""
+    """Every module in eval mode, and all of them; each that was in training mode is again. What others change stays."""
     modules = list(model.modules())
-    with modes_kept(modules):
-        if any(getattr(module, "training", False) for module in modules):  # frozen scripts have no mode
-            model.eval()
+    training = [module for module in modules if getattr(module, "training", False)]  # frozen scripts have no mode
+    if training:
+        model.eval()
+    try:
         yield modules
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from attacks.given import (
     refuse_weights,
     without_graph,
 )
-from attacks.modes import eval_mode
+from attacks.modes import eval_mode, modes_kept
 from benchmark.interpreters.origins import WHOLE
 
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
@@ -64,6 +64,7 @@ def lent(method: str, model: nn.Module, images: Tensor, targets: Tensor) -> Iter
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(modes_kept(list(model.modules())))
         if any(_takes_the_batch(module) for module in stack.enter_context(eval_mode(model))):
             raise mixing(method, "a BatchNorm without running statistics normalises by the batch")
         if isinstance(model, torch.jit.ScriptModule):
