@@ -14,10 +14,17 @@ from attacks.errors import UserError, one_line
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LAST = "the store is whole, run again to go on"
+_came = list[int]()  # signals that asked this process's command to end
 
 
 class Ended(BaseException):
     """A signal came that asks the process to end."""
+
+
+def heed() -> None:
+    """End where a signal asked for it and code that it fell into (in C) made another error of its exception."""
+    if _came:
+        raise KeyboardInterrupt if _came[0] == signal.SIGINT else Ended
 
 
 def run(command: Callable[[], Any]) -> None:
@@ -86,9 +93,10 @@ def _stop_talking() -> NoReturn:
 def _heeding() -> Iterator[list[int]]:
     """The signals that came. The first is raised as an exception, for workers and folders to be put away; those that
     follow, but Ctrl-C, change nothing. One that the parent has ignored (nohup) stays so."""
-    came, owner, before = list[int](), os.getpid(), dict[int, Any]()
+    came, owner, before = _came, os.getpid(), dict[int, Any]()
+    came.clear()
 
-    def heed(number: int, _: Any) -> None:
+    def note(number: int, _: Any) -> None:
         if os.getpid() != owner:  # a fork of this process dies as it would have
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -102,9 +110,10 @@ def _heeding() -> Iterator[list[int]]:
     for number in SIGNALS:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             with suppress(ValueError):  # not the main thread
-                before[number] = signal.signal(number, heed)
+                before[number] = signal.signal(number, note)
     try:
         yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        came.clear()

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 from tqdm.auto import tqdm
 
 from attacks.errors import Stop, UserError, may_pass, one_line
+from benchmark import ending
 from benchmark.execution import claims
 from benchmark.execution.order import Names, Order
 from benchmark.execution.record import Record
@@ -116,6 +117,7 @@ def guarded(function: Callable[..., Any], args: tuple[Any, ...], store: str) -> 
     except Stop:
         raise
     except Exception as error:  # becomes a row with its error: one bad cell does not cost the others
+        ending.heed()
         if may_pass(error):  # first, for shared memory that is full says "no space left", too
             return "lost", line(error) if isinstance(error, OSError) else f"out of memory: {line(error)}"
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attacks.errors import Stop, UserError
+from benchmark import ending
 from benchmark.execution import claims, engines
 from benchmark.execution.engines import Here, Outcome, Processes, Task, Unit, drive
 from benchmark.execution.record import Record
@@ -290,3 +291,16 @@ def test_a_process_that_had_an_error_takes_no_other_unit(tmp_path):
     assert made[1] == []
     assert made[0] != made[2]
     engine.close(whole=True)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, ending.Ended)])
+def test_an_error_that_a_signal_was_made_into_is_no_failed_unit(number, raised):
+    def swallow():
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ValueError("could not determine the shape") from None
+
+    with ending._heeding(), pytest.raises(raised):
+        engines.guarded(swallow, (), "store")
+    assert engines.guarded(int, ("x",), "store")[0] == "ended"  # an error of its own
