@@ -185,7 +185,9 @@ def copied(model: nn.Module) -> nn.Module:
     forward pass kept) is copied without it. Raises `UserError` for a model that cannot be copied."""
     try:
         return copy.deepcopy(model, without_graph(model))
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a foreign model holds fails in its own ways
         raise UserError(f"a copy of the model must be possible: {one_line(error)}") from error
 
 

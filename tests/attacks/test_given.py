@@ -228,11 +228,17 @@ def test_a_loader_of_other_things_is_one_clear_line(attack, form, setting):
         attack(model, gradient, CenterMass(), [function(images, targets)], recipe=Recipe(1e-3, 1.0, 1))
 
 
+class Unique(Net):
+    def __deepcopy__(self, memo):
+        raise KeyError("there is one")
+
+
 UNTRAINABLE = {
     "function": (lambda x: x, "must be a torch.nn.Module, not scripted .got function"),
     "traced": (torch.jit.trace(Net(), torch.zeros(1, 3, 6, 6).double()), "not scripted .got scripted or traced"),
     "no weights": (nn.Flatten(), "must have parameters .Flatten has none"),
     "lazy": (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "no weights at '1.weight' yet"),
+    "unique": (Unique().double(), "a copy of the model must be possible: 'there is one'"),
     "a list of activations": (lambda: None, "a copy of the model must be possible"),
 }
 
