@@ -131,26 +131,34 @@ def moved(photographs: Photographs, device: str) -> Photographs:
 
 def _item(item: Any, index: int) -> tuple[Tensor, int | None]:
     """An image, and its label where the item is not an image alone."""
-    alone = isinstance(item, Tensor) or (isinstance(item, Sequence) and len(item) == 1)
-    pair = (item if isinstance(item, Tensor) else item[0], 0) if alone else item
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], Tensor) or pair[0].dim() != 3:
+    parts = (item,) if isinstance(item, Tensor) else item
+    if not isinstance(parts, Sequence) or len(parts) not in (1, 2) or not _is_image(parts[0]):
         raise UserError(
             f"dataset must give (image (C, H, W) as a tensor, class index) (item {index} is none): got {_form(item)}"
         )
-    if not pair[0].is_floating_point():
+    image, *labels = parts
+    if not image.is_floating_point():
         raise UserError(
-            f"dataset must give images as the network takes them, of floating point (item {index} has {pair[0].dtype})"
+            f"dataset must give images as the network takes them, of floating point (item {index} has {image.dtype})"
         )
+    return image.detach().cpu().float(), _label(labels[0], index) if labels else None
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dim() == 3
+
+
+def _label(given: Any, index: int) -> int:
     try:
-        label = int(pair[1])
-        whole = label == float(pair[1]) and 0 <= label < 2**31
+        label = int(given)
+        whole = label == float(given) and 0 <= label < 2**31
     except (TypeError, ValueError, RuntimeError, OverflowError):  # the last two: many values, and infinity
         whole = False
     if not whole:
         raise UserError(
-            f"dataset must give one class index for each image (item {index} has {one_line(repr(pair[1]))}): 0, 1, ..."
+            f"dataset must give one class index for each image (item {index} has {one_line(repr(given))}): 0, 1, ..."
         )
-    return pair[0].detach().cpu().float(), None if alone else label
+    return label
 
 
 def _device(given: Any) -> str:

@@ -44,15 +44,9 @@ CLASSES = 10
 PUBLISHED = "Woods et al. 2019"
 SUFFIXES = (".th", ".pt", ".pth", ".safetensors")
 CODE = (
-    *(
-        "attacks.adversarial",
-        "attacks.given",
-        "attacks.modes",
-        "attacks.pixels",
-        "benchmark.datasets",
-        "benchmark.models",
-    ),
-    *("benchmark.metrics.robustness", "benchmark.experiments.given", "benchmark.experiments.accuracy_robustness"),
+    *("attacks.adversarial", "attacks.given", "attacks.modes", "attacks.pixels"),
+    *("benchmark.datasets", "benchmark.models", "benchmark.metrics.robustness"),
+    *("benchmark.experiments.given", "benchmark.experiments.accuracy_robustness"),
 )
 
 

@@ -34,14 +34,14 @@ def try_once(method: str, model: nn.Module, images: Tensor, logits: Tensor, orde
     if done >= order:
         return
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        false = isinstance(model, torch.jit.ScriptModule) or _is_suspicious(method, model, images, logits, done, order)
+        unseen = isinstance(model, torch.jit.ScriptModule)
+        suspicious = unseen or _is_suspicious(method, model, images, logits, done, order)
         with torch.enable_grad():
-            false = order > 0 and false and is_false(model, elsewhere(images[:1]), order)
-        if false:
-            raise Refused(
-                f"{method} reads gradients that are not the derivative of the logits: a hook changes them, or a "
-                "custom autograd.Function, detach, no_grad or a number (item) on the way from the image"
-            )
+            if order and suspicious and is_false(model, elsewhere(images[:1]), order):
+                raise Refused(
+                    f"{method} reads gradients that are not the derivative of the logits: a hook changes them, or a "
+                    "custom autograd.Function, detach, no_grad or a number (item) on the way from the image"
+                )
     _tried[model] = order
 
 
