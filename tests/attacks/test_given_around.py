@@ -1,10 +1,9 @@
 """What a caller may have set around an attack changes no number: types, devices and precision by default."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 import torch.nn.functional as F
+from surroundings import default_dtype
 from torch import nn
 
 from attacks import Location, Recipe, fgsm, manipulate, minimum_norm, pgd
@@ -17,18 +16,9 @@ ATTACKS = {
 }
 
 
-@contextmanager
-def default(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 AROUND = {
-    "float64": lambda: default(torch.float64),
-    "bfloat16": lambda: default(torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
     "another device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "no_grad": torch.no_grad,

@@ -180,3 +180,14 @@ def along_all_parameters(
     gradients = torch.autograd.grad(total(0), parameters, allow_unused=True, materialize_grads=True)
     got = torch.stack([(g * step).sum() for g, step in zip(gradients, steps, strict=True)]).sum()
     return got, (total(size) - total(-2 * size)).item() / (2 * size)
+
+
+class Before(nn.Module):
+    """A network after a step of its images."""
+
+    def __init__(self, net, step):
+        super().__init__()
+        self.net, self.step = net, step
+
+    def forward(self, x):
+        return self.net(self.step(x))

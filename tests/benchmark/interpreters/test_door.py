@@ -1,9 +1,8 @@
 """A model that is lent: what it writes into its images and buffers stays with it, and its errors are told apart."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
+from surroundings import default_dtype
 from test_targets import CHEAPER, net_for
 from torch import nn
 
@@ -162,22 +161,13 @@ def test_weights_that_a_first_run_would_draw_are_refused(name):
     assert isinstance(net.head, nn.LazyLinear)
 
 
-@contextmanager
-def default(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("around", [torch.float64, torch.float16, torch.bfloat16, "meta"], ids=str)
 @pytest.mark.parametrize("name", ["lrp", "smooth_grad", "gradient_shap", "kernel_shap", "random", "grad_cam"])
 def test_the_default_type_and_device_change_no_map(name, around):
     net, images = net_for(name)
     made = interpreters.create(name, **CHEAPER.get(name, {}))
     expected = made.attribute(net, images, [0, 2])
-    with torch.device(around) if around == "meta" else default(around):
+    with torch.device(around) if around == "meta" else default_dtype(around):
         got = made.attribute(net, images, [0, 2])
         if around != "meta":
             assert torch.get_default_dtype() == around
@@ -189,6 +179,6 @@ def test_what_a_model_makes_has_the_callers_type():
     net, images = net_for("simple_grad")
     seen = []
     net.register_forward_pre_hook(lambda *_: seen.append(torch.ones(1).dtype))
-    with default(torch.float64):
+    with default_dtype(torch.float64):
         interpreters.create("simple_grad").attribute(net, images, 1)
     assert set(seen) == {torch.float64}

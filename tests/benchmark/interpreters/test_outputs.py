@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from nets import Before
 from test_targets import CHEAPER, Net, net_for
 from torch import Tensor, nn
 
@@ -168,15 +169,6 @@ def test_large_finite_images_in_half_precision_are_finite():
     assert made("constant")(Giving(nn.Identity(), lambda x: x[:, :, 0, 0]), images, 0).isfinite().all()
 
 
-class Mixing(nn.Module):
-    def __init__(self, net, mix):
-        super().__init__()
-        self.net, self.mix = net, mix
-
-    def forward(self, x):
-        return self.net(self.mix(x))
-
-
 BATCHES = {
     "BatchNorm without statistics": nn.BatchNorm2d(3, track_running_stats=False),
     "batch_norm in training": lambda x: nn.functional.batch_norm(x, None, None, training=True),
@@ -206,7 +198,7 @@ def test_a_map_that_would_depend_on_its_batch_is_refused(name, count, mix, setti
         "" if name not in ("guided_backprop", "deep_lift", "lrp") else "|LRP|has no rule|cannot follow|deep_lift's sum"
     )
     with pytest.raises(UserError, match=f"{name} would give an image another map in another batch{own}") as caught:
-        made(name)(Mixing(net, BATCHES[mix]).eval(), images[:count], 0)
+        made(name)(Before(net, BATCHES[mix]).eval(), images[:count], 0)
     assert "\n" not in str(caught.value)
 
 
@@ -216,7 +208,7 @@ def test_a_map_that_would_depend_on_its_batch_is_refused(name, count, mix, setti
 def test_what_normalises_each_image_is_explained(name, count, norm, setting):
     net, images = setting
     state = torch.get_rng_state()
-    model = Mixing(net, ALONE[norm]).eval()
+    model = Before(net, ALONE[norm]).eval()
     assert made(name)(model, images[:count], 0).isfinite().all()
     if norm != "noise":
         assert torch.equal(torch.get_rng_state(), state)
@@ -225,7 +217,7 @@ def test_what_normalises_each_image_is_explained(name, count, norm, setting):
 def test_a_batch_is_tried_once_for_a_model(setting):
     net, images = setting
     calls = []
-    model = Mixing(net, lambda x: calls.append(len(x)) or x)
+    model = Before(net, lambda x: calls.append(len(x)) or x)
     for _ in range(3):
         made("simple_grad")(model, images, 0)
     assert calls == [2, 2, 1, 2, 2]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Before
 from test_targets import CHEAPER, net_for
 from torch import nn
 
@@ -72,15 +73,6 @@ TRUE = {
     "logged": (logged, lambda x: x),
     "straight both ways": (lambda x: x + (x - x).detach(), lambda x: x),
 }
-
-
-class Before(nn.Module):
-    def __init__(self, net, step):
-        super().__init__()
-        self.net, self.step = net, step
-
-    def forward(self, x):
-        return self.net(self.step(x))
 
 
 def attribution(name, model, images):
