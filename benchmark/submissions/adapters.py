@@ -11,7 +11,8 @@ the architecture. Maps go through min-max. Captum's and pytorch-grad-cam's have 
 import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError
 from attacks.heatmaps import min_max
+from attacks.modes import modes_kept
 from benchmark.interpreters.base import find_layer
 
 Function = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -99,14 +101,32 @@ class _Cam:
             kind, old = type(self.method), self.method.model
             names = [self.layer] if self.layer else [_name_in(old, module) for module in self.method.target_layers]
             layers = [find_layer(model, name) for name in names]
-        cam = kind(model=model, target_layers=layers)
-        try:
-            asked = [_Logit(int(target)) for target in targets]
-            return np.asarray(cam(input_tensor=images, targets=asked, **self.options))
-        finally:  # it hooks the model, which must be left as it came
-            held = getattr(cam, "activations_and_grads", None)
-            if callable(release := getattr(held, "release", None)):
-                release()
+        asked = [_Logit(int(target)) for target in targets]
+        with modes_kept(list(model.modules())), _gradients_kept(model), torch.enable_grad():
+            cam = kind(model=model, target_layers=layers)
+            try:
+                return np.asarray(
+                    cam(input_tensor=images.detach().clone().requires_grad_(), targets=asked, **self.options)
+                )
+            finally:  # it hooks the model, which must be left as it came
+                held = getattr(cam, "activations_and_grads", None)
+                if callable(release := getattr(held, "release", None)):
+                    release()
+
+
+@contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """No gradients by the weights, then theirs as they were: pytorch-grad-cam clears them and calls `backward`."""
+    before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
+    try:
+        for weight, _, _ in before:
+            weight.requires_grad_(False)
+            weight.grad = None
+        yield
+    finally:
+        for weight, needed, gradient in before:
+            weight.requires_grad_(needed)
+            weight.grad = gradient
 
 
 class _Logit:

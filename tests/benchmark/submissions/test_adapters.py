@@ -30,21 +30,27 @@ def network(seed: int) -> nn.Module:
 
 
 class CamOfTheForm:
-    """As pytorch-grad-cam's: made of a model and layers, hooks them, gives NumPy's maps at the images' size."""
+    """As pytorch-grad-cam's: made of a model and layers, hooks them, clears the weights' gradients, calls `backward`
+    and gives NumPy's maps at the images' size."""
 
     def __init__(self, model, target_layers, reshape_transform=None) -> None:
-        self.model, self.target_layers, self.taken = model, target_layers, []
-        self.handle = target_layers[0].register_forward_hook(lambda *passed: self.taken.append(passed[-1]))
+        self.model, self.target_layers, self.taken, self.gradients = model.eval(), target_layers, [], []
+        self.handle = target_layers[0].register_forward_hook(self.take)
         self.activations_and_grads = self
+
+    def take(self, layer, given, output) -> None:
+        self.taken.append(output.detach())
+        if output.requires_grad:
+            output.register_hook(self.gradients.append)
 
     def release(self) -> None:
         self.handle.remove()
 
     def __call__(self, input_tensor, targets, aug_smooth=False) -> np.ndarray:
         output = self.model(input_tensor)
-        score = sum(target(row) for target, row in zip(targets, output, strict=True))
-        [gradient] = torch.autograd.grad(score, self.taken[-1])
-        cam = (gradient.mean((2, 3), keepdim=True) * self.taken[-1]).sum(1).relu()
+        self.model.zero_grad()
+        sum(target(row) for target, row in zip(targets, output, strict=True)).backward(retain_graph=True)
+        cam = (self.gradients[-1].mean((2, 3), keepdim=True) * self.taken[-1]).sum(1).relu()
         return nn.functional.interpolate(cam[:, None], input_tensor.shape[2:])[:, 0].detach().numpy()
 
 
@@ -103,10 +109,16 @@ def test_a_cam_of_the_other_form_is_asked_for_the_logit_of_each_image(batch, met
         old = network(5)
         method = CamOfTheForm(old, [old[0]])
         method.release()
+    model[3].train()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
     before = fingerprint(model)
     wrapped = adapted(method, layer="0" if isinstance(method, type) else None)
     maps = wrapped(model, *batch)
     assert fingerprint(model) == before
+    assert model[0].weight.grad.eq(1).all()
+    assert model[0].bias.grad is None
+    with torch.no_grad():  # and of weights that need no gradient
+        torch.testing.assert_close(wrapped(network(3).requires_grad_(False), *batch), maps)
     features = model[0](batch[0])
     logits = model[1:](features)
     [gradient] = torch.autograd.grad(logits.gather(1, batch[1][:, None]).sum(), features)
