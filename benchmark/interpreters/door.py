@@ -6,6 +6,7 @@ given copies of its images and buffers, for it may write into them in each forwa
 """
 
 import copy
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -153,6 +154,8 @@ def _in_words(error: Exception, method: str, model: nn.Module, images: Tensor) -
     """The error as one line of ours, where what is wrong is known or the model runs without the method; else itself."""
     if may_pass(error):
         return error
+    if isinstance(error, TypeError) and (reason := _not_of_images_alone(model, images)):
+        return UserError(f"a model must be called with images alone, model(images) (its forward pass: {reason})")
     text = str(error)
     clear = of_another_type(error, model, images) if isinstance(error, RuntimeError) else None
     if clear is not None:
@@ -175,6 +178,17 @@ def _in_words(error: Exception, method: str, model: nn.Module, images: Tensor) -
         return error
     reason = f"{type(error).__name__}: {one_line(error)}"
     return Refused(f"{method} cannot explain this model, which runs on these images as they are (got {reason})")
+
+
+def _not_of_images_alone(model: nn.Module, images: Tensor) -> str | None:
+    """What its forward pass lacks, or takes otherwise: it may want keywords, or further arguments."""
+    try:
+        inspect.signature(model.forward).bind(images)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # of what is not written in Python
+        pass
+    return None
 
 
 def _runs(model: nn.Module, images: Tensor, graph: bool) -> bool:

@@ -20,6 +20,7 @@ from benchmark.interpreters.origins import elsewhere
 from benchmark.interpreters.tracing import name_of, tensors, values
 
 MIXES = 1e-2  # of the largest logit: more than rounding, of any batch size, moves one
+ROUNDING = ("FakeQuantize", "FqHelper")  # whose gradient passes by the steps
 HOOKS = {"register_hook", "grad_fn"}  # the latter for autograd's nodes, which take hooks as well
 _tried: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()  # models, and up to which order of gradients
 
@@ -130,7 +131,7 @@ def _has_custom_nodes(node: Any) -> bool:
     waiting, met = [node] if node else [], {node}
     while waiting:
         node = waiting.pop()
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or "FakeQuantize" in node.name():
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or any(name in node.name() for name in ROUNDING):
             return True
         parents = {parent for parent, _ in node.next_functions if parent is not None} - met
         met |= parents

@@ -58,6 +58,13 @@ def unseen(x):
         return x.square()
 
 
+def fused(x):
+    """As a network trained for quantisation rounds, its observers at rest."""
+    off, on = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
+    low, high, scale, zero = torch.full((1,), -4.0), torch.full((1,), 3.5), torch.full((1,), 0.5), torch.zeros(1).int()
+    return torch.fused_moving_avg_obs_fake_quant(x, off, on, low, high, scale, zero, 0.01, -8, 7, -1)
+
+
 FALSE = {
     "hook": hooked,
     "hook of a node": node_hooked,
@@ -67,6 +74,8 @@ FALSE = {
     "data": lambda x: x + 0.5 * x.square().data,
     "no_grad branch": lambda x: x + 0.5 * unseen(x),
     "a number": lambda x: torch.stack([i * i.mean().item() for i in x]),
+    "fake quantised": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.5, 0, -8, 7),
+    "fake quantised, observed": fused,
 }
 TRUE = {
     "right function": (lambda x: Function.apply(x, 2, True), lambda x: x**3),

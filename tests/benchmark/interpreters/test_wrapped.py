@@ -251,6 +251,35 @@ def test_a_part_that_runs_in_another_way_has_the_same_map_or_is_refused(name, ru
         torch.testing.assert_close(got, attribution(name, model, images))
 
 
+@pytest.mark.parametrize("name", ["lrp", "simple_grad", "occlusion"])
+def test_an_exported_model_is_one_line_and_given_back(name):
+    net, images = net_for(name)
+    model = torch.export.export(net, (images,)).module()
+    with pytest.raises(UserError, match=r"^GraphModule cannot be put in eval mode \(got: .*\); allowed: the module as"):
+        attribution(name, model, images)
+    assert model.training
+
+
+class OfMore(Wrapper):
+    def forward(self, x, mask):
+        return self.module(x * mask)
+
+
+class ByKeyword(Wrapper):
+    def forward(self, *, pixel_values):
+        return self.module(pixel_values)
+
+
+@pytest.mark.parametrize("name", ["lrp", "grad_cam", "simple_grad", "occlusion"])
+@pytest.mark.parametrize(
+    ("form", "lack"), [(OfMore, "missing a required argument: 'mask'"), (ByKeyword, "too many posit")]
+)
+def test_a_model_that_is_not_called_with_images_alone_is_one_line(name, form, lack):
+    net, images = net_for(name)
+    with pytest.raises(UserError, match=rf"^a model must be called with images alone, .* \(its forward pass: {lack}"):
+        attribution(name, form(net), images)
+
+
 def test_sharded_weights_are_refused():
     model, images = net_for("")
     sharded = type("FullyShardedDataParallel", (Wrapper,), {})(model)
