@@ -10,6 +10,7 @@ from once import once
 from PIL import Image
 from synthetic import make_results
 
+from attacks.strategies import HeadShift, OffManifold, Subspace
 from benchmark import leaderboards, sections, suite
 from benchmark.cells import Cell, plan
 from benchmark.entries.kind import Entry, Kind
@@ -86,6 +87,13 @@ def finished(tmp_path_factory) -> Finished:
         assert compute.run_suite(done.run, done.out, jobs=1) == {}
 
     return in_folder(once(tmp_path_factory, "smoke", make))
+
+
+@pytest.fixture
+def few_steps(monkeypatch) -> None:
+    """Strategies with steps of their own go a short way: here nobody asks how far they come."""
+    for strategy, steps in ((HeadShift, 5), (OffManifold, 5), (Subspace, 4)):
+        monkeypatch.setattr(strategy, "steps", steps)
 
 
 @pytest.fixture
