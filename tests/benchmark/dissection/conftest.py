@@ -88,10 +88,10 @@ class Done:
 @pytest.fixture(scope="session")
 def done(tmp_path_factory) -> Done:
     def begun(folder: Path) -> Run:
-        (folder / "tiny.toml").write_text(TINY)
         return Run(suite.load(folder / "tiny.toml"), str(folder / "store"))
 
     def make(folder: Path) -> None:
+        (folder / "tiny.toml").write_text(TINY)
         assert all(path.is_file() for path in study.run(begun(folder), folder / "out", jobs=1))
 
     folder = once(tmp_path_factory, "dissection", make)
