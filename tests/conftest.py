@@ -3,7 +3,10 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch; and of the processes that tests start
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of them would compile the whole package once more
@@ -11,6 +14,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of them would compile th
 sys.dont_write_bytecode = False  # as above, of this process
 sys.path.insert(0, str(Path(__file__).parent / "performance"))
 sys.path.insert(0, str(Path(__file__).parent))  # pretended_cuda
+gc.disable()  # until all is collected: next to nothing of it is ever let go
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -18,3 +30,4 @@ def pytest_collection_finish() -> None:
 
     torch.set_num_threads(1)
     gc.freeze()  # what was imported and collected, a million objects that every full collection would look through
+    gc.set_threshold(10_000, 10, 10)  # modules are all cycles of small dicts: 700 is reached by copying one network

@@ -61,15 +61,17 @@ class Pretended(Tensor):
 
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    asked, packet = kwargs.get("device"), func.overloadpacket
-    tensors = list(_tensors((args, tuple(kwargs.values()))))
-    there = any(isinstance(t, Pretended) for t in tensors)
-    if packet in COPIES:
+    asked, is_copy, numbers, is_indexed = kwargs.get("device"), *_about(func)
+    tensors = _tensors(args)
+    if kwargs:
+        tensors += _tensors(kwargs.values())
+    here = [t for t in tensors if type(t) is not Pretended]
+    there = len(here) < len(tensors)
+    if is_copy:
         there = isinstance(args[0], Pretended)
-    elif there:
-        numbers = torch.Tag.pointwise in func.tags or packet in FILLED
-        indices = list(_tensors(args[1])) if packet in INDEXED and isinstance(args[0], Pretended) else []
-        wrong = [t for t in tensors if not isinstance(t, Pretended) and not (numbers and t.dim() == 0)]
+    elif there and here:
+        indices = _tensors(args[1]) if is_indexed and isinstance(args[0], Pretended) else []
+        wrong = [t for t in here if not (numbers and t.dim() == 0)]
         if any(not any(t is index for index in indices) for t in wrong):
             raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({func})")
     if kwargs.get("generator") is not None and (there or (asked and torch.device(asked) != CPU)):
@@ -85,12 +87,14 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, pretended) if _aliases(func) else pretended
 
 
-def _tensors(given: Any) -> Iterator[Tensor]:
+def _tensors(given: Any) -> list[Tensor]:
+    found = []
     for item in given:
         if isinstance(item, Tensor):
-            yield item
-        elif isinstance(item, list | tuple):
-            yield from _tensors(item)
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found += _tensors(item)
+    return found
 
 
 def _index(given: Any) -> Any:
@@ -100,9 +104,16 @@ def _index(given: Any) -> Any:
 
 
 def _held(given: Any) -> Any:
-    if isinstance(given, list | tuple):
-        return [_held(item) for item in given]
-    return given.held if isinstance(given, Pretended) else given
+    if type(given) is Pretended:
+        return given.held
+    return [_held(item) for item in given] if isinstance(given, (list, tuple)) else given
+
+
+@cache
+def _about(func: Any) -> tuple[bool, bool, bool]:
+    """Whether it copies between devices, takes numbers of the CPU, and takes indices of the CPU."""
+    packet = func.overloadpacket
+    return packet in COPIES, torch.Tag.pointwise in func.tags or packet in FILLED, packet in INDEXED
 
 
 @cache

@@ -112,12 +112,12 @@ def _curves(
     name: str, manipulation: Row, frame: pd.DataFrame, columns: tuple[str, ...]
 ) -> tuple[Mean | None, tuple[np.ndarray, ...]]:
     """The AOPC of each of these curves and its mean drops (K,); nothing where none was computed."""
-    computed = frame[frame[list(columns)].notna().any(axis=1)]
-    if computed.empty:
+    computed = np.logical_or.reduce([frame[curve].notna().to_numpy() for curve in columns])
+    if not computed.any():
         return None, ()
     try:
-        curves = exact(np.stack([np.stack(computed[curve].tolist()) for curve in columns], 1))
+        curves = exact(np.stack([np.stack(frame[curve].to_numpy()[computed].tolist()) for curve in columns], 1))
     except ValueError as error:
         raise UserError(f"{name}.parquet: curves of {row_key(manipulation)} are missing or differ in length") from error
     steps = curves.shape[2]
-    return bootstrap_mean(curves.sum(2) / (steps + 1), computed.image), tuple(curves.mean(0))
+    return bootstrap_mean(curves.sum(2) / (steps + 1), frame.image.to_numpy()[computed]), tuple(curves.mean(0))

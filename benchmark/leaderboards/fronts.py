@@ -1,6 +1,8 @@
 """Where recipes were searched (`fronts`): one row a point on dev, and one a budget for the best within it on test; of a
 search that failed, one with its error."""
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -35,6 +37,7 @@ and those chosen for a budget."""
 SCORES = ("fsr", "fsr_clean", "fsr_null")  # the last one NaN in older results
 
 
+@lru_cache(maxsize=1)  # three tables and the ranking ask for it
 def chosen(results: Results) -> list[tuple[Row, Mean, Row]]:
     """The best point of each search within each budget: its record, its means of SCORES on the scored images, and the
     fields of its drop of top-1 there."""

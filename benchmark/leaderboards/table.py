@@ -24,7 +24,7 @@ PLACES = ["model", "fooling", "attacked", "evaluated", "interpreter"]
 WHOLE = ("seed", "n")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone
 class Results:
     """All results of one suite: (frame, card) of each evaluated interpreter, and the tables that are none's, by name
     (`benchmark.leaderboards.stored.STORED`), of which `models` is always there."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from once import once
 from PIL import Image
 from synthetic import make_results
 
+from attacks.strategies import HeadShift, OffManifold, Subspace
 from benchmark import leaderboards, sections, suite
 from benchmark.cells import Cell, plan
 from benchmark.entries.kind import Entry, Kind
@@ -76,10 +78,22 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Finished:
     """The smoke suite, run by one job; to be read only."""
-    folder = tmp_path_factory.mktemp("smoke")
-    done = Finished(Run(suite.load("smoke"), str(folder / "store")), folder / "out")
-    assert compute.run_suite(done.run, done.out, jobs=1) == {}
-    return done
+
+    def in_folder(folder: Path) -> Finished:
+        return Finished(Run(suite.load("smoke"), str(folder / "store")), folder / "out")
+
+    def make(folder: Path) -> None:
+        done = in_folder(folder)
+        assert compute.run_suite(done.run, done.out, jobs=1) == {}
+
+    return in_folder(once(tmp_path_factory, "smoke", make))
+
+
+@pytest.fixture
+def few_steps(monkeypatch) -> None:
+    """Strategies with steps of their own go a short way: here nobody asks how far they come."""
+    for strategy, steps in ((HeadShift, 5), (OffManifold, 5), (Subspace, 4)):
+        monkeypatch.setattr(strategy, "steps", steps)
 
 
 @pytest.fixture
@@ -104,16 +118,20 @@ def on_files(tmp_path) -> Run:
 
 @pytest.fixture(scope="session", name="suite")
 def random_leaderboards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suite")
-    make_results(folder / "results")
-    leaderboards.write(folder)
-    return folder
+    def make(folder: Path) -> None:
+        make_results(folder / "results")
+        leaderboards.write(folder)
+
+    return once(tmp_path_factory, "suite", make)
 
 
 @pytest.fixture(scope="session")
 def boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of one small board, `tiny`, with failures, strategies, a search and a figure; to be read only."""
-    folder = tmp_path_factory.mktemp("boards")
+    return once(tmp_path_factory, "boards", _tiny)
+
+
+def _tiny(folder: Path) -> None:
     where = {"models": ["compact_vgg"], "foolings": ["location", "top_k"], "seeds": [0, 1]}
     asked = ["grad_cam", "lrp_t", "simple_grad_t", "centre_prior"]
     attacked = ["grad_cam", "simple_grad_t", "grad_cam:softplus"]
@@ -124,7 +142,6 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     leaderboards.write(folder / "tiny")
     (folder / "tiny" / "figures").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "tiny" / "figures" / "heatmaps-compact_vgg-location-grad_cam.png")
-    return folder
 
 
 def _of_one_clean_model(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from once import once
 from torch import Tensor
 
 from benchmark import suite
@@ -86,9 +87,13 @@ class Done:
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory) -> Done:
-    folder = tmp_path_factory.mktemp("inside")
-    (folder / "tiny.toml").write_text(TINY)
-    run = Run(suite.load(folder / "tiny.toml"), str(folder / "store"))
-    paths = study.run(run, folder / "out", jobs=1)
-    assert all(path.is_file() for path in paths)
-    return Done(run, folder / "out", {path.stem: pd.read_csv(path) for path in paths if path.suffix == ".csv"})
+    def begun(folder: Path) -> Run:
+        return Run(suite.load(folder / "tiny.toml"), str(folder / "store"))
+
+    def make(folder: Path) -> None:
+        (folder / "tiny.toml").write_text(TINY)
+        assert all(path.is_file() for path in study.run(begun(folder), folder / "out", jobs=1))
+
+    folder = once(tmp_path_factory, "dissection", make)
+    tables = {path.stem: pd.read_csv(path) for path in (folder / "out").glob("*.csv")}
+    return Done(begun(folder), folder / "out", tables)

@@ -1,6 +1,5 @@
 """A suite with an ensemble: every interpreter that can be differentiated is attacked and scored on itself alone."""
 
-from attacks.strategies import HeadShift
 from benchmark import leaderboards
 from benchmark.cells import plan
 from benchmark.execution import compute
@@ -21,8 +20,7 @@ CHANGES = {
 }
 
 
-def test_every_interpreter_is_attacked_itself(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(HeadShift, "steps", 5)
+def test_every_interpreter_is_attacked_itself(finished, tmp_path, few_steps):
     few = finished.run.suite.scoring.model_copy(update={"images": 8, "aopc_images": 2})
     done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=CHANGES | {"scoring": few}))
     assert compute.run_suite(done.run, done.out, jobs=1) == {}

@@ -99,7 +99,7 @@ def small(**parts) -> sections.Suite:
 
 
 @pytest.mark.slow
-def test_a_suite_with_all_that_a_suite_can_have(tmp_path):
+def test_a_suite_with_all_that_a_suite_can_have(tmp_path, few_steps):
     search = Search(budgets=[2.0], learning_rates=[1e-3], lambdas=[10.0], rungs=[1, 2], batch_size=4, images=4)
     attacked = ["grad_cam", "lrp_t:softplus", "lrp_t:subspace"]
     parts = {"search": search, "gate": Gate(images=3, cells=2), "robustness": Robustness(images=8, steps=6)}

@@ -1,5 +1,6 @@
 """Leaderboards as files: a row a cell, equal bytes for equal results, and what differs or cannot be read is named."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -35,8 +36,9 @@ def test_every_cell_is_a_row_sorted_by_key(suite: Path) -> None:
 
 def test_equal_results_give_equal_bytes_in_any_order(suite: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in suite.glob("*.csv")}
-    leaderboards.write(suite)
-    assert {path.name: path.read_bytes() for path in suite.glob("*.csv")} == before
+    shutil.copytree(suite / "results", tmp_path / "results")
+    leaderboards.write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
     read = stored.read(suite / "results")
     entries = {name: (frame.sample(frac=1, random_state=2), card) for name, (frame, card) in read.entries.items()}
     entries = dict(reversed(entries.items()))

@@ -46,7 +46,7 @@ def test_a_method_that_fails_a_check_is_not_scored(tmp_path):
     assert any(line.startswith("FAILED  differs by class: ") for line in said)
 
 
-def test_the_example_is_scored_attacked_and_shown(finished, tmp_path):
+def test_the_example_is_scored_attacked_and_shown(finished, tmp_path, few_steps):
     names = [*finished.run.suite.evaluated, "constant", "input_magnitude"]
     changes = {"evaluated": names, "gate": Gate(images=6, cells=3), "foolings": ["location"]}
     warm = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=changes))
@@ -105,7 +105,7 @@ def test_where_asked_for_what_fooled_models_bar_is_not_attacked(gated, example, 
     assert "nothing was aimed at it" in row.reason
 
 
-def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path):
+def test_where_recipes_are_searched_so_are_those_of_the_submission(finished, example, tmp_path, few_steps):
     few = finished.run.suite.scoring.model_copy(update={"images": 8, "aopc_images": 2})
     done = finished.searching(tmp_path, foolings=["location"], seeds=[0], evaluated=["constant"], scoring=few)
     assert submit.submit(done.run, example, done.out, 1) == {}
