@@ -126,8 +126,8 @@ def test_cost_is_per_image():
 def test_a_piece_of_a_board_has_its_gate(tmp_path):
     """Also a piece without Active fooling, which alone takes two-object images."""
     piece = suite.load("board")
-    assert piece.foolings == ["location"]
-    whole = piece.model_copy(update={"foolings": ["location", "active"]})
+    assert "active" not in piece.foolings
+    whole = piece.model_copy(update={"foolings": [*piece.foolings, "active"]})
     single = piece.model_copy(update={"dataset": piece.dataset.model_copy(update={"pairs_dev": None})})
     asked = [gates._spec(Run(given, str(tmp_path)), View("compact_vgg", "lrp")) for given in (whole, piece, single)]
     assert asked[0] == asked[1] != asked[2]
