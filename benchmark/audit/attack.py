@@ -69,10 +69,13 @@ class Attacker:
         scale = math.sqrt(sum(w.square().sum().item() for w in weights) / max(1, sum(w.numel() for w in weights)))
         return Recipe(RATES[way] * (scale or 1.0), WEIGHT, STEPS[way], size, BUDGET * self.budget)
 
-    def attack(self, interpreter: Interpreter, fooling: Fooling, way: str, seconds: float, known: int = 0) -> Outcome:
-        """As many steps as fit into so many seconds, if they are worth it and more than are `known`. Raises `OutOfTime`
-        where not, `UserError` (`Refused` among them) where the interpreter or the network has no such attack."""
-        if seconds <= 0:
+    def attack(
+        self, interpreter: Interpreter, fooling: Fooling, way: str, seconds: float, known: int = 0, at_most: float = 0.0
+    ) -> Outcome:
+        """As many steps as fit into so many seconds, if they are worth it and more than are `known`; where none are, as
+        few as are worth it, if these fit into `at_most`. Raises `OutOfTime` where they do not, `UserError` (`Refused`
+        among them) where the interpreter or the network has no such attack."""
+        if max(seconds, at_most) <= 0:
             raise OutOfTime
         recipe = self.recipe(way)
         strategy = STRATEGIES[way if way == "head_shift" else ""]
@@ -81,8 +84,11 @@ class Attacker:
         spent = self.seconds_a_step(task, way)
         first = 0.0 if way == "head_shift" else self._start(task)
         allowed = min(recipe.steps, math.floor((seconds - first) / max(spent, 1e-9)))
-        if allowed < max(LEAST[way], min(recipe.steps, known + 1)):
-            raise OutOfTime
+        least = max(LEAST[way], min(recipe.steps, known + 1))
+        if allowed < least:
+            if first + least * spent > at_most:
+                raise OutOfTime
+            allowed = least
         planned = Recipe(recipe.learning_rate, recipe.weight, allowed, recipe.batch_size, recipe.divergence)
         fresh = self._task(interpreter, fooling, recipe.batch_size)
         if way == "head_shift":

@@ -209,7 +209,9 @@ class _Course:
         self.say(f"{label}, {max(0.0, self.clock.left() / 60):.1f} of {self.settings.minutes:g} minutes left ...")
         begin = time.monotonic()
         try:
-            made = self.attacker.attack(interpreter, fooling, way, seconds - looking, known)
+            # rather one attacked by gradient than each a share of the time in which nothing can be done
+            at_most = 0.0 if way == "head_shift" else self.clock.left() - looking
+            made = self.attacker.attack(interpreter, fooling, way, seconds - looking, known, at_most)
             result, steps = made.result, len(made.result.history["fooling"])
             record: dict[str, Any] = {"status": result.status, "reason": result.reason, "converged": result.converged}
             record |= {"steps": steps, "allowed": made.allowed, "wanted": made.wanted}

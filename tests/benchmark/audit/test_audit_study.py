@@ -136,6 +136,9 @@ def test_an_attack_that_is_not_worth_beginning_is_not(short, trained):
         attacker.attack(*arguments, 1e-9, known=12)
     with pytest.raises(OutOfTime):
         Attacker(trained, *photographs.attacked, 1.0, 0, 0.0).attack(*arguments, 600.0)
+    with pytest.raises(OutOfTime):  # nor do the least steps fit into all that is left
+        attacker.attack(*arguments, -1.0, at_most=1e-9)
+    assert attacker.attack(*arguments, -1.0, at_most=600.0).allowed == 2
 
 
 def test_a_network_without_a_head_of_its_own_is_attacked_by_gradient_alone(short, trained):
