@@ -105,9 +105,7 @@ class _Cam:
         with modes_kept(list(model.modules())), _gradients_kept(model), torch.enable_grad():
             cam = kind(model=model, target_layers=layers)
             try:
-                return np.asarray(
-                    cam(input_tensor=images.detach().clone().requires_grad_(), targets=asked, **self.options)
-                )
+                return np.asarray(cam(input_tensor=images.detach().requires_grad_(), targets=asked, **self.options))
             finally:  # it hooks the model, which must be left as it came
                 held = getattr(cam, "activations_and_grads", None)
                 if callable(release := getattr(held, "release", None)):
