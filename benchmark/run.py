@@ -191,6 +191,7 @@ def _dataset(data: Data, root: str | None, split: str, pairs: bool, without: tup
         class_pair=data.class_pair if pairs else None,
         without=without,
         transforms=None if data.transforms is None else models.named_transforms(data.transforms),
+        tested=data.tested,
     )
 
 

@@ -28,7 +28,8 @@ class Part(BaseModel):
 class Data(Part):
     """Which dataset and how many images of each split; `pairs_*`: of its two-object form, for Active fooling.
     `transforms`: "ARCHITECTURE/WEIGHTS", torchvision's, whose size, resizing and normalisation photographs are given;
-    left out, each model is given its own weights'. `input_size` goes before their size."""
+    left out, each model is given its own weights'. `input_size` goes before their size. `tested`: so many of imagenet's
+    val are test, the others join dev."""
 
     name: str
     seed: Annotated[int, Field(ge=0, le=MOST)] = 0
@@ -37,6 +38,7 @@ class Data(Part):
     train: Positive | None = None
     dev: Positive | None = None
     test: Positive | None = None
+    tested: Positive | None = None
     pairs_train: Positive | None = None
     pairs_dev: Positive | None = None
     pairs_test: Positive | None = None

@@ -43,6 +43,7 @@ def create(
     class_pair: tuple[int, int] | None = None,
     without: Collection[str] = (),
     transforms: Any = None,
+    tested: int | None = None,
 ) -> "Dataset":
     """The dataset `name`: normalised float32 (3, H, W) images, each with its class.
 
@@ -52,13 +53,14 @@ def create(
     classes, the target is (2,), and `class_pair` fixes which two. `augment` asks for the random crops and flips of
     training, "strong" for changes of colour, too. `without`: files to leave out, as paths below the root. `transforms`:
     torchvision's preset of some weights (`resize_size`, `crop_size`, `interpolation`, `mean`, `std`), of photographs
-    alone.
+    alone. `tested`: so many of ImageNet's val are test, as the seed orders them, the others are dev.
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    for what, value, least in (("seed", seed, 0), ("size", size, 1), ("input_size", input_size, 16)):
+    least_of = {"seed": (seed, 0), "size": (size, 1), "input_size": (input_size, 16), "tested": (tested, 1)}
+    for what, (value, least) in least_of.items():
         if value is not None and not least <= value <= MOST:
             limit = f"at least {least}" if value < least else f"at most {MOST}"
             raise UserError(f"{what} of dataset {name!r} must be {limit} (got {value})")
@@ -73,9 +75,12 @@ def create(
     kind = getattr(import_module(f"benchmark.datasets.{module}"), attribute)
     if transforms is not None and name not in PHOTOGRAPHS:
         raise UserError(f"transforms are of photographs: {' and '.join(PHOTOGRAPHS)} (got dataset {name!r})")
+    if tested is not None and name != "imagenet":
+        raise UserError(f"tested is of imagenet's val (got dataset {name!r})")
     side = input_size or (kind.default_size if transforms is None else transforms.crop_size[0])
     folder = None if root is None else Path(root)
-    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without), transforms)
+    form = (split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without), transforms, tested)
+    options = Options(*form)
     if not two_objects or kind.draws_pairs:
         return kind(options)
 

@@ -43,6 +43,7 @@ class Options:
     class_pair: tuple[int, int] | None
     without: frozenset[str] = frozenset()
     transforms: Any = None  # a preset of torchvision's weights, of photographs
+    tested: int | None = None  # of ImageNet's val: so many are test
 
 
 class Dataset(TorchDataset[Item]):

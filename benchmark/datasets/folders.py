@@ -36,14 +36,13 @@ class Files(Dataset):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(self, options: Options) -> None:
-        self.split, self.input_size = options.split, (side := options.input_size)
+        self.options, self.split, self.input_size = options, options.split, (side := options.input_size)
         self.root = _existing(options.root, self.name)
         self.ignored: list[str] = []
         entries, ranks = self.listing()
-        entries = [entry for entry in entries if entry[0] not in options.without]
+        entries = self.ordered(entries)[: options.size]
         if not entries:
             raise UserError(f"dataset {self.name!r}: {self.root} has too few images for a split {self.split!r}")
-        entries = sorted(entries, key=lambda e: _digest(os.fsencode(f"{options.seed}/{e[0]}")))[: options.size]
         self.paths = [path for path, _ in entries]
         self.targets = torch.tensor([ranks[c] for _, c in entries], device="cpu")
         short, crop_side, interpolation = 256, 224, v2.InterpolationMode.BILINEAR
@@ -59,6 +58,11 @@ class Files(Dataset):
     def listing(self) -> tuple[list[Entry], dict[str, int]]:
         """The images of the split, and the index of each class; sets `num_classes` and `class_names`."""
         raise NotImplementedError
+
+    def ordered(self, entries: list[Entry]) -> list[Entry]:
+        """These but those left out, as the seed orders them."""
+        kept = (entry for entry in entries if entry[0] not in self.options.without)
+        return sorted(kept, key=lambda e: _digest(os.fsencode(f"{self.options.seed}/{e[0]}")))
 
     def images(self, part: str) -> list[Entry]:
         """Every image of root/part/CLASS/ and of the folders in it; what else is there is `ignored`."""
@@ -109,7 +113,8 @@ class Files(Dataset):
 
 
 class ImageNet(Files):
-    """root/train/WNID/* and root/val/WNID/*, any subset of the classes; dev is a tenth of train, test is val.
+    """root/train/WNID/* and root/val/WNID/*, any subset of the classes; dev is a tenth of train, test is val. With
+    `tested` only so many of val are test, and the others join dev: a tenth of a small folder cannot tell a point.
 
     ImageNet has some images twice: a suite leaves out of train what dev or test has, and of dev what test has.
     With root/imagenet_class_index.json ({"0": ["n01440764", "tench"], ...}) a class keeps its rank among all 1,000.
@@ -119,8 +124,13 @@ class ImageNet(Files):
 
     def listing(self) -> tuple[list[Entry], dict[str, int]]:
         entries = self.images("val" if self.split == "test" else "train")
-        if self.split != "test":
+        tested = self.options.tested
+        if self.split == "test":
+            entries = self.ordered(entries)[:tested]
+        else:
             entries = [entry for entry in entries if (_tenth(os.fsencode(entry[0])) == 0) == (self.split == "dev")]
+        if self.split == "dev" and tested:
+            entries += self.ordered(self.images("val"))[tested:]
         index = self.root / "imagenet_class_index.json"
         if index.exists():
             try:

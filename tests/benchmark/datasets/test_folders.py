@@ -46,6 +46,38 @@ def test_imagenet_splits(root):
     assert all(path.startswith("train/") for path in train.paths + dev.paths)
 
 
+@pytest.mark.parametrize("two_objects", [False, True])
+def test_what_of_val_is_not_tested_joins_dev(root, two_objects):
+    for i in range(5):
+        photograph(root / f"val/n02/{i}.JPEG", 900 + i)
+
+    def paths(split, tested):
+        data = datasets.create(
+            "imagenet",
+            split,
+            root=root,
+            input_size=32,
+            tested=tested,
+            two_objects=two_objects,
+            size=20 * two_objects or None,
+        )
+        return {path for i in range(len(data)) for path in data.files(i)}
+
+    every, dev = paths("test", None), paths("dev", None)
+    test, more = paths("test", 3), paths("dev", 3)
+    assert len(test) == 3
+    assert more == dev | (every - test)
+    assert paths("train", 3) == paths("train", None)
+    if not two_objects:
+        first = datasets.create("imagenet", "test", root=root, input_size=32, size=3)
+        assert set(first.paths) == test
+
+
+def test_only_val_of_imagenet_is_split(root):
+    with pytest.raises(UserError, match="tested is of imagenet's val"):
+        datasets.create("image_folder", root=root, tested=3)
+
+
 def test_rank_among_the_folders_of_both_parts(root):
     test = datasets.create("imagenet", "test", root=root, input_size=32)
     assert of_class(test) == {"n02": 1, "n03": 2}
