@@ -195,7 +195,7 @@ class _Course:
 
     def _attack(self, fooling_name: str, way: str, name: str, seconds: float) -> None:
         fooling, interpreter = foolings.create(fooling_name), self.honest.interpreters[name]
-        recipe = self.attacker.recipe(way)
+        recipe = self.attacker.recipe(way, interpreter)
         spec = {"kind": "attack", "fooling": fooling_name, "way": way, "attacked": name, "recipe": recipe.row(),
                 "evaluated": [*self.honest.interpreters], "budget": self.settings.budget}  # fmt: skip
         label = f"{fooling_name}, {way} of {name}"

@@ -151,6 +151,51 @@ def test_a_network_without_a_head_of_its_own_is_attacked_by_gradient_alone(short
     assert attacker.attack(*arguments, "gradient", 600.0).result.status == "done"
 
 
+def test_of_a_large_network_what_lies_below_is_computed_once(short, trained, monkeypatch):
+    photographs = taken(Pictures(), 200, 0)
+    model = nn.Sequential(trained.features, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    model.append(trained.head).eval()
+    grad_cam, location = interpreters.create("grad_cam", layer="1"), foolings.create("location")
+    fooled = {}
+    for large in (1000, 16):  # pixels: of the pictures' 32
+        monkeypatch.setattr(attack, "LARGE", large)
+        attacker = Attacker(model, *photographs.attacked, 1.0, 0, float("inf"))
+        monkeypatch.setattr(Attacker, "recipe", lambda self, *_: attack.Recipe(0.3, 0.0, 12, 8))
+        fooled[large] = attacker.attack(grad_cam, location, "head_shift", 600.0).result.model
+        monkeypatch.undo()
+        assert attacker.cuts == {("grad_cam", "head"): "1" if large == 16 else ""}
+    weights, others = ([*model.parameters()] for model in fooled.values())
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(weights, others, strict=True))
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "simple_grad"])
+def test_of_a_large_network_the_last_block_alone_moves_for_maps_of_a_layer(short, trained, monkeypatch, name):
+    monkeypatch.setattr(attack, "LARGE", 16)
+    photographs = taken(Pictures(), 200, 0)
+    model = nn.Sequential(trained.features, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    model.append(trained.head).eval()
+    interpreter = interpreters.create(name, **({"layer": "1"} if name == "grad_cam" else {}))
+    attacker = Attacker(model, *photographs.attacked, 1.0, 0, float("inf"))
+    made = attacker.attack(interpreter, foolings.create("location"), "gradient", 600.0)
+    assert (made.result.status, attacker.recipe("gradient", interpreter).scope == "last_block") == (
+        "done",
+        name == "grad_cam",
+    )
+    moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), made.result.model.parameters(), strict=True)]
+    assert any(moved[4:])
+    assert any(moved[:4]) == (name == "simple_grad")
+
+
+def test_a_network_that_cannot_be_cut_is_attacked_whole(short, trained, monkeypatch):
+    monkeypatch.setattr(attack, "LARGE", 16)
+    photographs = taken(Pictures(), 200, 0)
+    grad_cam = interpreters.create("grad_cam", layer="features.2")
+    attacker = Attacker(trained, *photographs.attacked, 1.0, 0, float("inf"))
+    monkeypatch.setattr(attack, "check_cut", lambda *_: 1 / 0)
+    assert attacker.attack(grad_cam, foolings.create("location"), "gradient", 600.0).result.status == "done"
+    assert set(attacker.cuts.values()) == {""}
+
+
 def test_the_gate_takes_as_many_images_as_there_is_time_for():
     cells = gate.CELLS
     cost = (cells + 1) * 3 * 0.01 + 6 * 0.1  # of one image: a forward pass for each cell and fill, and six maps
