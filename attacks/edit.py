@@ -11,7 +11,8 @@ from attacks.progress import Progress
 
 RATE = 0.3  # of Adam, in units of the layer's root mean square weight; at 1.0 some head shifts do not settle
 START = 0.01  # of what is added, in the same units: at 0, Center-mass has no gradient, for its maps are those of before
-PATIENCE = 20  # steps without progress after which it ends
+PATIENCE = 0.2  # of the steps without progress, after which it ends; SHORTEST at least
+SHORTEST = 20
 
 
 def train(
@@ -29,7 +30,7 @@ def train(
     `UserError` where the maps do not depend on the weight, which is `what`."""
     for parameter in changed:
         parameter.requires_grad_(True)
-    reason, progress = "", Progress(PATIENCE, task.fooling.least)
+    reason, progress = "", Progress(max(SHORTEST, int(PATIENCE * steps)), task.fooling.least)
     for _ in range(steps):
         with course.random, torch.enable_grad():
             losses = course.losses(network)

@@ -117,7 +117,8 @@ class Search(Part):
 
     `budgets`: top-1 drops in points, ascending; at 0, no probability may change. A manipulation takes the recipe of the
     last. `images`: dev images (of
-    two-object ones as many as there are) that the FSR is measured on.
+    two-object ones as many as there are) that the FSR is measured on. `shift_steps`: of a head shift, at most, in
+    the place of its own.
     """
 
     budgets: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 1.0, 2.0]
@@ -128,6 +129,7 @@ class Search(Part):
     rungs: list[Count] = [40, 80, 160]
     batch_size: Batch = 32
     images: Positive = 128
+    shift_steps: Count | None = None
 
     @field_validator("budgets", "learning_rates", "lambdas", "rungs")
     @classmethod

@@ -92,6 +92,8 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     assert isinstance(strategy, Gradient)
     own = strategy.recipe()
     if own is not None:
+        if attack.strategy == "head_shift":
+            own = replace(own, steps=settings.shift_steps or own.steps)
         settings = settings.model_copy(update={"rungs": [own.steps]})
     first = Manipulation(attack.model, attack.fooling, attack.attacked, seed)
 

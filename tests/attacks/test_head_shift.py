@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attacks import Active, CenterMass, Location, Recipe, TopK
+from attacks import Active, CenterMass, Location, Recipe, TopK, edit
 from attacks.course import Task
 from attacks.errors import Refused, UserError
 from attacks.head_shift import LARGEST, LONGEST, find_head, head_shift
+from attacks.progress import Progress
 from attacks.strategies import HeadShift
 from benchmark import interpreters, models
 
@@ -243,3 +244,13 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged():
 
     result = head_shift(Task(small("compact_resnet"), broken, Location(), loader()), RECIPE)
     assert (result.status, result.reason) == ("diverged", "a loss is not finite at step 1")
+
+
+@pytest.mark.parametrize(("steps", "patience"), [(40, 20), (100, 20), (600, 120)])
+def test_a_fifth_of_its_steps_without_progress_end_it_or_twenty(monkeypatch, steps, patience):
+    asked = []
+    monkeypatch.setattr(edit, "Progress", lambda *given: asked.append(given) or Progress(1))
+    head_shift(
+        Task(small("compact_vgg"), interpreters.create("grad_cam"), Location(), loader()), Recipe(1e-9, 0.0, steps)
+    )
+    assert asked == [(patience, Location.least)]
