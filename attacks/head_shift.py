@@ -19,7 +19,7 @@ from attacks.given import copied, images_kept
 from attacks.trunk import above
 
 LARGEST = 64.0  # of |v·φ| and |c|: float32 rounds such logits to 4e-6, and probabilities keep to 1e-5
-LONGEST = 512.0  # of |v| |φ|, which bounds the sums on the way to v·φ: among many features it is 20 times as much
+LONGEST = 1024.0  # of |v| |φ|, which bounds the sums on the way to v·φ: among many features it is 20 times as much
 TOLERANCE = 1e-4  # how far the logits of an image may drift apart, as a share of their shift: float32 stays under 1e-6
 Head = nn.Linear | nn.Conv2d
 HEADS = (nn.Linear, nn.Conv2d)
