@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,22 @@ def test_a_run_of_the_boards_suite_is_filled_and_another_is_not(tmp_path, capfd)
     smoke = Run(suite.load("smoke"), str(tmp_path / "store"))
     assert making.filled(smoke, BOARD) is smoke
     assert making.filled(smoke, tmp_path) is smoke
+
+
+def test_images_drawn_by_another_cpu_are_the_same_and_others_are_not(tmp_path):
+    about = zoo.manifest(BOARD / "zoo")
+    run = Run(suite.load("default"), str(tmp_path / "store"))
+    spec = about["models"]["compact_vgg"]["spec"]
+    other = spec | {"data": spec["data"] | {"content": "0" * 64}}
+    assert making._same(run, about, other, spec)
+    assert not making._same(run, about, other | {"seed": 1}, spec)
+    assert not making._same(run, about, spec | {"data": spec["data"] | {"n": 2}}, spec)
+    for dataset in ({"seed": 1}, {"test": 500}):
+        changed = run.suite.dataset.model_copy(update=dataset)
+        moved = replace(run, suite=run.suite.model_copy(update={"dataset": changed}))
+        assert not making._same(moved, about, other, spec)
+        assert making._same(moved, about, spec, spec)
+    assert not making._same(replace(run, data="folder"), about, other, spec)
 
 
 def test_damage_and_another_board_are_found(tmp_path, capfd):
