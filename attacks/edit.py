@@ -11,7 +11,7 @@ from attacks.progress import Progress
 
 RATE = 0.3  # of Adam, in units of the layer's root mean square weight; at 1.0 some head shifts do not settle
 START = 0.01  # of what is added, in the same units: at 0, Center-mass has no gradient, for its maps are those of before
-PATIENCE = 0.2  # of the steps without progress, after which it ends; SHORTEST at least
+PATIENCE = 0.2  # share of the steps: after so many without progress it ends, SHORTEST at least
 SHORTEST = 20
 
 

@@ -116,9 +116,8 @@ class Search(Part):
     divergence (none: labels are kept) and every scope, in rungs.
 
     `budgets`: top-1 drops in points, ascending; at 0, no probability may change. A manipulation takes the recipe of the
-    last. `images`: dev images (of
-    two-object ones as many as there are) that the FSR is measured on. `shift_steps`: of a head shift, at most, in
-    the place of its own.
+    last. `images`: dev images (of two-object ones as many as there are) that the FSR is measured on. `shift_steps`: of
+    a head shift, at most, in the place of its own.
     """
 
     budgets: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 1.0, 2.0]

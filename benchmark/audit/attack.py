@@ -26,13 +26,12 @@ from attacks.errors import UserError, may_pass
 from attacks.foolings import Fooling
 from attacks.head_shift import Head, find_head
 from attacks.manipulation import carry_out
-from attacks.scopes import parameters_in
 from attacks.strategies import STRATEGIES, Gradient
-from attacks.trunk import above, below, check_cut, find_cut
+from attacks.trunk import above, below, check_cut
 from benchmark.datasets.base import loader
+from benchmark.entries.trunks import TRIED, cut_of
 from benchmark.interpreters import Interpreter
 from benchmark.interpreters.base import AtLayer
-from benchmark.models import target_layer
 
 WAYS = ("head_shift", "gradient", "gentle")
 RATES = {"gradient": 0.01, "gentle": 0.001}
@@ -41,7 +40,6 @@ WEIGHT = 10.0  # the first λ; it follows the divergence
 STEPS = {"head_shift": 100, "gradient": 150, "gentle": 150}
 LEAST = {"head_shift": 20, "gradient": 50, "gentle": 50}  # steps that are worth beginning
 LARGE = 128  # pixels of a side from which a batch is small
-TRIED = 4  # images that a cut is tried on
 KEPT = 2**31  # bytes of what is computed once, at most
 
 
@@ -100,14 +98,11 @@ class Attacker:
     def _cut(self, interpreter: Interpreter, scope: str) -> str:
         if not (self.is_large and isinstance(interpreter, AtLayer)):
             return ""
-        layer = interpreter.layer or target_layer(self.model)
-        cut = find_cut(self.model, [*parameters_in(self.model, scope), layer])
-        if cut:
-            images, targets = self.images[:TRIED], self.targets[:TRIED]
-            check_cut(self.model, cut, images, targets, [interpreter])
-            fits = below(self.model, cut, images[:1]).nbytes * len(self.images) <= KEPT
-            return cut if fits else ""
-        return ""
+        if not (cut := cut_of(self.model, interpreter.layer, scope)):
+            return ""
+        check_cut(self.model, cut, self.images[:TRIED], self.targets[:TRIED], [interpreter])
+        size = below(self.model, cut, self.images[:1]).nbytes * len(self.images)
+        return cut if size <= KEPT else ""
 
     def _below(self, cut: str, size: int) -> Tensor:
         """What the network runs on: the images, or what lies below the cut gives for them."""

@@ -59,11 +59,7 @@ def create(
         raise unknown("dataset", name, DATASETS)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    least_of = {"seed": (seed, 0), "size": (size, 1), "input_size": (input_size, 16), "tested": (tested, 1)}
-    for what, (value, least) in least_of.items():
-        if value is not None and not least <= value <= MOST:
-            limit = f"at least {least}" if value < least else f"at most {MOST}"
-            raise UserError(f"{what} of dataset {name!r} must be {limit} (got {value})")
+    _check_range(name, seed=(seed, 0), size=(size, 1), input_size=(input_size, 16), tested=(tested, 1))
     if augment not in (False, True, "strong"):
         raise UserError(f"augment of dataset {name!r} must be False, True or 'strong' (got {augment!r})")
     if class_pair is not None and not two_objects:
@@ -79,8 +75,8 @@ def create(
         raise UserError(f"tested is of imagenet's val (got dataset {name!r})")
     side = input_size or (kind.default_size if transforms is None else transforms.crop_size[0])
     folder = None if root is None else Path(root)
-    form = (split, seed, folder, size, side, two_objects, augment, class_pair, frozenset(without), transforms, tested)
-    options = Options(*form)
+    left_out = frozenset(without)
+    options = Options(split, seed, folder, size, side, two_objects, augment, class_pair, left_out, transforms, tested)
     if not two_objects or kind.draws_pairs:
         return kind(options)
 
@@ -89,6 +85,14 @@ def create(
     if side % 2:
         raise UserError(f"input_size of a mosaic must be even (got {side} for dataset {name!r})")
     return Mosaics(kind(replace(options, size=None, input_size=side // 2)), options)
+
+
+def _check_range(name: str, **given: tuple[int | None, int]) -> None:
+    """Of values that a dataset was given, each with the least that is allowed."""
+    for what, (value, least) in given.items():
+        if value is not None and not least <= value <= MOST:
+            limit = f"at least {least}" if value < least else f"at most {MOST}"
+            raise UserError(f"{what} of dataset {name!r} must be {limit} (got {value})")
 
 
 def __getattr__(name: str) -> Any:

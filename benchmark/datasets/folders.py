@@ -124,13 +124,13 @@ class ImageNet(Files):
 
     def listing(self) -> tuple[list[Entry], dict[str, int]]:
         entries = self.images("val" if self.split == "test" else "train")
-        tested = self.options.tested
-        if self.split == "test":
-            entries = self.ordered(entries)[:tested]
-        else:
+        if self.split != "test":
             entries = [entry for entry in entries if (_tenth(os.fsencode(entry[0])) == 0) == (self.split == "dev")]
-        if self.split == "dev" and tested:
-            entries += self.ordered(self.images("val"))[tested:]
+        if (tested := self.options.tested) is not None:
+            if self.split == "test":
+                entries = self.ordered(entries)[:tested]
+            elif self.split == "dev":
+                entries += self.ordered(self.images("val"))[tested:]
         index = self.root / "imagenet_class_index.json"
         if index.exists():
             try:

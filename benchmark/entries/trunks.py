@@ -78,6 +78,11 @@ def needed(run: Run, attack: Attack, scope: str) -> list[Entry]:
 def _cut(run: Run, name: str, layer: str | None, scope: str) -> str:
     with torch.random.fork_rng([]):  # its first weights
         model = new_model(run, name)
+    return cut_of(model, layer, scope)
+
+
+def cut_of(model: nn.Module, layer: str | None, scope: str) -> str:
+    """The highest cut below which nothing is moved by the scope or explained at the layer; "" where there is none."""
     return find_cut(model, [*parameters_in(model, scope), layer or target_layer(model)])
 
 

@@ -151,10 +151,15 @@ def test_a_network_without_a_head_of_its_own_is_attacked_by_gradient_alone(short
     assert attacker.attack(*arguments, "gradient", 600.0).result.status == "done"
 
 
+def staged(trained: nn.Module) -> nn.Module:
+    """Its features and its head, with a block between them that can be cut off."""
+    block = [nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    return nn.Sequential(trained.features, *block, trained.head).eval()
+
+
 def test_of_a_large_network_what_lies_below_is_computed_once(short, trained, monkeypatch):
     photographs = taken(Pictures(), 200, 0)
-    model = nn.Sequential(trained.features, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
-    model.append(trained.head).eval()
+    model = staged(trained)
     grad_cam, location = interpreters.create("grad_cam", layer="1"), foolings.create("location")
     fooled = {}
     for large in (1000, 16):  # pixels: of the pictures' 32
@@ -172,15 +177,12 @@ def test_of_a_large_network_what_lies_below_is_computed_once(short, trained, mon
 def test_of_a_large_network_the_last_block_alone_moves_for_maps_of_a_layer(short, trained, monkeypatch, name):
     monkeypatch.setattr(attack, "LARGE", 16)
     photographs = taken(Pictures(), 200, 0)
-    model = nn.Sequential(trained.features, nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
-    model.append(trained.head).eval()
+    model = staged(trained)
     interpreter = interpreters.create(name, **({"layer": "1"} if name == "grad_cam" else {}))
     attacker = Attacker(model, *photographs.attacked, 1.0, 0, float("inf"))
     made = attacker.attack(interpreter, foolings.create("location"), "gradient", 600.0)
-    assert (made.result.status, attacker.recipe("gradient", interpreter).scope == "last_block") == (
-        "done",
-        name == "grad_cam",
-    )
+    assert made.result.status == "done"
+    assert (attacker.recipe("gradient", interpreter).scope == "last_block") == (name == "grad_cam")
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), made.result.model.parameters(), strict=True)]
     assert any(moved[4:])
     assert any(moved[:4]) == (name == "simple_grad")
