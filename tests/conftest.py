@@ -31,3 +31,10 @@ def pytest_collection_finish() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what was imported and collected, a million objects that every full collection would look through
     gc.set_threshold(10_000, 10, 10)  # modules are all cycles of small dicts: 700 is reached by copying one network
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    import torch
+
+    torch.manual_seed(0)  # what a test or its fixtures draw without a generator is the same in every run and order

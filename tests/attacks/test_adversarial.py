@@ -143,7 +143,8 @@ def test_what_is_unrolled_is_differentiated_and_what_came_before_is_a_constant(s
     unit = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
     expected = torch.autograd.grad((0.035 * unit * weights).sum(), parameters)
     for mine, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-7)
+        # the 1e-8 beside each norm, of the log-odds' gradient or of the cross-entropy's, in what leads to the place too
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-6 * float(other.abs().max()))
     whole = torch.autograd.grad((bounded(model, images, targets, unrolled=None, **options) * weights).sum(), parameters)
     assert any(not torch.allclose(mine, other) for mine, other in zip(got, whole, strict=True))
     assert bounded(model, images, targets, unrolled=None, **options).grad_fn is not None
