@@ -105,7 +105,8 @@ class Task:
     """What is to be fooled, against what and on which images: the arguments of `attacks.manipulate` but for how.
 
     `keeper`: where a fine-tuning goes on if it ended halfway. `cut`: the module whose input the loaders yield in the
-    place of images (`attacks.trunk`); what lies below it stays as it is."""
+    place of images (`attacks.trunk`); what lies below it stays as it is. `start`: the model that a distilled fooling
+    begins with; None: it shifts the head itself."""
 
     model: nn.Module
     interpreter: Interpreter
@@ -116,6 +117,7 @@ class Task:
     reference: Interpreter | None = None
     keeper: Keeper | None = None
     cut: str = ""
+    start: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.fooling.pairs and self.fooling_loader is None:

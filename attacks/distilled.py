@@ -156,11 +156,22 @@ class Multiplier:
 
 
 def _start(task: Task, recipe: Recipe) -> nn.Module:
-    """The model with a shifted head, where that lies in the scope, lowers the loss by a tenth at least and leaves no
-    twentieth of the maps blank: no gradient brings these back. A network without such a head, or maps that do not
-    depend on it, start at the model."""
+    """The model with a shifted head, where that lies in the scope and leaves no twentieth of the maps blank: no
+    gradient brings these back."""
     if recipe.scope in ("bias", "norm"):
         return task.model
+    start, device, pairs = task.start or _shifted(task, recipe), device_of(task.model), task.fooling.pairs
+    if start is task.model:
+        return start
+    with RandomState(task.seed, device), torch.no_grad():  # loaders and interpreters draw
+        images, targets = next(Batches(task.fooling_batches if pairs else task.loader, device, pairs=pairs))
+        maps = heatmaps_of(task.interpreter, above(start, task.cut))(images, targets)
+    return task.model if blank(maps.flatten(0, -3)).float().mean() > BLANK else start
+
+
+def _shifted(task: Task, recipe: Recipe) -> nn.Module:
+    """By a head shift that lowers the loss by a tenth at least. A network without such a head, or maps that do not
+    depend on it, leave the model as it is."""
     try:
         shifted = head_shift(task, replace(SHIFT, batch_size=recipe.batch_size))
     except UserError:
@@ -168,11 +179,4 @@ def _start(task: Task, recipe: Recipe) -> nn.Module:
     losses = shifted.history["fooling"]
     edge = max(1, len(losses) // 10)
     first, last = sum(losses[:edge]) / edge, sum(losses[-edge:]) / edge
-    if shifted.status != "done" or first - last <= 0.1 * abs(first):
-        return task.model
-    device, pairs = device_of(task.model), task.fooling.pairs
-    with RandomState(task.seed, device), torch.no_grad():  # loaders and interpreters draw
-        images, targets = next(Batches(task.fooling_batches if pairs else task.loader, device, pairs=pairs))
-        network = above(shifted.model, task.cut)
-        maps = heatmaps_of(task.interpreter, network)(images, targets)
-    return task.model if blank(maps.flatten(0, -3)).float().mean() > BLANK else shifted.model
+    return shifted.model if shifted.status == "done" and first - last > 0.1 * abs(first) else task.model

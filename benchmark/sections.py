@@ -117,7 +117,7 @@ class Search(Part):
 
     `budgets`: top-1 drops in points, ascending; at 0, no probability may change. A manipulation takes the recipe of the
     last. `images`: dev images (of two-object ones as many as there are) that the FSR is measured on. `shift_steps`: of
-    a head shift, at most, in the place of its own.
+    a head shift, at most, in the place of its own; distilled attacks begin with what it ended with.
     """
 
     budgets: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 1.0, 2.0]

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -34,7 +35,17 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    _seed(f"{fixturedef.baseid} {fixturedef.argname}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    _seed(item.nodeid)
+
+
+def _seed(name: str) -> None:
+    """What a test or a fixture draws without a generator is the same in every run and order, and another's is other."""
     import torch
 
-    torch.manual_seed(0)  # what a test or its fixtures draw without a generator is the same in every run and order
+    torch.manual_seed(crc32(name.encode()))

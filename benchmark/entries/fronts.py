@@ -2,7 +2,9 @@
 each budget (`weights-INDEX.safetensors`), and those models on the scored images (`scores.parquet`).
 
 Searched are the suite's own attacks that take a recipe, and in a suite with an `ensemble` every way of it on every
-interpreter that can be differentiated; a way with a recipe of its own has that one alone to choose."""
+interpreter that can be differentiated; a way with a recipe of its own has that one alone to choose. Where the search
+gives the head shift its steps, an attack that takes a recipe begins with what that ended with.
+`history.parquet`: the losses that led to the strongest model within the largest budget."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 from attacks import foolings
 from attacks.course import Recipe
@@ -73,7 +76,26 @@ def _needs(run: Run, attack: Attack) -> dict[str, Entry]:
 
 def _after(run: Run, attack: Attack) -> list[Entry]:
     assert run.suite.search is not None
-    return [*scored_pixels(run), *trunks_before(run, attack, run.suite.search.scopes)]
+    shift = _shift(run, attack)
+    return [*scored_pixels(run), *trunks_before(run, attack, run.suite.search.scopes), *([shift] if shift else [])]
+
+
+def _shift(run: Run, attack: Attack) -> Entry | None:
+    """The head shift that an attack begins with; None where it makes a short one itself."""
+    settings, submitted = run.suite.search, run.submission is not None and attack.interpreter == run.submission.name
+    if submitted or not (settings and settings.shift_steps and settings.divergences and attack.takes_recipe):
+        return None
+    return Entry(FRONTS, Attack(attack.model, attack.fooling, aimed(attack.interpreter, "head_shift")))
+
+
+def start_of(run: Run, attack: Attack) -> nn.Module | None:
+    """The model that an attack begins with; None where it shifts the head itself, or no head can be shifted. What it
+    comes from is in the attack's own key: it hangs on the same settings, images and code."""
+    shift = _shift(run, attack)
+    if shift is None:
+        return None
+    path = shift.get(run)
+    return None if shift.void(run) else stored_model(run, attack.model, path, "weights-0")
 
 
 def _around(run: Run, attack: Attack) -> float | None:
@@ -95,24 +117,25 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
         if attack.strategy == "head_shift":
             own = replace(own, steps=settings.shift_steps or own.steps)
         settings = settings.model_copy(update={"rungs": [own.steps]})
-    first = Manipulation(attack.model, attack.fooling, attack.attacked, seed)
+    first, begun = Manipulation(attack.model, attack.fooling, attack.attacked, seed), start_of(run, attack)
 
     def start(recipe: Recipe) -> State:
         if own is not None:
             return lambda steps: by_gradient(run, first, recipe)
         if interpreter is run.submission:  # from the first step each time, for its process gives the last state alone
             return lambda steps: by_gradient(run, first, replace(recipe, steps=steps))
-        task = task_of(run, first, clean, recipe, seed, kept.of(str(candidates.index(recipe))))
+        task = task_of(run, first, clean, recipe, seed, kept.of(str(candidates.index(recipe))), begun)
         return ahead(fine_tune(strategy.through_surrogate(task), recipe))
 
     judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), settings.images)
     candidates = grid(settings, _around(run, attack)) if own is None else [own]
     kept = checkpoints(run, Entry(FRONTS, attack))
     points, chosen = search(settings, candidates, judge, start, clean, kept.of("search", leads=True))
-    for index, (_, weights) in enumerate(chosen):
-        save_state(weights, folder, f"weights-{index}")
-    best = [{"budget": budget, **point} for budget, (point, _) in zip(settings.budgets, chosen, strict=True)]
-    return {"points": points, "chosen": best, **provenance(run)}
+    for index, best in enumerate(chosen):
+        save_state(best.weights, folder, f"weights-{index}")
+    pd.DataFrame(chosen[-1].history).to_parquet(folder / "history.parquet")
+    rows = [{"budget": budget, **best.point} for budget, best in zip(settings.budgets, chosen, strict=True)]
+    return {"points": points, "chosen": rows, **provenance(run)}
 
 
 @torch.no_grad()

@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from attacks.course import Manipulated
+from attacks.course import Manipulated, Recipe
 from attacks.strategies import STRATEGIES
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import fronts, recipes
 from benchmark.entries.checkpoints import checkpoints
-from benchmark.entries.fronts import attack_spec, dev_spec
+from benchmark.entries.fronts import attack_spec, dev_spec, start_of
 from benchmark.entries.images import scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.recipes import searched
 from benchmark.entries.strategies import by_gradient, trunks_before, without_gradient
-from benchmark.entries.trained import TRAINED, save_weights
+from benchmark.entries.trained import TRAINED, save_weights, stored_model
 from benchmark.run import Run, Spec, provenance
 from benchmark.store import intact
 
@@ -60,7 +60,7 @@ def _trunks(run: Run, manipulation: Manipulation) -> list[Entry]:
 
 
 def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) -> Receipt:
-    result = _manipulated(run, manipulation)
+    result = _manipulated(run, manipulation, inputs)
     pd.DataFrame(result.history).to_parquet(folder / "history.parquet")
     if result.status == "done":
         save_weights(result.model, folder)
@@ -78,16 +78,34 @@ def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) ->
     return {**outcome, **losses, **void, **provenance(run)}
 
 
-def _manipulated(run: Run, manipulation: Manipulation) -> Manipulated:
+def _manipulated(run: Run, manipulation: Manipulation, inputs: Inputs) -> Manipulated:
     """By the strategy that the manipulation names."""
     if manipulation.by_gradient:
         recipe = STRATEGIES[manipulation.strategy].recipe() or recipes.recipe(run, manipulation)
         assert recipe is not None
+        if found := _as_searched(run, manipulation, recipe, inputs):
+            return found
         kept = checkpoints(run, Entry(MANIPULATIONS, manipulation))
-        return by_gradient(run, manipulation, recipe, kept.of("manipulation"))
+        return by_gradient(run, manipulation, recipe, kept.of("manipulation"), start_of(run, manipulation))
     paths = [Entry(MANIPULATIONS, other).get(run) / "weights.safetensors" for other in span(run, manipulation)]
     there = [path for path in paths if path.is_file()]  # the others diverged
     return without_gradient(run, manipulation, [intact(path, load_file) for path in there])
+
+
+def _as_searched(run: Run, manipulation: Manipulation, recipe: Recipe, inputs: Inputs) -> Manipulated | None:
+    """The model of the search, where it is this one: of its seed, and taken to the last step of its recipe."""
+    search = run.suite.search
+    if (
+        search is None
+        or "front" not in inputs
+        or (manipulation.seed, recipe.steps) != (run.suite.seeds[0], search.rungs[-1])
+    ):
+        return None
+    front, receipt = inputs["front"], searched(run, manipulation).receipt(run) or {}
+    model = stored_model(run, manipulation.model, front, f"weights-{len(search.budgets) - 1}")
+    losses = intact(front / "history.parquet", pd.read_parquet)
+    history = {str(loss): values.tolist() for loss, values in losses.items()}
+    return Manipulated(model, history, converged=receipt["chosen"][-1]["converged"])
 
 
 def _size(run: Run, manipulation: Manipulation) -> int:

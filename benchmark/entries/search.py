@@ -10,6 +10,7 @@ and Adam's states of the candidates still in the race, and the original heatmaps
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, product
 from typing import Any
 
@@ -78,14 +79,23 @@ class Judge:
         }
 
 
+@dataclass(frozen=True)
+class Best:
+    """A point with the weights (state dict) that it was measured on and the losses that led to them."""
+
+    point: Point
+    weights: dict[str, Tensor]
+    history: dict[str, list[float]]
+
+
 class Found:
     """What a search knows so far: a point, or None, for each question in their order, which the points before it fix;
-    and for each budget the best one with its weights (state dict). `step` counts the questions."""
+    and the best one for each budget. `step` counts the questions."""
 
     def __init__(self, settings: Search, judge: Judge, keeper: course.Keeper | None) -> None:
         self.budgets, self.judge = settings.budgets, judge
         self.answers: list[Point | None] = []
-        self.chosen: dict[float, tuple[Point, dict[str, Tensor]]] = {}
+        self.chosen: dict[float, Best] = {}
         if keeper:
             if kept := keeper.load():
                 self._restore(kept)
@@ -109,21 +119,21 @@ class Found:
             return None
         for budget in self.budgets:
             best = self.chosen.get(budget)
-            if _within(point, budget) and (best is None or _merit(point) > _merit(best[0])):
-                self.chosen[budget] = point, copy.deepcopy(state.model.state_dict())
+            if _within(point, budget) and (best is None or _merit(point) > _merit(best.point)):
+                self.chosen[budget] = Best(point, *copy.deepcopy((state.model.state_dict(), state.history)))
         return point
 
     def state(self) -> course.State:
         best = {str(self.budgets.index(budget)): found for budget, found in self.chosen.items()}
-        tensors = {f"{i}.{name}": value for i, (_, weights) in best.items() for name, value in weights.items()}
-        points = {i: point for i, (point, _) in best.items()}
-        return course.State(tensors, {"answers": self.answers, "best": points}, {})
+        tensors = {f"{i}.{name}": value for i, one in best.items() for name, value in one.weights.items()}
+        rest = {i: [one.point, one.history] for i, one in best.items()}
+        return course.State(tensors, {"answers": self.answers, "best": rest}, {})
 
     def _restore(self, kept: course.State) -> None:
         self.answers = kept.values["answers"]
-        for i, point in kept.values["best"].items():
+        for i, (point, history) in kept.values["best"].items():
             weights = {k.partition(".")[2]: v for k, v in kept.tensors.items() if k.partition(".")[0] == i}
-            self.chosen[self.budgets[int(i)]] = point, weights
+            self.chosen[self.budgets[int(i)]] = Best(point, weights, history)
 
 
 @torch.no_grad()
@@ -134,8 +144,8 @@ def search(
     start: Callable[[Recipe], State],
     clean: nn.Module,
     keeper: course.Keeper | None = None,
-) -> tuple[list[Point], list[tuple[Point, dict[str, Tensor]]]]:
-    """All points, and for each budget its best one with the weights (state dict) that it was measured on.
+) -> tuple[list[Point], list[Best]]:
+    """All points, and the best one for each budget.
 
     `start(recipe)` begins a candidate: it gives its state after so many steps, and is asked for more each time. What a
     `keeper` has of an earlier search is not asked again.

@@ -37,9 +37,15 @@ def loaders(run: Run, fooling: foolings.Fooling, batch_size: int, seed: int) -> 
     return shuffled(run, batch_size, seed), shuffled(run, batch_size, seed, True) if fooling.pairs else None
 
 
-def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe, keeper: Keeper | None = None) -> Manipulated:
-    """A network that a strategy without a recipe refuses has the status "refused", with the reason. `keeper`: of a
-    fine-tuning here; a submission's own process keeps nothing."""
+def by_gradient(
+    run: Run,
+    manipulation: Manipulation,
+    recipe: Recipe,
+    keeper: Keeper | None = None,
+    start: nn.Module | None = None,
+) -> Manipulated:
+    """A network that a strategy without a recipe refuses has the status "refused", with the reason. `keeper`, `start`:
+    of a fine-tuning here; a submission's own process keeps nothing, and shifts the head itself."""
     strategy = STRATEGIES[manipulation.strategy]
     assert isinstance(strategy, Gradient)
     fooling, seed = foolings.create(manipulation.fooling), manipulation.seed
@@ -50,7 +56,7 @@ def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe, keeper: Ke
         fooled = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)
         clean.load_state_dict(fooled.weights or clean.state_dict())
         return Manipulated(clean, fooled.history, fooled.status, fooled.reason, fooled.converged)
-    task = task_of(run, manipulation, clean, recipe, seed, keeper)
+    task = task_of(run, manipulation, clean, recipe, seed, keeper, start)
     try:
         return strategy.attack(task, recipe)
     except Refused as error:
@@ -60,12 +66,18 @@ def by_gradient(run: Run, manipulation: Manipulation, recipe: Recipe, keeper: Ke
 
 
 def task_of(
-    run: Run, attack: Attack, clean: nn.Module, recipe: Recipe, seed: int, keeper: Keeper | None = None
+    run: Run,
+    attack: Attack,
+    clean: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    keeper: Keeper | None = None,
+    start: nn.Module | None = None,
 ) -> Task:
     """What a strategy by gradient is given; on outputs of the network's lower part, where the suite keeps them."""
     fooling, interpreter = foolings.create(attack.fooling), create_interpreter(run, attack.interpreter)
     plain, two = loaders(run, fooling, recipe.batch_size, seed)
-    task = Task(clean, interpreter, fooling, plain, seed, two, keeper=keeper)
+    task = Task(clean, interpreter, fooling, plain, seed, two, keeper=keeper, start=start)
     return on_trunk(run, attack, task, recipe) if run.suite.views else task
 
 

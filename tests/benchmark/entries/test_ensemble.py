@@ -1,7 +1,18 @@
 """A suite with an ensemble: every interpreter that can be differentiated is attacked and scored on itself alone."""
 
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+from attacks.distilled import Distillation
 from benchmark import leaderboards
-from benchmark.cells import plan
+from benchmark.cells import Attack, Manipulation, plan
+from benchmark.entries import manipulations
+from benchmark.entries.fronts import FRONTS
+from benchmark.entries.kind import Entry
+from benchmark.entries.manipulations import MANIPULATIONS
 from benchmark.execution import compute
 from benchmark.sections import Gate, Search
 
@@ -49,3 +60,36 @@ def test_every_interpreter_is_attacked_itself(finished, tmp_path, few_steps):
     assert board.reason["centre_prior"] == "control"
     assert board.fooled_free.isna().all()  # 256 predictions cannot tell
     assert board.fooled_two.notna().all()
+
+
+def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(finished, tmp_path, monkeypatch):
+    """Where the search took the recipe to its last step; another seed begins there too."""
+    asked = CHANGES | {"evaluated": ["grad_cam"], "search": SEARCH.model_copy(update={"budgets": [100]}), "gate": None}
+    done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=asked))
+    run, started = done.run, []
+
+    def begin(walk, task, recipe, course):
+        started.append(task.start)
+        original(walk, task, recipe, course)
+
+    original = Distillation.__init__
+    monkeypatch.setattr(Distillation, "__init__", begin)
+    attack, place = (
+        Attack("compact_vgg", "location", "grad_cam"),
+        Manipulation("compact_vgg", "location", "grad_cam", 0),
+    )
+    folder = Entry(MANIPULATIONS, place).get(run)
+    shift = Entry(FRONTS, replace(attack, attacked="grad_cam:head_shift"))
+    weights = load_file(shift.path(run) / "weights-0.safetensors")
+    assert (shift.receipt(run) or {})["chosen"][0]["steps"] == 4, "it fooled more than the model itself"
+    assert len(started) == 1
+    assert all(torch.equal(started[0].state_dict()[name], value) for name, value in weights.items())
+    monkeypatch.setattr(manipulations, "_as_searched", lambda *_: None)
+    computed = MANIPULATIONS.make(run, place, {}, tmp_path)
+    assert len(started) == 2
+    assert all(torch.equal(started[1].state_dict()[name], value) for name, value in weights.items())
+    receipt = Entry(MANIPULATIONS, place).receipt(run)
+    assert receipt == receipt | computed
+    for name in ("weights.safetensors", "history.parquet"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert len(pd.read_parquet(folder / "history.parquet")) == 3

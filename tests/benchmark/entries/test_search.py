@@ -53,10 +53,10 @@ def test_a_third_goes_on_and_each_budget_has_its_best_point():
     unchanged = {"learning_rate": 1e-3, "lambda": 0.0, "steps": 0, "divergence": None, "scope": "all"}
     unchanged |= {"converged": None}
     assert points[0] == unchanged | measured
-    (small, _), (large, weights) = chosen
-    assert (small["learning_rate"], small["lambda"], small["steps"]) == (1e-2, 1.0, 2)
-    assert large["drop"] == pytest.approx(1.6)
-    assert weights["weight"].item() == pytest.approx(0.04)  # as measured, although the candidate went on
+    small, large = chosen
+    assert (small.point["learning_rate"], small.point["lambda"], small.point["steps"]) == (1e-2, 1.0, 2)
+    assert large.point["drop"] == pytest.approx(1.6)
+    assert large.weights["weight"].item() == pytest.approx(0.04)  # as measured, although the candidate went on
 
 
 def test_what_keeps_a_divergence_may_lose_more_on_its_way():
@@ -64,7 +64,7 @@ def test_what_keeps_a_divergence_may_lose_more_on_its_way():
     race, settings = Race(), SETTINGS.model_copy(update={"divergences": [0.1]})
     _, chosen = search(settings, grid(settings), lambda m: Race.judge(m) | {"moved": 1.0}, race.start, model_of(0.0))
     assert {weight: race.taken[1e-2, weight] for weight in SETTINGS.lambdas} == {1.0: 2, 2.0: 4, 3.0: 6}
-    assert [point["drop"] <= budget for (point, _), budget in zip(chosen, SETTINGS.budgets, strict=True)] == [
+    assert [best.point["drop"] <= budget for best, budget in zip(chosen, SETTINGS.budgets, strict=True)] == [
         True,
         True,
     ]
@@ -74,7 +74,7 @@ def test_a_candidate_that_diverges_leaves_no_point():
     race = Race(diverges={(1e-2, 1.0), (1e-2, 2.0), (1e-2, 3.0)})
     points, chosen = search(SETTINGS, grid(SETTINGS), race.judge, race.start, model_of(0.0))
     assert {point["learning_rate"] for point in points} == {1e-3}
-    assert chosen[1][0]["fsr"] == max(point["fsr"] for point in points)
+    assert chosen[1].point["fsr"] == max(point["fsr"] for point in points)
 
 
 def test_where_all_cost_too_much_the_model_is_left_alone():
@@ -82,7 +82,7 @@ def test_where_all_cost_too_much_the_model_is_left_alone():
         return Race.judge(model) | {"drop": 0.0 if model.weight.item() == 0 else 50.0}
 
     _, chosen = search(SETTINGS, grid(SETTINGS), judge, Race().start, model_of(0.0))
-    assert [point["steps"] for point, _ in chosen] == [0, 0]
+    assert [best.point["steps"] for best in chosen] == [0, 0]
 
 
 def test_a_grid_around_one_learning_rate_has_every_weight():
@@ -140,7 +140,7 @@ def test_a_budget_of_nothing_takes_a_function_that_was_kept_and_a_start_that_foo
     def start(recipe):
         return lambda steps: Manipulated(model_of(0.5 + steps / 100), {}, converged=steps > 0)
 
-    points, ((free, weights), (best, _)) = search(settings, grid(settings), judge, start, model_of(0.0))
-    assert (free["steps"], free["fsr"], weights["weight"].item()) == (0, 0.5, 0.5)
-    assert (best["steps"], best["converged"]) == (settings.rungs[-1], True)
+    points, (free, best) = search(settings, grid(settings), judge, start, model_of(0.0))
+    assert (free.point["steps"], free.point["fsr"], free.weights["weight"].item()) == (0, 0.5, 0.5)
+    assert (best.point["steps"], best.point["converged"]) == (settings.rungs[-1], True)
     assert [point["steps"] for point in points[:4]] == [0] * 4  # the model, and the start of each λ
