@@ -186,9 +186,9 @@ def test_a_search_that_is_killed_finds_the_same(tmp_path, share):
     rest = Hunt(tmp_path)
     found, best = rest.go()
     assert found == points
-    for (point, weights), (other, others) in zip(chosen, best, strict=True):
-        assert point == other
-        assert all(torch.equal(weights[name], others[name]) for name in weights)
+    for one, other in zip(chosen, best, strict=True):
+        assert (one.point, one.history) == (other.point, other.history)
+        assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
     assert rest.saliency.calls <= (1 - share) * whole.saliency.calls + 8  # a head shift, and a step that was cut off
     assert rest.asked < whole.asked
 
