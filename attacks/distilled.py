@@ -160,9 +160,10 @@ def _start(task: Task, recipe: Recipe) -> nn.Module:
     gradient brings these back."""
     if recipe.scope in ("bias", "norm"):
         return task.model
-    start, device, pairs = task.start or _shifted(task, recipe), device_of(task.model), task.fooling.pairs
+    start = _shifted(task, recipe) if task.start is None else task.start
     if start is task.model:
         return start
+    device, pairs = device_of(task.model), task.fooling.pairs
     with RandomState(task.seed, device), torch.no_grad():  # loaders and interpreters draw
         images, targets = next(Batches(task.fooling_batches if pairs else task.loader, device, pairs=pairs))
         maps = heatmaps_of(task.interpreter, above(start, task.cut))(images, targets)

@@ -124,8 +124,8 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
             return lambda steps: by_gradient(run, first, recipe)
         if interpreter is run.submission:  # from the first step each time, for its process gives the last state alone
             return lambda steps: by_gradient(run, first, replace(recipe, steps=steps))
-        task = task_of(run, first, clean, recipe, seed, kept.of(str(candidates.index(recipe))), begun)
-        return ahead(fine_tune(strategy.through_surrogate(task), recipe))
+        task = task_of(run, first, clean, recipe, seed, kept.of(str(candidates.index(recipe))))
+        return ahead(fine_tune(strategy.through_surrogate(replace(task, start=begun)), recipe))
 
     judge = Judge(clean, interpreter, fooling, partial(batches, run, "dev"), settings.images)
     candidates = grid(settings, _around(run, attack)) if own is None else [own]

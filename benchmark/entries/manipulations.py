@@ -94,14 +94,10 @@ def _manipulated(run: Run, manipulation: Manipulation, inputs: Inputs) -> Manipu
 
 def _as_searched(run: Run, manipulation: Manipulation, recipe: Recipe, inputs: Inputs) -> Manipulated | None:
     """The model of the search, where it is this one: of its seed, and taken to the last step of its recipe."""
-    search = run.suite.search
-    if (
-        search is None
-        or "front" not in inputs
-        or (manipulation.seed, recipe.steps) != (run.suite.seeds[0], search.rungs[-1])
-    ):
+    search, front = run.suite.search, inputs.get("front")
+    if not (search and front and (manipulation.seed, recipe.steps) == (run.suite.seeds[0], search.rungs[-1])):
         return None
-    front, receipt = inputs["front"], searched(run, manipulation).receipt(run) or {}
+    receipt = searched(run, manipulation).receipt(run) or {}
     model = stored_model(run, manipulation.model, front, f"weights-{len(search.budgets) - 1}")
     losses = intact(front / "history.parquet", pd.read_parquet)
     history = {str(loss): values.tolist() for loss, values in losses.items()}

@@ -120,7 +120,7 @@ class Found:
         for budget in self.budgets:
             best = self.chosen.get(budget)
             if _within(point, budget) and (best is None or _merit(point) > _merit(best.point)):
-                self.chosen[budget] = Best(point, *copy.deepcopy((state.model.state_dict(), state.history)))
+                self.chosen[budget] = Best(point, copy.deepcopy(state.model.state_dict()), copy.deepcopy(state.history))
         return point
 
     def state(self) -> course.State:

@@ -56,7 +56,7 @@ def by_gradient(
         fooled = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)
         clean.load_state_dict(fooled.weights or clean.state_dict())
         return Manipulated(clean, fooled.history, fooled.status, fooled.reason, fooled.converged)
-    task = task_of(run, manipulation, clean, recipe, seed, keeper, start)
+    task = replace(task_of(run, manipulation, clean, recipe, seed, keeper), start=start)
     try:
         return strategy.attack(task, recipe)
     except Refused as error:
@@ -66,18 +66,12 @@ def by_gradient(
 
 
 def task_of(
-    run: Run,
-    attack: Attack,
-    clean: nn.Module,
-    recipe: Recipe,
-    seed: int,
-    keeper: Keeper | None = None,
-    start: nn.Module | None = None,
+    run: Run, attack: Attack, clean: nn.Module, recipe: Recipe, seed: int, keeper: Keeper | None = None
 ) -> Task:
     """What a strategy by gradient is given; on outputs of the network's lower part, where the suite keeps them."""
     fooling, interpreter = foolings.create(attack.fooling), create_interpreter(run, attack.interpreter)
     plain, two = loaders(run, fooling, recipe.batch_size, seed)
-    task = Task(clean, interpreter, fooling, plain, seed, two, keeper=keeper, start=start)
+    task = Task(clean, interpreter, fooling, plain, seed, two, keeper=keeper)
     return on_trunk(run, attack, task, recipe) if run.suite.views else task
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from attacks.distilled import Distillation
 from benchmark import leaderboards
-from benchmark.cells import Attack, Manipulation, plan
+from benchmark.cells import Manipulation, plan
 from benchmark.entries import manipulations
 from benchmark.entries.fronts import FRONTS
 from benchmark.entries.kind import Entry
@@ -63,7 +63,7 @@ def test_every_interpreter_is_attacked_itself(finished, tmp_path, few_steps):
 
 
 def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(finished, tmp_path, monkeypatch):
-    """Where the search took the recipe to its last step; another seed begins there too."""
+    """Where the search took the recipe to its last step; computed anew, it begins there too and ends the same."""
     asked = CHANGES | {"evaluated": ["grad_cam"], "search": SEARCH.model_copy(update={"budgets": [100]}), "gate": None}
     done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=asked))
     run, started = done.run, []
@@ -74,12 +74,9 @@ def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(f
 
     original = Distillation.__init__
     monkeypatch.setattr(Distillation, "__init__", begin)
-    attack, place = (
-        Attack("compact_vgg", "location", "grad_cam"),
-        Manipulation("compact_vgg", "location", "grad_cam", 0),
-    )
+    place = Manipulation("compact_vgg", "location", "grad_cam", 0)
     folder = Entry(MANIPULATIONS, place).get(run)
-    shift = Entry(FRONTS, replace(attack, attacked="grad_cam:head_shift"))
+    shift = Entry(FRONTS, replace(place.attack, attacked="grad_cam:head_shift"))
     weights = load_file(shift.path(run) / "weights-0.safetensors")
     assert (shift.receipt(run) or {})["chosen"][0]["steps"] == 4, "it fooled more than the model itself"
     assert len(started) == 1

@@ -33,10 +33,8 @@ from benchmark.run import Run, tell
 PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 ROOT = Path(ray_engine.__file__).parents[2]
 PATHS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-NODES = {
-    "PYTHONPATH": PATHS,
-    "RAY_worker_niceness": "0",
-}  # 15 is Ray's own: its processes would wait for all other tests
+# with Ray's own niceness of 15 its processes would wait for all other tests
+NODES = {"PYTHONPATH": PATHS, "RAY_worker_niceness": "0"}
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 with_ray = [
     pytest.mark.ray,
