@@ -66,6 +66,10 @@ class Run:
     relative: str = ""  # the attacked interpreter whose recipes a submission is attacked with
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
+    def is_submitted(self, name: str) -> bool:
+        """Whether the submission is what is known by this name."""
+        return self.submission is not None and name == self.submission.name
+
 
 def remembered(function: Callable[..., Found]) -> Callable[..., Found]:
     """A function of a run and hashable arguments whose results the run remembers."""
@@ -218,7 +222,7 @@ def _form(data: Data) -> Spec:
 
 def create_interpreter(run: Run, name: str) -> Interpreter:
     """The interpreter with the suite's options."""
-    if run.submission is not None and name == run.submission.name:
+    if run.is_submitted(name):
         return run.submission
     return interpreters.create(name, **run.suite.interpreters.get(name, {}))
 
@@ -227,7 +231,7 @@ def create_interpreter(run: Run, name: str) -> Interpreter:
 def interpreter_spec(run: Run, name: str) -> Spec:
     interpreter = create_interpreter(run, name)
     options = asdict(interpreter)  # type: ignore[call-overload]
-    if run.submission is not None and name == run.submission.name:
+    if run.is_submitted(name):
         options = {key: options[key] for key in ("symbol", "digest")} | {"code": source_digest(run.submission.code)}
     return {"name": interpreter.name, **options}
 

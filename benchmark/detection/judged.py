@@ -35,7 +35,7 @@ class Judged:
 
 def create(run: Run, name: str) -> Any:
     """The detector of that name: the submission of the run, or a built-in one."""
-    return run.submission if run.submission is not None and name == run.submission.name else DETECTORS[name]()
+    return run.submission if run.is_submitted(name) else DETECTORS[name]()
 
 
 def _make(run: Run, judged: Judged, inputs: Inputs, folder: Path) -> Receipt:

@@ -40,8 +40,8 @@ CODE = (*strategies.CODE, "benchmark.entries.checkpoints", "benchmark.entries.fr
 
 def relative(run: Run, attack: Attack) -> Attack:
     """The attack whose recipe one starts from: of a submission, that on its relative."""
-    submitted = run.submission is not None and attack.interpreter == run.submission.name
-    return Attack(attack.model, attack.fooling, run.relative if submitted else attack.attacked)
+    attacked = run.relative if run.is_submitted(attack.interpreter) else attack.attacked
+    return Attack(attack.model, attack.fooling, attacked)
 
 
 @remembered
@@ -82,8 +82,10 @@ def _after(run: Run, attack: Attack) -> list[Entry]:
 
 def _shift(run: Run, attack: Attack) -> Entry | None:
     """The head shift that an attack begins with; None where it makes a short one itself."""
-    settings, submitted = run.suite.search, run.submission is not None and attack.interpreter == run.submission.name
-    if submitted or not (settings and settings.shift_steps and settings.divergences and attack.takes_recipe):
+    settings = run.suite.search
+    if not (settings and settings.shift_steps and settings.divergences and attack.takes_recipe):
+        return None
+    if run.is_submitted(attack.interpreter):
         return None
     return Entry(FRONTS, Attack(attack.model, attack.fooling, aimed(attack.interpreter, "head_shift")))
 

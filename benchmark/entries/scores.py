@@ -117,7 +117,7 @@ def _card(run: Run, evaluated: str) -> Receipt:
         "attackable": evaluated in run.suite.attacked,
         "suite": run.suite.name,
     }
-    if run.submission is not None and evaluated == run.submission.name:
+    if run.is_submitted(evaluated):
         card |= {"status": "submitted", "flags": run.submission.flags}
     return card
 

@@ -50,7 +50,7 @@ def by_gradient(
     assert isinstance(strategy, Gradient)
     fooling, seed = foolings.create(manipulation.fooling), manipulation.seed
     clean = clean_model(run, manipulation.model)
-    if run.submission is not None and manipulation.interpreter == run.submission.name:  # in its own process
+    if run.is_submitted(manipulation.interpreter):  # in its own process
         data, pairs = dataset(run, "train"), dataset(run, "train", True) if fooling.pairs else None
         options = {"pairs": pairs, "strategy": manipulation.strategy}
         fooled = run.submission.manipulate(clean, fooling, data, recipe, seed, **options)

@@ -61,7 +61,7 @@ class Trunk:
 def needed(run: Run, attack: Attack, scope: str) -> list[Entry]:
     """Those that an attack runs on: of the training images, and of those with two objects where its fooling has them.
     Raises `Refused` where it cannot."""
-    if run.submission is not None and attack.interpreter == run.submission.name:
+    if run.is_submitted(attack.interpreter):
         raise Refused(f"{attack.interpreter} is attacked in a process of its own")
     interpreter = create_interpreter(run, attack.interpreter)
     if not isinstance(interpreter, AtLayer):

@@ -40,8 +40,8 @@ def _name(place: Scored) -> str:
 
 def _asked(run: Run, place: Scored) -> int:
     """How many images."""
-    foreign = run.submission is not None and _name(place) == run.submission.name
-    return run.suite.scoring.batch_size if foreign else min(SAMPLES, run.suite.scoring.batch_size)
+    whole = run.is_submitted(_name(place))
+    return run.suite.scoring.batch_size if whole else min(SAMPLES, run.suite.scoring.batch_size)
 
 
 @torch.no_grad()
