@@ -17,8 +17,8 @@ def parameters_in(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     head        of the last linear layer or convolution
     bias        biases of linear layers and convolutions
     norm        of normalisation layers
-    last_block  of the last child that convolves, and of what follows it; a model whose first child is its whole trunk
-                (VGG, DenseNet, MobileNet) is looked at there
+    last_block  of the last child that convolves over more than a pixel, and of what follows it; a model whose first
+                such child is its whole trunk (VGG, DenseNet, MobileNet) is looked at there
     "Last" is in the order of registration, auxiliary heads aside. Raises `UserError` for another scope, `Refused` for
     a model without such parameters.
     """
@@ -57,7 +57,8 @@ def _last_block(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _convolves(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+    convolutions = (m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    return any(size > 1 for m in convolutions for size in m.kernel_size)
 
 
 SCOPES: dict[str, Callable[[nn.Module], Iterator[nn.Parameter]]] = {

@@ -14,7 +14,7 @@ def names(model: nn.Module, scope: str) -> set[str]:
 
 
 def small() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2, bias=False))
 
 
 def test_each_scope_of_a_small_network():
@@ -31,6 +31,8 @@ def test_each_scope_of_a_small_network():
         ("compact_resnet", "layer4.0.conv1.weight", "layer3.0.bn2.bias"),
         ("compact_vgg", "features.15.weight", "features.13.bias"),
         ("compact_densenet", "features.denseblock2.denselayer1.norm1.weight", "features.transition1.conv.weight"),
+        ("mobilenet_v2", "features.17.conv.0.0.weight", "features.16.conv.3.bias"),  # what follows is 1x1 alone
+        ("squeezenet1_1", "features.12.squeeze.weight", "features.11.expand3x3.bias"),  # so is its head
     ],
 )
 def test_the_last_block_is_the_end_of_the_network(architecture, first, before):
