@@ -91,6 +91,7 @@ def status(store: StoreOption = STORE) -> None:
 
 leaderboard = app.command()(publishing.leaderboard)
 compare = app.command()(publishing.compare)
+join = app.command()(publishing.join)
 report = app.command()(publishing.report)
 
 

@@ -1,4 +1,4 @@
-"""The commands that read committed results and compute none: leaderboard, compare, report. No torch."""
+"""The commands that read committed results and compute none: leaderboard, compare, join, report. No torch."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -58,6 +58,19 @@ def compare(
     typer.echo(FORMATS[form](compared if form is Format.csv else comparing.shown(compared)), nl=False)
     for note in notes:
         typer.echo(note, err=form is not Format.text)
+
+
+def join(
+    pieces: Annotated[list[Path], typer.Argument(metavar="PIECE...", help="Folders of leaderboards of one suite.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of leaderboards to write, which may be a piece.")],
+) -> None:
+    """Join pieces of one suite (some of its foolings, models, seeds or interpreters each) into one board."""
+    from benchmark import leaderboards
+    from benchmark.leaderboards import join as joining
+
+    joining.write(pieces, out)
+    leaderboards.write(out)
+    typer.echo(str(out))
 
 
 def report(
