@@ -153,7 +153,7 @@ def test_a_network_without_a_head_of_its_own_is_attacked_by_gradient_alone(short
 
 def staged(trained: nn.Module) -> nn.Module:
     """Its features and its head, with a block between them that can be cut off."""
-    block = [nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    block = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
     return nn.Sequential(trained.features, *block, trained.head).eval()
 
 
