@@ -17,8 +17,8 @@ def parameters_in(model: nn.Module, scope: str) -> dict[str, nn.Parameter]:
     head        of the last linear layer or convolution
     bias        biases of linear layers and convolutions
     norm        of normalisation layers
-    last_block  of the last child that convolves over more than a pixel, and of what follows it; a model whose first
-                such child is its whole trunk (VGG, DenseNet, MobileNet) is looked at there
+    last_block  of the last child that convolves over more than a pixel (at all, where none does), and of what follows
+                it; a model whose first such child is its whole trunk (VGG, DenseNet, MobileNet) is looked at there
     "Last" is in the order of registration, auxiliary heads aside. Raises `UserError` for another scope, `Refused` for
     a model without such parameters.
     """
@@ -47,7 +47,8 @@ def _norm(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def _last_block(model: nn.Module) -> Iterator[nn.Parameter]:
     children = [child for name, child in model.named_children() if "aux" not in name.lower()]
-    convolving = [i for i, child in enumerate(children) if _convolves(child)]
+    sizes = [_kernel(child) for child in children]
+    convolving = [i for i, size in enumerate(sizes) if size > 1] or [i for i, size in enumerate(sizes) if size]
     if not convolving:
         return
     last = children[convolving[-1]]
@@ -56,9 +57,10 @@ def _last_block(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from child.parameters()
 
 
-def _convolves(module: nn.Module) -> bool:
+def _kernel(module: nn.Module) -> int:
+    """The largest extent of its convolutions, pixels; 0: it has none."""
     convolutions = (m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
-    return any(size > 1 for m in convolutions for size in m.kernel_size)
+    return max((size for m in convolutions for size in m.kernel_size), default=0)
 
 
 SCOPES: dict[str, Callable[[nn.Module], Iterator[nn.Parameter]]] = {

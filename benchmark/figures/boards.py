@@ -150,11 +150,7 @@ def resistance(folder: Path | str) -> Figure:
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
     axes[0, 0].set_ylabel("fooling success rate,\nabove the unfooled model's")
-    sizes = " to ".join(str(n) for n in sorted({int(table.n.min()), int(table.n.max())}))
-    counts = f"n = {sizes} images, {int(table.seeds.max())} seed(s)"
-    note = "ARA: RMSE, pixels in [0, 1]"
-    figure.suptitle(
-        f"Does a robust model resist manipulation? {counts}, 95 % intervals over images; {note}", fontsize=11
-    )
+    note = f"{int(table.seeds.max())} seed(s), 95 % intervals over images; ARA: RMSE, pixels in [0, 1]"
+    figure.suptitle(f"Does a robust model resist manipulation? {counts(table)}, {note}", fontsize=11)
     legend(figure, axes)
     return figure

@@ -14,7 +14,7 @@ def names(model: nn.Module, scope: str) -> set[str]:
 
 
 def small() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2, bias=False))
 
 
 def test_each_scope_of_a_small_network():

@@ -9,7 +9,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from attacks.errors import UserError
-from benchmark import cli, leaderboards
+from benchmark import cli, leaderboards, results
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.join import joined
 
@@ -38,7 +38,7 @@ def other_models(row: Row) -> bool:
 
 @pytest.fixture(scope="module")
 def board() -> dict[str, tuple[pd.DataFrame, Row]]:
-    return {name: stored.results.read(BOARD, name, stored.table(name)) for name in NAMES}
+    return {name: results.read(BOARD, name, stored.table(name)) for name in NAMES}
 
 
 @pytest.fixture
