@@ -43,7 +43,8 @@ class Interpreter:
         """Raise `UserError` for an option that is out of question, whatever the model is."""
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode."""
+        """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode. Where a graph is kept, the logits'
+        derivatives are the model's own: an attack holds the predictions by them."""
         raise NotImplementedError
 
     def in_attack(self) -> "Interpreter":

@@ -75,4 +75,4 @@ def _gradient(method: Targeted, model: nn.Module, images: Tensor, targets: Tenso
         start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
         logits = mode.follow(model, start)
         gradient = mode.gradient(method.score(logits, targets).sum(), images, graph)
-    return logits if graph else logits.detach(), gradient
+    return model(images.clone()) if graph else logits.detach(), gradient  # the rules are not the logits' derivative

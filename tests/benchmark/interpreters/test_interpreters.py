@@ -1,5 +1,7 @@
 """What holds for every interpreter: shapes, ranges, independence of the batch, a model given back as it came."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,23 @@ def test_no_grad_gives_the_same_map_without_a_graph(case):
     assert not logits.requires_grad
     torch.testing.assert_close(quiet, interpreter(model, images, targets).detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, model(images).detach())
+
+
+@each_interpreter
+def test_the_derivatives_of_the_logits_are_the_models_own(case):
+    """However a method changes the backward pass: an attack keeps the predictions by them."""
+    interpreter, model, images, targets = case
+    model, images = copy.deepcopy(model).double(), images.double()
+    parameters, offered = list(model.parameters()), interpreter.in_attack()
+    if not offered.differentiable or offered.control:
+        pytest.skip("is not differentiated")
+    weights = torch.randn(5, 4, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+    def of(logits):
+        return torch.autograd.grad((logits.log_softmax(1) * weights).sum(), parameters, allow_unused=True)
+
+    for mine, own in zip(of(offered.with_logits(model, images, targets)[0]), of(model(images)), strict=True):
+        torch.testing.assert_close(mine, own)
 
 
 @each_interpreter
