@@ -44,7 +44,7 @@ class InAttack(Mean):
 class Aggregate(Mean):
     """Differentiable where all members are, stochastic where one is.
 
-    The default members are the three of the highest rank on the committed board (leaderboards/board) among those that
+    The default members were the three of the highest rank on the committed board (leaderboards/board) among those that
     take a pass or two and can be differentiated by the weights, so that it can be attacked as they can.
     Raises `UserError` for no members, itself among them, or an unknown name.
     """
