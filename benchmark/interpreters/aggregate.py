@@ -28,9 +28,10 @@ class Mean(Interpreter):
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            logits, maps = zip(*(part.with_logits(model, images, targets) for part in self.parts), strict=True)
+            logits, first = self.parts[0].with_logits(model, images, targets)
+            maps = [first, *(part(model, images, targets) for part in self.parts[1:])]
             size = max(m.shape[1] for m in maps), max(m.shape[2] for m in maps)
-            return logits[0], torch.stack([_resized(min_max(m), size) for m in maps], 1).mean(1, keepdim=True)
+            return logits, torch.stack([_resized(min_max(m), size) for m in maps], 1).mean(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Interpreter:
 
     Options are the fields of the (frozen) dataclass. `differentiable`: inside `torch.enable_grad`, heatmaps keep their
     graph to the model's parameters. `reads_gradients`: of the logits, also where no graph is kept.
+    `own_backward`: the method's rules stand in the graph of the logits that `explain` gives.
     `control`: a map that owes nothing to the model, to be beaten by every method.
     Models are run in eval mode and given back as they came. Targets are given as Captum takes them: an integer tensor
     (N,) or N ints in a list or tuple, or for every image the same int or tensor (); `explain` gets them as a tensor
@@ -36,6 +37,7 @@ class Interpreter:
     name: ClassVar[str]
     differentiable: ClassVar[bool] = True
     reads_gradients: ClassVar[bool] = True
+    own_backward: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
     control: ClassVar[bool] = False
 
@@ -43,8 +45,7 @@ class Interpreter:
         """Raise `UserError` for an option that is out of question, whatever the model is."""
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode. Where a graph is kept, the logits'
-        derivatives are the model's own: an attack holds the predictions by them."""
+        """Logits (N, classes) and attribution (N, C, h, w) of a model in eval mode."""
         raise NotImplementedError
 
     def in_attack(self) -> "Interpreter":
@@ -57,11 +58,15 @@ class Interpreter:
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         """Heatmaps (N, h, w) in [0, 1] at the interpreter's own resolution."""
-        return self.with_logits(model, images, targets)[1]
+        return self.heatmap(self.attribute(model, images, targets))
 
     def with_logits(self, model: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) and heatmaps (N, h, w) of one forward pass."""
+        """Logits (N, classes) and heatmaps (N, h, w) of one forward pass. The logits' derivatives are the model's own,
+        for an attack holds the predictions by them: where the method's rules are in their graph, of a pass more."""
         logits, attribution = self._explain(model, images, targets)
+        if self.own_backward and logits.requires_grad and len(images):
+            with lent(self.name, model, images, class_indices(targets, images)) as (borrowed, given, _):
+                logits = borrowed(given.clone())
         return logits, self.heatmap(attribution)
 
     def attribute(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:

@@ -34,6 +34,7 @@ class GuidedBackprop(SimpleGrad):
     """∂ logit / ∂ image with relu(g) · 1[x > 0] at each ReLU; the heatmap is SimpleGrad's."""
 
     name: ClassVar[str] = "guided_backprop"
+    own_backward: ClassVar[bool] = True
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return _gradient(self, model, images, targets, _guided)
@@ -44,6 +45,7 @@ class Deconvolution(SimpleGrad):
     """∂ logit / ∂ image with relu(g) at each ReLU, and max-pooling's own winners; the heatmap is SimpleGrad's."""
 
     name: ClassVar[str] = "deconvolution"
+    own_backward: ClassVar[bool] = True
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return _gradient(self, model, images, targets, _deconvolution)
@@ -60,8 +62,8 @@ class GuidedGradCAM(AtLayer, SimpleGrad):
 
     def explain(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         refuse_half(self.name, "the images", [images])  # float16 was 0.52 off float32
-        logits, guided = _gradient(self, model, images, targets, _guided)
-        cam = GradCAM(self.layer, self.layout, target=self.target).explain(model, images, targets)[1]
+        guided = _gradient(self, model, images, targets, _guided)[1]
+        logits, cam = GradCAM(self.layer, self.layout, target=self.target).explain(model, images, targets)
         cam = cam.sum(1, keepdim=True).relu()
         return logits, guided * F.interpolate(cam, images.shape[2:], mode="bilinear")
 
@@ -75,4 +77,4 @@ def _gradient(method: Targeted, model: nn.Module, images: Tensor, targets: Tenso
         start = images.clone()  # a first operation in place changes neither the caller's tensor nor a leaf
         logits = mode.follow(model, start)
         gradient = mode.gradient(method.score(logits, targets).sum(), images, graph)
-    return model(images.clone()) if graph else logits.detach(), gradient  # the rules are not the logits' derivative
+    return logits if graph else logits.detach(), gradient
