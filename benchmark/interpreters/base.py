@@ -58,7 +58,7 @@ class Interpreter:
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         """Heatmaps (N, h, w) in [0, 1] at the interpreter's own resolution."""
-        return self.heatmap(self.attribute(model, images, targets))
+        return self.with_logits(model, images, targets)[1]
 
     def with_logits(self, model: nn.Module, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and heatmaps (N, h, w) of one forward pass. The logits' derivatives are the model's own,
