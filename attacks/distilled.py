@@ -3,7 +3,8 @@
 min over w of L_F subject to KL(w0 ‖ w) ≤ B, by KL + λ · L_F with λ under dual ascent: it grows while the divergence is
 below B and shrinks while it is above. L_F is divided by its extent, so that λ means the same for every fooling. No
 label is read. The start is the head shift (`attacks.head_shift`), where it fools at all: it costs no divergence. Adam,
-with a warm-up, and a decay at the end: at the last step, or as soon as the loss no longer falls.
+with a warm-up, and a decay at the end: at the last step, or as soon as the loss no longer falls. A rate that turns out
+too high for the divergence is halved.
 """
 
 import math
@@ -26,12 +27,14 @@ from attacks.walk import Walk, kept_tensors
 
 WARM_UP = 20  # steps of growing learning rate
 COOL_DOWN = 30  # steps of falling learning rate, in which λ settles
+HALVINGS = 2  # of the rate, at most, where the loss no longer falls
 PATIENCE = 100  # steps without progress after which it cools down: LRP of a VGG first moves after as many
 ASCENT, DESCENT = 0.05, 0.1  # of log λ, at most, a step: a divergence that is far too large cannot wait
-FLOOR = 1e-4  # of the first λ: below it a long way back is wasted after a divergence that was too large once
+FLOOR = 1e-3  # of the first λ: where that is too much, the rate is, for Adam's steps alone cost the divergence
 RETREAT = 10  # times the divergence: that far, all ReLUs may be dead, and no gradient brings a network back
 CEILING = 1e4  # of the first λ
 MEMORY = 0.8  # of the running mean of the divergence: over 0.9, λ was followed so late that it swung by a factor of 50
+KEPT = ("last", "rate", "since", "halvings")  # of a distillation, in its checkpoints
 BLANK = 0.05  # of the maps, after a head shift that is no start
 SHIFT = Recipe(RATE, 0.0, 40)  # of the head shift it starts from
 
@@ -51,7 +54,7 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
         walk.step += 1
         for group in walk.optimiser.param_groups:
             left = walk.last - walk.step + 1
-            group["lr"] = walk.rate * min(1, walk.step / WARM_UP, left / COOL_DOWN)
+            group["lr"] = walk.rate * min(1, (walk.step - walk.since) / WARM_UP, left / COOL_DOWN)
         with course.random, torch.enable_grad():
             walk.optimiser.zero_grad(set_to_none=True)
             losses = course.losses(walk.network)
@@ -62,11 +65,11 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
             return
         multiplier.follow(history["kl"][-1])
         excess = max(multiplier.mean, history["kl"][-1]) / recipe.divergence
-        if progress.ended(course.scaled, excess):
+        if progress.ended(course.scaled, excess) and not walk.slowed():
             walk.last = min(walk.last, walk.step + COOL_DOWN)
         if progress.gained and excess <= 1:
             walk.kept = (progress.best, [parameter.detach().clone() for parameter in walk.moved])
-        if multiplier.mean > RETREAT * recipe.divergence:
+        if multiplier.mean > RETREAT * recipe.divergence or multiplier.lost:
             walk.retreat()
         else:
             if excess <= 1:
@@ -92,8 +95,19 @@ class Distillation(Walk):
         self.progress = Progress(PATIENCE, task.fooling.least)
         self.last, self.kept = recipe.steps, (math.inf, list[Tensor]())
         self.rate, self.within = recipe.learning_rate, list[Tensor]()
+        self.since, self.halvings = 0, 0
         super().__init__(task, recipe, course, lambda: _start(task, recipe))
         self.within = self.within or [parameter.detach().clone() for parameter in self.moved]
+
+    def slowed(self) -> bool:
+        """Whether it goes on with half of the rate, as it may HALVINGS times, instead of ending without progress:
+        where λ is below the first, Adam's steps cost divergence that smaller ones leave to the fooling."""
+        waited = self.progress.waited >= PATIENCE
+        if not waited or self.halvings == HALVINGS or self.multiplier.dual >= self.multiplier.first:
+            return False
+        self.rate, self.halvings = self.rate / 2, self.halvings + 1
+        self.progress.again()
+        return True
 
     def back(self) -> None:
         """To the best moment, where there was one."""
@@ -104,20 +118,23 @@ class Distillation(Walk):
         """To the last step within the divergence, on with half of the rate and a new Adam."""
         self.rate, self.optimiser = self.rate / 2, torch.optim.Adam(self.moved)
         self.multiplier.retreat()
+        self.progress.again()
+        self.since = self.step
         _put(self.within, self.moved)
 
     def state(self) -> State:
         tensors, values, rows = super().state()
         parts = {"kept": self.kept[1], "within": self.within}
         tensors |= {f"{name}.{i}": value for name, part in parts.items() for i, value in enumerate(part)}
-        control = {"multiplier": vars(self.multiplier), "progress": vars(self.progress)}
-        return State(tensors, values | control | {"last": self.last, "rate": self.rate, "best": self.kept[0]}, rows)
+        control = {"multiplier": vars(self.multiplier), "progress": vars(self.progress), "best": self.kept[0]}
+        return State(tensors, values | control | {name: getattr(self, name) for name in KEPT}, rows)
 
     def _restore(self, state: State) -> None:
         super()._restore(state)
         vars(self.multiplier).update(state.values["multiplier"])
         vars(self.progress).update(state.values["progress"])
-        self.last, self.rate = state.values["last"], state.values["rate"]
+        for name in KEPT:
+            setattr(self, name, state.values[name])
         self.kept = (state.values["best"], kept_tensors(state, "kept", self.moved))
         self.within = kept_tensors(state, "within", self.moved)
         if self.ended:
@@ -136,8 +153,13 @@ class Multiplier:
     """
 
     def __init__(self, first: float, divergence: float) -> None:
-        self.dual, self.wanted, self.mean = first, divergence, 0.0
+        self.first, self.dual, self.wanted, self.mean = first, first, divergence, 0.0
         self.low, self.high, self.steps = FLOOR * first, CEILING * first, 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether no λ keeps the divergence at this rate: Adam's steps alone are too much for it."""
+        return self.dual <= self.low
 
     @property
     def value(self) -> float:
@@ -152,7 +174,7 @@ class Multiplier:
 
     def retreat(self) -> None:
         """Half of it, as if the divergence had been kept: the weights go back to where it was."""
-        self.dual, self.mean = max(self.low, self.dual / 2), self.wanted
+        self.dual, self.mean = self.first if self.lost else max(self.low, self.dual / 2), self.wanted
 
 
 def _start(task: Task, recipe: Recipe) -> nn.Module:

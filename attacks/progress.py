@@ -40,6 +40,10 @@ class Progress:
         self.stalled = True
         return True
 
+    def again(self) -> None:
+        """On, with all of the patience: something has changed."""
+        self.waited, self.stalled = 0.0, False
+
     def lost(self, kept: float) -> bool:
         """Whether a tenth of what had been gained when the loss was `kept` has been lost again."""
         return self.mean - kept > 0.1 * (self.first - kept)

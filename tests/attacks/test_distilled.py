@@ -11,7 +11,7 @@ from test_manipulation import loader, net, of_class, saliency, weights
 
 from attacks import Active, CenterMass, Location, Recipe, TopK, distilled, manipulate
 from attacks.course import Course, Known, Task, collapsed
-from attacks.distilled import COOL_DOWN, FLOOR, PATIENCE, RETREAT, WARM_UP, Multiplier, _start
+from attacks.distilled import COOL_DOWN, FLOOR, HALVINGS, PATIENCE, RETREAT, WARM_UP, Distillation, Multiplier, _start
 from attacks.errors import UserError
 from attacks.scopes import parameters_in
 
@@ -94,6 +94,10 @@ def test_the_multiplier_grows_below_the_budget_and_shrinks_above_it():
         multiplier.follow(10.0)
     assert multiplier.dual == pytest.approx(2 * FLOOR)
     assert multiplier.value == pytest.approx(2 * FLOOR * 0.1 / 10)  # and at once, by how far it is above
+    assert multiplier.lost
+    multiplier.retreat()
+    assert multiplier.value == 2.0  # as at first
+    assert not multiplier.lost
     at_budget = Multiplier(2.0, 0.1)
     at_budget.follow(0.1)
     assert at_budget.value == pytest.approx(2.0)
@@ -195,6 +199,32 @@ def test_a_step_far_beyond_the_divergence_goes_back_and_on_with_half_the_rate(mo
     assert len(beyond) == 60
     assert 0 < max(sum(run) for _, run in groupby(beyond)) < 8  # steps in a row; the running mean must pass it first
     assert result.status == "done"
+
+
+def test_a_rate_whose_steps_alone_cost_the_divergence_is_halved_with_lambda_as_at_first(monkeypatch):
+    """At 0.5 the noise of Adam's steps is past 1e-7 nats whatever λ is; the run used to end with λ at its floor."""
+    monkeypatch.setattr(distilled, "RETREAT", 1e9)
+    rates, retreat = list[float](), Distillation.retreat
+    monkeypatch.setattr(Distillation, "retreat", lambda walk: (retreat(walk), rates.append(walk.rate)))
+    history = manipulate(net(), saliency, Location(), loader(), Recipe(0.5, 10.0, 400, divergence=1e-7)).history
+    assert rates[:2] == [0.25, 0.125]
+    lost = history["lambda"].index(min(history["lambda"]))
+    assert max(history["lambda"][lost:]) >= 10.0
+    assert min(history["kl"][lost:]) < 1e-7
+
+
+def test_a_loss_that_stands_still_below_the_first_lambda_has_the_rate_halved_before_it_ends():
+    task = Task(net(), saliency, Location(), loader())
+    walk = Distillation(task, RECIPE, Course(task, distilled=True))
+
+    def ended(dual: float, waited: float) -> bool:
+        walk.multiplier.dual, walk.progress.waited, walk.progress.stalled = dual, waited, True
+        return not walk.slowed()
+
+    assert ended(0.9, PATIENCE - 1)  # with nothing left to gain
+    assert ended(1.1, PATIENCE)  # the divergence does not bind
+    assert [ended(0.9, PATIENCE) for _ in range(HALVINGS + 1)] == [False] * HALVINGS + [True]
+    assert walk.rate == RECIPE.learning_rate / 2**HALVINGS
 
 
 def test_a_head_shift_that_blanks_the_maps_is_no_start():
