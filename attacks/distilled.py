@@ -115,11 +115,13 @@ class Distillation(Walk):
             _put(self.kept[1], self.moved)
 
     def retreat(self) -> None:
-        """To the last step within the divergence, on with half of the rate and a new Adam."""
+        """To the last step within the divergence, on with half of the rate and a new Adam; where λ was lost, with λ,
+        warm-up and patience as at first."""
         self.rate, self.optimiser = self.rate / 2, torch.optim.Adam(self.moved)
+        if self.multiplier.lost:
+            self.progress.again()
+            self.since = self.step
         self.multiplier.retreat()
-        self.progress.again()
-        self.since = self.step
         _put(self.within, self.moved)
 
     def state(self) -> State:
