@@ -86,7 +86,8 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
 
 class Distillation(Walk):
     """A distilled fine-tuning under way. `last` is the step it ends with, `kept` the best moment: loss, parameters;
-    `within` the parameters of the last step within the divergence."""
+    `within` the parameters of the last step within the divergence, `since` the step after which it warmed up last,
+    `halvings` those of the rate by `slowed`."""
 
     def __init__(self, task: Task, recipe: Recipe, course: Course) -> None:
         assert recipe.divergence is not None
@@ -102,8 +103,8 @@ class Distillation(Walk):
     def slowed(self) -> bool:
         """Whether it goes on with half of the rate, as it may HALVINGS times, instead of ending without progress:
         where λ is below the first, Adam's steps cost divergence that smaller ones leave to the fooling."""
-        waited = self.progress.waited >= PATIENCE
-        if not waited or self.halvings == HALVINGS or self.multiplier.dual >= self.multiplier.first:
+        binds = self.multiplier.dual < self.multiplier.first
+        if not (self.progress.exhausted and binds) or self.halvings == HALVINGS:
             return False
         self.rate, self.halvings = self.rate / 2, self.halvings + 1
         self.progress.again()
@@ -175,7 +176,7 @@ class Multiplier:
         self.dual = min(self.high, max(self.low, self.dual * math.exp(max(-DESCENT, min(most, move)))))
 
     def retreat(self) -> None:
-        """Half of it, as if the divergence had been kept: the weights go back to where it was."""
+        """Half of it, or the first where it is lost, as if the divergence had been kept: the weights go back there."""
         self.dual, self.mean = self.first if self.lost else max(self.low, self.dual / 2), self.wanted
 
 

@@ -35,10 +35,15 @@ class Progress:
         if self.gained:
             self.best, self.waited = self.mean, 0.0
         done = excess <= 1 and self.mean - self.least < ENOUGH
-        if self.stalled or not (done or self.waited >= self.patience):
+        if self.stalled or not (done or self.exhausted):
             return False
         self.stalled = True
         return True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has waited as long as it may."""
+        return self.waited >= self.patience
 
     def again(self) -> None:
         """On, with all of the patience: something has changed."""
