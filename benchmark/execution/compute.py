@@ -66,8 +66,10 @@ class Made(NamedTuple):
 def run_suite(
     run: Run, out: str | Path, jobs: int | None = None, start: Start | None = None, limit: float = 0
 ) -> dict[str, str]:
-    """`compute`, then write results and leaderboards under `out`. Returns the errors of failed units by name."""
+    """`compute`, then write results and leaderboards under `out`, which holds no other run's. Returns the errors of
+    failed units by name."""
     writable(Path(out), "results")
+    stored.none_but(Path(out) / "results", {*run.suite.evaluated, *stored.STORED})
     made = compute(run, jobs, start, limit)
     collect(run, Path(out), made.errors)
     return made.failed

@@ -53,9 +53,13 @@ def build(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def write(folder: Path | str) -> None:
-    """Regenerate every leaderboard of `folder` (leaderboards/<suite>) from its results/."""
-    for name, text in _render(Path(folder)).items():
+    """Regenerate every leaderboard of `folder` (leaderboards/<suite>) from its results/; one that they no longer
+    give is removed."""
+    rendered = _render(Path(folder))
+    for name, text in rendered.items():
         write_atomic(Path(folder) / f"{name}.csv", text)
+    for name in TABLES.keys() - rendered.keys():
+        (Path(folder) / f"{name}.csv").unlink(missing_ok=True)
 
 
 def are_current(folder: Path | str) -> bool:
@@ -70,8 +74,10 @@ def are_current(folder: Path | str) -> bool:
 
 def check(folder: Path | str) -> list[str]:
     """The CSV files of `folder` that are missing, or not what its results give, byte for byte but for line ends."""
-    files = {Path(folder) / f"{name}.csv": text for name, text in _render(Path(folder)).items()}
-    return [path.name for path, text in files.items() if not path.is_file() or _unix(path.read_bytes()) != text]
+    rendered = _render(Path(folder))
+    there = {name: path for name in TABLES if (path := Path(folder) / f"{name}.csv").is_file()}
+    given = {name: _unix(path.read_bytes()) for name, path in there.items()}
+    return [f"{name}.csv" for name in TABLES if given.get(name) != rendered.get(name)]
 
 
 def load(folder: Path | str, name: str) -> pd.DataFrame:

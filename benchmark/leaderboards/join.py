@@ -23,8 +23,11 @@ Card = dict[str, Any]
 
 
 def write(pieces: Sequence[Path], folder: Path) -> None:
-    """Write FOLDER/results from those of each piece, a folder of leaderboards. UserError names what differs."""
-    for name, (frame, card) in joined(pieces).items():
+    """Write FOLDER/results from those of each piece, a folder of leaderboards. UserError names what differs, or what
+    else FOLDER holds."""
+    tables = joined(pieces)
+    stored.none_but(folder / "results", tables)
+    for name, (frame, card) in tables.items():
         stored.write(folder / "results", name, frame, card)
 
 

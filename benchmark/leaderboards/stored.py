@@ -5,6 +5,7 @@ manipulations themselves, `fronts` where recipes were searched, `robustness` whe
 `backdoors` where a fooling has a trigger, `controls` where models are fine-tuned without one.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,22 @@ def write(folder: Path | str, name: str, frame: pd.DataFrame, card: dict[str, An
     results.write(folder, name, frame, card, table(name))
 
 
+def none_but(folder: Path, names: Iterable[str]) -> None:
+    """That `folder`, if it is there, holds results of these names alone: others, of another run, would be rows of the
+    same board. UserError names them."""
+    if others := sorted(_names(folder) - set(names)) if folder.is_dir() else []:
+        raise UserError(
+            f"{folder} holds results of another run ({', '.join(others)}), which would stand on this board: "
+            "move them away, or choose another --out"
+        )
+
+
 def read(folder: Path | str) -> Results:
     """All results in `folder`, checked: UserError names the file that is missing, corrupt or foreign."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no results: {folder} is not a folder (foolbench run writes it); {WHERE}")
-    names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")} | {"models"})
+    names = sorted(_names(folder) | {"models"})
     entries = {name: results.read(folder, name, table(name)) for name in names}
     others = {name: entries.pop(name) for name in STORED if name in entries}
     listed = {tuple(manipulation[k] for k in KEY) for manipulation in others["models"][1]["manipulations"]}
@@ -50,3 +61,7 @@ def read(folder: Path | str) -> Results:
             cell = "/".join(map(str, min(foreign)))
             raise UserError(f"{folder / name}.parquet scores {cell}, which models.json does not list")
     return Results(entries, others)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".json")}

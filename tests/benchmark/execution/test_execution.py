@@ -50,6 +50,14 @@ def test_a_second_run_computes_nothing_and_writes_the_same_bytes(finished, tmp_p
     assert replace(finished, out=tmp_path).written() == finished.written()
 
 
+def test_results_of_another_run_are_refused_before_anything_is_computed(finished, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "layer_cam.parquet").touch()
+    monkeypatch.setattr(compute, "compute", None)
+    with pytest.raises(UserError, match=r"results of another run \(layer_cam\).*move them away"):
+        compute.run_suite(finished.run, tmp_path)
+
+
 def test_the_same_run_from_nothing_gives_the_same_bytes(finished, tmp_path):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     torch.manual_seed(123)  # must not matter

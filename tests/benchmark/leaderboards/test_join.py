@@ -134,6 +134,16 @@ def test_pieces_that_contradict_each_other_are_refused(piece, change, said):
         joined([piece(location), piece(center_mass, change)])
 
 
+def test_a_folder_that_holds_results_of_no_piece_is_not_joined_into(piece, tmp_path):
+    whole, pieces = tmp_path / "whole", [piece(location), piece(center_mass)]
+    cli.join(pieces, whole)
+    (whole / "results" / "lrp.json").write_text("{}")
+    before = {path: path.read_bytes() for path in whole.rglob("*.*")}
+    with pytest.raises(UserError, match=r"whole/results holds results of another run \(lrp\).*choose another --out"):
+        cli.join(pieces, whole)
+    assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
+
+
 def test_the_command_writes_results_and_their_tables(piece, capsys, tmp_path):
     cli.join([piece(location), piece(center_mass)], tmp_path / "whole")
     assert leaderboards.check(tmp_path / "whole") == []

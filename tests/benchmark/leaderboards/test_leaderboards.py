@@ -54,7 +54,8 @@ def test_check_names_what_differs(by_hand: Path) -> None:
     text[-10] ^= 1
     (by_hand / "transfer.csv").write_bytes(text)
     (by_hand / "aopc.csv").unlink()
-    assert leaderboards.check(by_hand) == ["transfer.csv", "aopc.csv"]
+    (by_hand / "backdoors.csv").touch()  # of results that had a fooling with a trigger
+    assert leaderboards.check(by_hand) == ["transfer.csv", "aopc.csv", "backdoors.csv"]
     leaderboards.write(by_hand)
     assert leaderboards.check(by_hand) == []
 
