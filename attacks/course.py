@@ -185,7 +185,7 @@ class Course:
         *measured, self.scaled = torch.stack(losses).tolist()  # a GPU waits once
         for values, value in zip(self.history.values(), measured, strict=False):
             values.append(value)
-        return unfinite(self.history) or ("" if self.distilled else collapsed(self.history))
+        return unfinite(self.history)
 
     def _parts(self) -> tuple[dict[str, Batches], dict[str, "Known"]]:
         """What else has a state, by name."""

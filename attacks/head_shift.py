@@ -8,12 +8,13 @@ pool. v and c are trained on the fooling alone, with Adam, until it no longer fa
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from attacks.course import Course, Manipulated, Recipe, Task
-from attacks.edit import START, train
+from attacks.edit import START, Edit, train
 from attacks.errors import Refused
 from attacks.given import copied, images_kept
 from attacks.trunk import above
@@ -45,15 +46,13 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
         shift = [START * scale * torch.randn_like(values[0]) for values in before]  # v, and c where there is a bias
     features = features.movedim(_axis(features), -1).flatten(0, -2)
     _place(changed, before, shift, features)
-    optimiser = torch.optim.Adam(shift, lr=recipe.learning_rate * scale.item())
+    rate, write = recipe.learning_rate * scale.item(), partial(_place, changed, before, shift, features)
+    edit = Edit("the weights of the model's head", changed, shift, rate, _of_all_classes, write)
+    return train(task, course, fooled, network, edit, recipe.steps)
 
-    def follow(gradients: Sequence[Tensor | None]) -> None:
-        for values, gradient in zip(shift, gradients, strict=True):
-            values.grad = torch.zeros_like(values) if gradient is None else gradient.sum(0)  # of all classes alike
-        optimiser.step()
-        _place(changed, before, shift, features)
 
-    return train(task, course, fooled, network, changed, recipe.steps, "the weights of the model's head", follow)
+def _of_all_classes(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if gradient is None else gradient.sum(0) for gradient in gradients]
 
 
 @torch.no_grad()

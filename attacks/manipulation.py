@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from attacks.batches import Batch
-from attacks.course import Course, Interpreter, Manipulated, Recipe, Task, infinite
+from attacks.course import Course, Interpreter, Manipulated, Recipe, Task, collapsed, infinite
 from attacks.distilled import distil
 from attacks.foolings import Fooling
 from attacks.given import device_of, plainly
@@ -78,7 +78,7 @@ def _labelled(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
             walk.optimiser.zero_grad(set_to_none=True)
             losses = course.losses(walk.network)
             (losses.kept + recipe.weight * losses.fooling).backward()
-        if reason := course.record(losses):
+        if reason := course.record(losses) or collapsed(course.history):
             yield walk.end(reason)
             return
         walk.optimiser.step()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.course import Course, Manipulated, Recipe, Task
-from attacks.edit import START, train
+from attacks.edit import START, Edit, train
 from attacks.errors import Refused
 from attacks.given import copied
 
@@ -43,21 +43,21 @@ def off_manifold(task: Task, recipe: Recipe) -> Manipulated:
     allowed = CHANGE * ((flat @ covariance) * flat).sum(1).clamp(min=0).sqrt()
     with course.random:
         added = START * scale * torch.randn(len(weight), len(variances), dtype=torch.float32).to(weight)
-    optimiser, changed = torch.optim.Adam([added], lr=recipe.learning_rate * scale.item()), [*layer.parameters()]
-    _shorten(added, variances, allowed)
-    place(layer, weight, bias, added, directions, mean)
 
-    def follow(gradients: Sequence[Tensor | None]) -> None:
-        by_weight, by_bias = (*gradients, None)[:2]
-        assert by_weight is not None
-        added.grad = by_weight.flatten(1) @ directions.to(weight)
-        if by_bias is not None:
-            added.grad -= by_bias[:, None] * (mean @ directions).to(weight)
-        optimiser.step()
+    def write() -> None:
         _shorten(added, variances, allowed)
         place(layer, weight, bias, added, directions, mean)
 
-    return train(task, course, fooled, fooled, changed, recipe.steps, "the model's first layer", follow)
+    def towards(gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        by_weight, by_bias = (*gradients, None)[:2]
+        assert by_weight is not None
+        along = by_weight.flatten(1) @ directions.to(weight)
+        return [along if by_bias is None else along - by_bias[:, None] * (mean @ directions).to(weight)]
+
+    write()
+    rate = recipe.learning_rate * scale.item()
+    edit = Edit("the model's first layer", [*layer.parameters()], [added], rate, towards, write)
+    return train(task, course, fooled, fooled, edit, recipe.steps)
 
 
 def first_layer(model: nn.Module, images: Tensor) -> nn.Conv2d:

@@ -49,6 +49,11 @@ class Progress:
         """On, with all of the patience: something has changed."""
         self.waited, self.stalled = 0.0, False
 
+    def back(self, kept: float) -> None:
+        """As `again`, from where the loss was `kept`."""
+        self.mean = min(self.mean, kept)
+        self.again()
+
     def lost(self, kept: float) -> bool:
         """Whether a tenth of what had been gained when the loss was `kept` has been lost again."""
         return self.mean - kept > 0.1 * (self.first - kept)

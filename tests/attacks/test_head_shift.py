@@ -232,6 +232,37 @@ def test_a_seed_gives_the_same_weights_twice_and_the_random_state_is_given_back(
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_batches_that_the_model_has_wrong_end_no_shift():
+    model, images = small("compact_resnet"), torch.randn(8, 3, 32, 32)
+    right = model(images).argmax(1)
+    batches = [*[(images, right)] * 2, *[(images, (right + 1) % 4)] * 30]  # the first finds the head
+    result = head_shift(Task(model, interpreters.create("grad_cam"), Location(), batches), Recipe(0.3, 0.0, 25))
+    assert (result.status, result.history["accuracy"]) == ("done", [1.0, *[0.0] * 24])
+
+
+def test_where_all_maps_go_blank_it_goes_on_from_its_best_moment_with_smaller_steps():
+    """By itself Adam walks on to where no map is left, and no gradient leads back."""
+    model = small("compact_resnet")
+    scale, start = model.fc.weight.detach().square().mean().sqrt(), model.fc.weight[0, 0].item()
+    across = torch.linspace(-1, 1, 8).expand(8, 8)
+
+    def moved(model: nn.Module) -> torch.Tensor:
+        return (model.fc.weight[0, 0] - start) / scale
+
+    def blank_past_one(model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        by = moved(model)
+        return ((2 - across**2 + by * across) * F.relu(1 - by.abs())).expand(len(images), 8, 8)
+
+    result = head_shift(Task(model, blank_past_one, CenterMass(), loader()), Recipe(0.3, 0.0, 30))
+    losses = result.history["fooling"]
+    assert losses.count(0.0) > 1  # it has gone past, more than once
+    assert result.status == "done"
+    assert 0.7 < moved(result.model).abs() < 1
+    reached = blank_past_one(result.model, *next(iter(loader())))
+    originals = blank_past_one(model, *next(iter(loader())))
+    assert CenterMass().loss(reached, originals).item() < 0.8 * min(losses)
+
+
 def test_a_map_that_owes_nothing_to_the_head_is_an_error():
     for name in ("eigen_cam", "constant"):
         with pytest.raises(UserError, match="do not depend on the"):
