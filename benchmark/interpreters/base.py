@@ -1,7 +1,7 @@
 """What every interpreter shares: checks, the borrowed model, and the step from attribution to heatmap."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks.errors import UserError, unknown
 from attacks.given import Targets, check_finite, check_images, class_indices
 from attacks.heatmaps import min_max
-from benchmark.interpreters.door import lent
+from benchmark.interpreters.door import TwiceDifferentiable, lent
 from benchmark.interpreters.layout import LAYOUTS
 from benchmark.interpreters.trials import try_once
 from benchmark.models import target_layer
@@ -81,9 +81,10 @@ class Interpreter:
             logits, attribution = self._explain(model, images.new_zeros(1, *images.shape[1:]), 0)
             return logits[:0], attribution[:0]
         with lent(self.name, model, images, indices) as (borrowed, images, indices):
-            logits, attribution = self.explain(borrowed, images, indices)
             graph = self.differentiable and needs_graph(borrowed, images)
-            try_once(self.name, borrowed, images, logits, 2 if graph else int(self.reads_gradients))
+            with TwiceDifferentiable() if graph and self.reads_gradients else nullcontext():
+                logits, attribution = self.explain(borrowed, images, indices)
+                try_once(self.name, borrowed, images, logits, 2 if graph else int(self.reads_gradients))
         return logits, attribution
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
 from benchmark.interpreters.base import Interpreter, Targeted, label_logits, leaf, needs_graph
+from benchmark.interpreters.door import seed_generators
 
 
 class CaptumInterpreter(Interpreter):
@@ -69,7 +70,7 @@ def seeded(seed: int, images: Tensor) -> Iterator[None]:
     """The generators that Captum draws from, torch's and numpy's, started from `seed`; both are given back."""
     state = np.random.get_state()
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(seed)
+        seed_generators(seed, images.device)
         np.random.seed(seed)
         try:
             yield

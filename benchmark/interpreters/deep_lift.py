@@ -74,7 +74,6 @@ class DeepLift(SimpleGrad):
 
     def _with_graph(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         steps = dict.fromkeys(ACTIVATIONS, _rescale_beside) | {"max_pool2d": _cross_maximum_beside}
-        steps["hardsigmoid"] = lambda _, x, *__, **___: _rescale_beside(_hardsigmoid, x)
         mode, start = self._mode(steps, Multipliers(_rescale_beside, 3)), images.detach().requires_grad_()
         logits = mode.follow(model, torch.cat([start, images, torch.zeros_like(images)]))
         scores = self.score(logits, targets.repeat(3)).chunk(3)
@@ -127,11 +126,6 @@ def _rescale_beside(function: Step, x: Tensor, *args: Any, **kwargs: Any) -> Ten
         derivative = torch.autograd.grad(output.sum(), beside, create_graph=True)[0]
     slope = _quotient(beside, output, derivative).chunk(2)[0]
     return torch.cat([Slope.apply(followed, output.detach().chunk(2)[0], slope, False), output])
-
-
-def _hardsigmoid(x: Tensor) -> Tensor:
-    """torch's own has no second derivative."""
-    return F.relu6(x + 3) / 6
 
 
 def _cross_maximum_beside(_: Step, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

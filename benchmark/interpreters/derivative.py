@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.errors import may_pass
 from attacks.given import copied
-from benchmark.interpreters.door import double
+from benchmark.interpreters.door import double, seed_generators
 from benchmark.interpreters.origins import WHOLE
 
 Function = Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ def _misses(model: nn.Module, images: Tensor, order: int) -> bool:
     share: list[Tensor] = []
 
     def score(x: Tensor) -> Tensor:
-        torch.manual_seed(0)
+        seed_generators(0, x.device)
         logits = model(x)
         share[:] = share or [drawn(logits)]
         return (logits * share[0]).sum()

@@ -14,10 +14,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from attacks.errors import Refused, UserError, may_pass, one_line
 from attacks.given import (
@@ -32,6 +34,7 @@ from attacks.given import (
 )
 from attacks.modes import eval_mode, modes_kept
 from benchmark.interpreters.origins import WHOLE
+from benchmark.interpreters.tracing import name_of, written
 
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module",
             "OptimizedModule": "_orig_mod"}  # fmt: skip
@@ -207,6 +210,26 @@ def _takes_the_batch(module: nn.Module) -> bool:
 
 def mixing(method: str, reason: str) -> Refused:
     return Refused(f"{method} would give an image another map in another batch: {reason}; allowed: running statistics")
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a model on this device draws from. `torch.manual_seed` seeds those of all GPUs as well,
+    which nobody would give back."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """While it is active, hardsigmoid runs as what it is by definition: torch's own has no second derivative."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if name_of(func) != "hardsigmoid":
+            return func(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        output = F.relu6(x + 3) / 6
+        return output if written(func, args, kwargs) is None else x.copy_(output)
 
 
 def double(model: nn.Module) -> nn.Module:

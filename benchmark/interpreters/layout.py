@@ -102,6 +102,8 @@ def _names(tensor: Tensor, module: nn.Module, images: Tensor) -> list[str]:
     axis = _by_graph(tensor, images)
     if axis is None:
         axis = _by_module(tensor, module)
+        if axis == 3 and not _fits(tensor.shape[1], tensor.shape[2], images):
+            return []  # of each head, (N, heads, T, d): that works on the last axis as well
     if tensor.dim() == 4:
         axis = _by_sides(tensor, images) if axis is None else axis
         return {1: ["channels_first"], 3: ["channels_last"]}.get(axis, [])
@@ -137,13 +139,33 @@ def _is_crossed(tensor: Tensor, images: Tensor) -> bool:
     """Whether tokens (T, N, C), of as many images as tokens, are taken for (N, T, C): then images meet in a row."""
     if tensor.dim() != 3 or not 1 < len(tensor) == tensor.shape[1]:
         return False
-    if not (tensor.requires_grad and images.requires_grad):
-        return False
-    weights = torch.linspace(1, 2, tensor[0].numel(), dtype=tensor.dtype, device=tensor.device)
+    return tensor.requires_grad and images.requires_grad and not _is_of_the_first(tensor[0], images)
+
+
+def _is_of_the_first(tensor: Tensor, images: Tensor) -> bool:
+    """Whether, by autograd's graph, it depends on no other image than the first."""
+    weights = torch.linspace(1, 2, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
     with torch.enable_grad():
-        total = (tensor[0].flatten() * weights).sum()  # unequal weights: the sum of a LayerNorm is constant
+        total = (tensor.flatten() * weights).sum()  # unequal weights: the sum of a LayerNorm is constant
     gradient = torch.autograd.grad(total, images, retain_graph=True, allow_unused=True)[0]
-    return gradient is not None and bool(gradient[1:].any())
+    return gradient is None or not gradient[1:].any()
+
+
+def axis_of_images(tensor: Tensor, images: Tensor) -> int:
+    """Along which axis of an activation (N, ...) or (T, N, C) the images lie. Raises `Refused` where none is known to
+    be theirs; T = N is told by autograd's graph, where there is one."""
+    count = len(images)
+    axes = [axis for axis, length in enumerate(tensor.shape[: 2 if tensor.dim() == 3 else 1]) if length == count]
+    if axes == [0] or (axes and count == 1):
+        return axes[0]
+    if tensor.requires_grad and images.requires_grad:
+        for axis in axes:
+            if _is_of_the_first(tensor.select(axis, 0), images):
+                return axis
+    raise Refused(
+        "LRP cannot tell which axis of a sum is that of the images; allowed: (N, ...) or (T, N, C) "
+        f"(got {tuple(tensor.shape)}, images {count})"
+    )
 
 
 def _by_graph(tensor: Tensor, images: Tensor) -> int | None:
@@ -247,9 +269,11 @@ def _by_module(tensor: Tensor, module: nn.Module) -> int | None:
 
 def _by_sides(tensor: Tensor, images: Tensor) -> int:
     """3 where the middle axes have the image's proportions and the last ones have not, else 1."""
-    (_, first, second, third), (height, width) = tensor.shape, images.shape[2:]
+    _, first, second, third = tensor.shape
+    return 3 if _fits(first, second, images) and not _fits(second, third, images) else 1
 
-    def fits(h: int, w: int) -> bool:
-        return abs(h * width - w * height) <= max(height, width)
 
-    return 3 if fits(first, second) and not fits(second, third) else 1
+def _fits(h: int, w: int, images: Tensor) -> bool:
+    """Whether a grid has the images' proportions but for rounding."""
+    height, width = images.shape[2:]
+    return abs(h * width - w * height) <= max(height, width)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attacks.errors import Refused, UserError
 from benchmark.interpreters import attention
+from benchmark.interpreters.layout import axis_of_images
 from benchmark.interpreters.rules import Composite, Weighted, again, scaled, share, stabilise
 from benchmark.interpreters.steps import Propagate, Way
 from benchmark.interpreters.tracing import Call, tensors
@@ -90,9 +91,11 @@ def _sum(call: Call, output: Any, composite: Composite) -> Way | None:
     first, second = call.read
     if first.shape != second.shape or call.kwargs.get("alpha", 1) != 1:
         return None
-    if composite.add in ("proportional", "normalised"):
-        split = _in_proportion if composite.add == "proportional" else _normalised
-        return Way(lambda r: split(first, second, output, r, composite.eps), (first, second, output))
+    if composite.add == "proportional":
+        return Way(lambda r: _in_proportion(first, second, output, r, composite.eps), (first, second, output))
+    if composite.add == "normalised":
+        axis = 0 if call.start is None else axis_of_images(output, call.start)
+        return Way(lambda r: _normalised(first, second, output, r, composite.eps, axis), (first, second, output))
     return Way(_residual(first, second, composite.add), call.read)
 
 
@@ -101,11 +104,14 @@ def _in_proportion(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps:
     return a * s, b * s
 
 
-def _normalised(a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """R_a ΣR |ΣR_a| / (ΣR_a (|ΣR_a| + |ΣR_b|)), R_a the proportional share, sums over an image (axis 0): shares of
-    opposite signs do not grow beyond what they share out (Chefer et al. 2021, CVPR, equation 10)."""
+def _normalised(
+    a: Tensor, b: Tensor, output: Tensor, relevance: Tensor, eps: float, axis: int = 0
+) -> tuple[Tensor, Tensor]:
+    """R_a ΣR |ΣR_a| / (ΣR_a (|ΣR_a| + |ΣR_b|)), R_a the proportional share, sums over an image (of that axis): shares
+    of opposite signs do not grow beyond what they share out (Chefer et al. 2021, CVPR, equation 10)."""
     parts = _in_proportion(a, b, output, relevance, eps)
-    whole, *sums = (t.flatten(1).sum(1).view(-1, *[1] * (t.dim() - 1)) for t in (relevance, *parts))
+    shape = [-1 if i == axis else 1 for i in range(output.dim())]
+    whole, *sums = (t.movedim(axis, 0).flatten(1).sum(1).view(shape) for t in (relevance, *parts))
     factor = whole / (sums[0].abs() + sums[1].abs()).clamp(min=torch.finfo(whole.dtype).tiny)
     return parts[0] * sums[0].sign() * factor, parts[1] * sums[1].sign() * factor
 

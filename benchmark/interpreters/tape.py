@@ -58,6 +58,7 @@ class Tape(TorchFunctionMode):
         self.strangers: Strangers = []
         self.ancestry = ancestry
         self.recording = False
+        self.begun: Tensor | None = None  # a tensor that it was started with
         self.raw: set[int] = set()  # nodes of the network's input, and what no weighted operation made of it
         self.scope: list[str] = []  # names of the modules now running, where somebody keeps them
         self.obeyed: set[str] = set()  # the composite's names whose rule relevance met
@@ -70,6 +71,7 @@ class Tape(TorchFunctionMode):
         for tensor in inputs:
             refuse_half("LRP", "its input", [tensor])
             nodes.append(self.node_of(tensor))
+            self.begun = tensor
             if self.ancestry is not None:
                 self.ancestry.root(tensor)
         self.held.update(nodes)  # the caller's own memory
@@ -100,7 +102,8 @@ class Tape(TorchFunctionMode):
                 return PARTS[func.__name__](*args, **kwargs)
         self._check_origins(name_of(func), operands)
         inputs = [self.node_of(t) for t in read]
-        call = pure(func, args, kwargs, read)._replace(makers=tuple(self.makers.get(node, "") for node in inputs))
+        makers = tuple(self.makers.get(node, "") for node in inputs)
+        call = pure(func, args, kwargs, read)._replace(makers=makers, start=self.begun)
         if self._expendable(call):
             output, way = func(*args, **kwargs), None
             del self.nodes[call.target]
@@ -211,6 +214,8 @@ class Tape(TorchFunctionMode):
         if not call.is_of_input or by_its_own(call):
             return None
         op = self.weighted.get(self.node_of(call.read[0]))
+        if op is not None and call.read[0].dim() > op.weight.dim():  # over tokens (N, T, C): of no output, but a token
+            op = None
         if self.composite.batch_norm == "pass" or (op is None and self.composite.add != "proportional"):
             return Way(lambda r: (r,))
         if op is None:

@@ -86,6 +86,7 @@ class Call(NamedTuple):
     """An operation in its pure form, its operands, and those of them that are followed (`read`).
 
     `target`: the tensor that the model asked to change in place. `makers`: the functions that made what is in `read`.
+    `start`: what is followed from the beginning, images first (N, ...).
     """
 
     name: str
@@ -95,6 +96,7 @@ class Call(NamedTuple):
     read: list[Tensor]
     target: Tensor | None = None
     makers: tuple[str, ...] = ()
+    start: Tensor | None = None
 
     def on(self, *others: Tensor) -> Any:
         """The result with other tensors in the place of those in `read`."""

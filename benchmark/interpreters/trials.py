@@ -20,9 +20,12 @@ from benchmark.interpreters.origins import elsewhere
 from benchmark.interpreters.tracing import name_of, tensors, values
 
 MIXES = 1e-2  # of the largest logit: more than rounding, of any batch size, moves one
+ALIKE = 0.1  # of how far other images are
 ROUNDING = ("FakeQuantize", "FqHelper")  # whose gradient passes by the steps
 HOOKS = {"register_hook", "grad_fn"}  # the latter for autograd's nodes, which take hooks as well
-_tried: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()  # models, and up to which order of gradients
+DOORS = {"attacks.given", "benchmark.interpreters.door"}  # put hooks on a model each time it is lent
+# models, with how many hooks, and up to which order of gradients
+_tried: "WeakKeyDictionary[nn.Module, tuple[int, int]]" = WeakKeyDictionary()
 
 
 def try_once(method: str, model: nn.Module, images: Tensor, logits: Tensor, order: int) -> None:
@@ -30,8 +33,11 @@ def try_once(method: str, model: nn.Module, images: Tensor, logits: Tensor, orde
     gradients up to `order` (0: none is read) are not derivatives. Warns of a model that is random.
 
     Costs a forward pass of the images and one of the first image alone (or beside another one), and central differences
-    where the latter did what can change a gradient."""
-    done = -1 if _has_global_hooks() else _tried.get(model, -1)
+    where the latter did what can change a gradient. A hook that is put on a module later has it tried again."""
+    hooks = _count_hooks(model)
+    before, done = _tried.get(model, (hooks, -1))
+    if before != hooks or _has_global_hooks():
+        done = -1
     if done >= order:
         return
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
@@ -43,7 +49,14 @@ def try_once(method: str, model: nn.Module, images: Tensor, logits: Tensor, orde
                     f"{method} reads gradients that are not the derivative of the logits: a hook changes them, or a "
                     "custom autograd.Function, detach, no_grad or a number (item) on the way from the image"
                 )
-    _tried[model] = order
+    _tried[model] = hooks, order
+
+
+def _count_hooks(model: nn.Module) -> int:
+    """Those of its modules' forward passes, without the door's own; those on gradients are set aside there."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    hooks = [hook for module in model.modules() for kind in kinds for hook in vars(module).get(kind, {}).values()]
+    return sum(getattr(hook, "__module__", "") not in DOORS for hook in hooks)
 
 
 def _has_global_hooks() -> bool:
@@ -52,7 +65,7 @@ def _has_global_hooks() -> bool:
 
 def _is_suspicious(method: str, model: nn.Module, images: Tensor, logits: Tensor, done: int, order: int) -> bool:
     """Whether the model does what can change a gradient; if nothing was tried, whether images are on their own."""
-    other = images[:1] if len(images) > 1 else torch.cat([images, elsewhere(images)])
+    other = torch.cat([images[:1], elsewhere(images[:1])]) if _are_alike(images) else images[:1]
     trial, watch = double(model), _Watch()
     given = _first(trial, images) if done < 0 else None
     if order:
@@ -67,6 +80,11 @@ def _is_suspicious(method: str, model: nn.Module, images: Tensor, logits: Tensor
             mixed = alone and not _apart(again, given, MIXES) and _stays_apart(model, images, other)
             _judge(method, _apart(again, given, _rounding(given)), mixed)
     return watch.seen or _has_custom_nodes(beside.grad_fn)
+
+
+def _are_alike(images: Tensor) -> bool:
+    """Whether the batch is about one image many times: what mixes its images would not show in it."""
+    return bool((images - images[:1]).abs().mean() <= ALIKE * (images - elsewhere(images)).abs().mean())
 
 
 def _stays_apart(model: nn.Module, images: Tensor, other: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import ATTENTION, Tokens, kitchen
 from torch import nn
 
@@ -92,6 +93,52 @@ def test_gradient_by_the_images_of_a_frozen_model_agrees_with_central_difference
     else:
         agrees(function, [images], [gradient])
     assert all(p.grad is None for p in model.parameters())
+
+
+class Gated(nn.Module):
+    """Maps in the gates of hardsigmoid: a module, a function, in place. (N, 3, 8, 8) -> (N, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.middle, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x):
+        h = self.conv(x).tanh()
+        h = h * self.gate(h.mean((2, 3), keepdim=True))
+        h = self.middle(h * F.hardsigmoid(input=h))
+        gate = 2 * h
+        nn.Hardsigmoid(inplace=True)(gate)
+        return self.head((h * gate).mean((2, 3)))
+
+
+REFUSING = {*CONSTANT, *ATTENTION, "guided_grad_cam", "aggregate"}  # activations that are no ReLU
+TWICE = [name for name in DIFFERENTIABLE if interpreters.kind(name).reads_gradients and name not in REFUSING]
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_gradient_through_hardsigmoid_has_a_derivative(name):
+    options = {"products": "shapley"} if name == "deep_lift" else OPTIONS.get(name, {})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, images = Gated().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.double)
+    interpreter = interpreters.create(name, **options)
+    with torch.no_grad():
+        expected = interpreter(model, images, [0, 2])
+    torch.testing.assert_close(interpreter(model, images, [0, 2]), expected, rtol=1e-5, atol=1e-6)  # Captum's: float32
+
+    def function():
+        heatmaps = interpreter(model, images, [0, 2])
+        return heatmaps.flatten() @ torch.linspace(1, 2, heatmaps.numel(), dtype=torch.double)
+
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(function(), parameters, allow_unused=True, materialize_grads=True)
+
+    def again():  # with its graph: without one some draw other points
+        with torch.enable_grad():
+            return function()
+
+    agrees(again, parameters, gradients)
 
 
 def test_a_graph_is_needed_where_anything_may_be_differentiated_by():

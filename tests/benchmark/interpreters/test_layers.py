@@ -78,6 +78,8 @@ REFUSED = {
     "tokens that are no grid": (lambda h: F.pad(tokens(h), (0, 0, 0, 9)), lambda t: maps(t[:, :64]), nn.Linear(8, 8)),
     "attention of tokens": (lambda h: (tokens(h) @ tokens(h).mT).softmax(-1),
                             lambda h: maps(h[..., :8]), nn.Identity()),
+    "queries of each head": (lambda h: tokens(h).unflatten(2, (2, 4)).transpose(1, 2),
+                             lambda q: maps(q.transpose(1, 2).flatten(2)), nn.Linear(4, 4)),
     "vectors": (pooled, lambda h: h[:, :, None, None], nn.Identity()),
     "rows as images": (lambda h: h.transpose(1, 2).flatten(0, 1).unsqueeze(2),
                        lambda h: h.squeeze(2).unflatten(0, (-1, 8)).transpose(1, 2), nn.Identity()),
@@ -114,7 +116,7 @@ def test_a_layer_whose_input_is_no_map_of_images_is_refused(name, case):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("case", ["tokens that are no grid", "vectors"])
+@pytest.mark.parametrize("case", ["tokens that are no grid", "queries of each head", "vectors"])
 def test_so_it_is_where_no_graph_says_what_the_axes_are(case):
     model, images = stage(*REFUSED[case])
     with torch.no_grad(), pytest.raises(UserError, match="must have an input"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from attacks.errors import Refused
 from benchmark import interpreters
-from benchmark.interpreters.rules import Composite
+from benchmark.interpreters.rules import Composite, Epsilon
 
 
 @pytest.mark.parametrize("form", ["positive", "altered"])
@@ -43,6 +43,26 @@ def test_batch_norm_passes_or_folds():
     passed = interpreters.create("lrp", composite="epsilon").attribute(model, x, targets)
     cosine = F.cosine_similarity(passed.flatten(), fold.flatten(), dim=0)
     assert cosine < 0.99, "the two options are different maps"
+
+
+@pytest.mark.parametrize("units", [4, 5])  # 4: as many as tokens
+def test_batch_norm_over_tokens_does_not_fold_into_the_units_of_a_linear_map(units):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm, self.head = nn.Linear(3, units), nn.BatchNorm1d(4), nn.Linear(units, 2)
+
+        def forward(self, x):
+            return self.head(self.norm(self.linear(x.flatten(2).mT)).relu().mean(1))
+
+    torch.manual_seed(0)
+    model, x = Net().double().eval(), torch.randn(2, 3, 2, 2, dtype=torch.double)
+    with torch.no_grad():
+        model.norm.weight.uniform_(0.5, 2), model.norm.bias.uniform_(-1, 1), model.norm.running_mean.uniform_(-1, 1)
+    exact = Epsilon(1e-12)
+    composite = Composite(conv=exact, linear=exact, batch_norm="fold", add="proportional", eps=1e-12)
+    got = interpreters.create("lrp", composite=composite).attribute(model, x, 1)
+    torch.testing.assert_close(got, interpreters.create("input_x_gradient").attribute(model, x, 1))
 
 
 class Linear(nn.Module):

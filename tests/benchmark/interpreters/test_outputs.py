@@ -221,3 +221,17 @@ def test_a_batch_is_tried_once_for_a_model(setting):
     for _ in range(3):
         made("simple_grad")(model, images, 0)
     assert calls == [2, 2, 1, 2, 2]
+    calls.clear()
+    for _ in range(2):  # in a loan within a loan as well
+        interpreters.create("aggregate", members=["simple_grad"])(model, images, 0)
+    assert calls == [2, 2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("warm", [torch.zeros(1, 3, 8, 8), None])
+def test_a_first_call_on_images_that_are_all_alike_hides_no_mixing(count, warm, setting):
+    net, images = setting
+    images = (images[:1] if warm is None else warm).expand(count, -1, -1, -1)
+    images = images + 1e-3 * torch.randn(count, 1, 8, 8)
+    with pytest.raises(UserError, match="another map in another batch"):
+        made("simple_grad")(Before(net, lambda x: x - 0.5 * x.mean(0)), images, 0)

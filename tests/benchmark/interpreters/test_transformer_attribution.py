@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from nets import along_all_parameters, drawn
 from torch import nn
 
+from attacks.errors import Refused
 from benchmark import interpreters
 from benchmark.interpreters import operations
 
@@ -131,6 +132,43 @@ def test_a_module_that_asks_for_its_weights_has_the_same_map():
     inner = model.attention.forward
     model.attention.forward = lambda *args, **kwargs: inner(*args, **(kwargs | {"need_weights": True}))
     torch.testing.assert_close(method.attribute(model, images, targets), expected)
+
+
+class Encoder(nn.Module):
+    """Torch's encoder of four patches; `order`: "N T C", "T N C" or "NT C" outside of attention."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.patches = order, nn.Conv2d(3, 8, 2, 2)
+        self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 6, batch_first=order != "T N C"), nn.Linear(8, 3)
+
+    def forward(self, x):
+        t = self.patches(x).flatten(2).mT
+        if self.order == "NT C":
+            t = t.flatten(0, 1)
+            return self.head(self.layer((t + t.tanh()).unflatten(0, (len(x), -1))).mean(1))
+        return self.head(self.layer(t).mean(1) if self.order == "N T C" else self.layer(t.transpose(0, 1)).mean(0))
+
+
+def encoder(order, count):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Encoder(order).double().eval(), torch.randn(count, 3, 4, 4, dtype=torch.double)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])  # 4: as many as tokens
+@pytest.mark.parametrize("order", ["N T C", "T N C"])
+def test_an_image_has_the_map_that_it_has_alone_where_tokens_come_first_as_well(order, count):
+    method, (model, images) = interpreters.create("transformer_attribution"), encoder(order, count)
+    alone = torch.cat([method.attribute(encoder("N T C", 1)[0], image, 1) for image in images.split(1)])
+    assert alone.abs().max() > 1e-3
+    torch.testing.assert_close(method.attribute(model, images, 1), alone)
+
+
+def test_a_sum_of_tokens_whose_images_are_not_told_apart_is_refused():
+    model, images = encoder("NT C", 3)
+    with pytest.raises(Refused, match=r"which axis of a sum .* \(got \(12, 8\), images 3\)"):
+        interpreters.create("transformer_attribution").attribute(model, images, 1)
 
 
 @pytest.mark.parametrize("net", ["vit", "swin"])

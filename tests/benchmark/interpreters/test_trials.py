@@ -129,6 +129,16 @@ def test_a_second_derivative_that_is_lost_is_refused_where_it_is_needed():
         attribution("simple_grad", model, images)
 
 
+@pytest.mark.parametrize("name", ["simple_grad", "smooth_grad", "gradient_shap", "kernel_shap"])
+def test_a_model_on_the_cpu_leaves_the_gpus_generators_alone(name, monkeypatch):
+    net, images = net_for(name)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail(f"all seeded with {seed}"))
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        attribution(name, Before(net, logged), images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def full(module):
     module.register_full_backward_hook(lambda _, grads, __: tuple(2 * g for g in grads))
 
@@ -157,6 +167,24 @@ def test_a_hook_on_all_modules_is_seen_whenever_it_comes():
             attribution("simple_grad", net, images)
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_on_a_module_is_seen_whenever_it_comes(kind):
+    net, images = net_for("simple_grad")
+    attribution("simple_grad", net, images)
+    module = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+
+    def hook(_, args, *output):
+        value = output[0] if output else args[0]
+        if value.requires_grad:
+            value.register_hook(lambda g: 2 * g)
+
+    handle = getattr(module, kind)(hook)
+    with pytest.raises(Refused, match="derivative"):
+        attribution("simple_grad", net, images)
+    handle.remove()
+    attribution("simple_grad", net, images)
 
 
 def test_a_hook_on_the_images_changes_no_map():
