@@ -35,7 +35,8 @@ INTERPRETERS = ("interpreter", "verdict", "fsr", "low", "high", "chance", "exces
 class Audit:
     """`attacks`: a row for each interpreter under each attack (columns `ATTACKS`); `interpreters`: for each its worst
     attack within the budget, how far its maps moved, and what the gate says (`INTERPRETERS`); `about` and `settings`:
-    what was audited and how; `arrays`: maps and images to look at; `witness`: who moved least, if anybody."""
+    what was audited and how; `arrays`: maps and images to look at; `witness`: who moved least, if anybody;
+    `ended`: whether the course came to its end."""
 
     about: dict[str, Any]
     settings: dict[str, Any]
@@ -44,6 +45,7 @@ class Audit:
     witness: str | None
     top1: float
     arrays: dict[str, np.ndarray]
+    ended: bool = True
 
     @classmethod
     def load(cls, folder: Path) -> "Audit":
@@ -94,7 +96,8 @@ def _judged(found: list[Unit]) -> Audit:
     table = pd.DataFrame(judged, columns=list(INTERPRETERS))
     about = {**honest.record["about"], **{key: honest.record[key] for key in ("versions", "device")}}
     top1 = float(honest.arrays["right"].mean())
-    return Audit(about, settings, attacks, table, _witness(table), top1, arrays)
+    ended = any(unit.record["kind"] == "end" for unit in found)  # if not, what was to come could have moved any maps
+    return Audit(about, settings, attacks, table, _witness(table) if ended else None, top1, arrays, ended)
 
 
 def _rows(unit: Unit, labelled: bool, budget: float) -> list[dict[str, Any]]:
@@ -155,6 +158,7 @@ def _interpreter(name: str, attacks: pd.DataFrame, gate: tuple[bool, str] | None
     inside = asked[asked.within.astype(bool) & (asked.chance <= CHANCE_LIMIT)]
     aimed = attacks[(attacks.attacked == name) & (attacks.evaluated == name)]
     done = aimed[aimed.status == "done"]
+    refused = aimed[(aimed.status == "refused") & (aimed.way != "head_shift")]
     row: dict[str, Any] = {"interpreter": name, "aimed": len(done)}
     if gate is not None:
         row |= {"gate": "passed" if gate[0] else "not passed", "reason": gate[1]}
@@ -168,6 +172,8 @@ def _interpreter(name: str, attacks: pd.DataFrame, gate: tuple[bool, str] | None
     row["verdict"] = verdict({**{str(key): value for key, value in worst.items()}, "alike": row["alike"]})
     if not len(done) and row["verdict"] == "not fooled":
         row["verdict"] = "not attacked itself"
+    if len(refused) and row["verdict"] == "not fooled":
+        row["verdict"] = "attack refused"  # that a head shift did not fool it says little: none moves a contrast
     return row
 
 

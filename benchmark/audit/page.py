@@ -25,6 +25,7 @@ WORDS = {
     "not fooled": "was not fooled",
     "not attacked": "was not attacked",
     "not attacked itself": "was attacked through others alone",
+    "attack refused": "was not fooled, but an attack on it by gradient could not be made",
     "refused": "cannot explain this network",
     "says nothing": "cannot be told: chance alone counts as fooled",
 }
@@ -104,6 +105,8 @@ def _sentence(row: Mapping[str, Any], labelled: bool) -> str:
 
 
 def _witness(audit: Audit) -> str:
+    if not audit.ended:
+        return "No witness is named: the audit was broken off, and the attacks that were to come could move any maps."
     if audit.witness is None:
         return "No interpreter is a good witness: the maps of each were fooled or moved, or it was not attacked."
     row = next(row for row in audit.rows("interpreters") if row["interpreter"] == audit.witness)

@@ -18,7 +18,8 @@ def write(audit: Audit, out: str | Path) -> Path:
     for name in ("interpreters", "attacks"):
         text = getattr(audit, name).to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_atomic(out / f"{name}.csv", text.encode())
-    whole = {"about": audit.about, "settings": audit.settings, "top1": audit.top1, "witness": audit.witness}
+    whole = {"about": audit.about, "settings": audit.settings, "top1": audit.top1, "ended": audit.ended}
+    whole["witness"] = audit.witness
     whole |= {name: audit.rows(name) for name in ("interpreters", "attacks")}
     text = json.dumps(_plain(whole), indent=1, sort_keys=True, allow_nan=False)
     write_atomic(out / "audit.json", f"{text}\n".encode())

@@ -24,6 +24,7 @@ from attacks.errors import UserError
 from attacks.heatmaps import min_max
 from attacks.modes import modes_kept
 from benchmark.interpreters.base import find_layer
+from benchmark.interpreters.captum_lrp import attributes_kept
 
 Function = Callable[[nn.Module, Tensor, Tensor], Any]
 
@@ -81,10 +82,12 @@ class _Captum:
             made = self.method(model, *at)
         else:
             made = _moved(self.method, _model_of(self.method), model, self.layer)
-        attribution = made.attribute(images, target=targets, **self.options)
+        with attributes_kept(model):
+            attribution = made.attribute(images, target=targets, **self.options)
         if not isinstance(attribution, Tensor) or attribution.dim() != 4:
             raise UserError(f"{type(made).__name__} must give one attribution (N, C, h, w) (got {_form(attribution)})")
-        values = attribution if isinstance(made, LayerAttribution) else attribution.abs()
+        inner = getattr(made, "attribution_method", made)  # of a NoiseTunnel, which is at no layer itself
+        values = attribution if isinstance(inner, LayerAttribution) else attribution.abs()
         return values.sum(1).relu()
 
 

@@ -22,6 +22,7 @@ from benchmark.submissions.checks.maps import (
     shape_and_dtype,
     unit_range,
 )
+from benchmark.submissions.checks.room import leaves_room
 from benchmark.submissions.checks.setting import Check, Finding, Interpreter, conclude, judge, make_cases
 from benchmark.submissions.checks.shift import same_for_shifted_logits
 from benchmark.submissions.checks.tidy import generators_as_they_were, inputs_as_they_were, model_as_it_was
@@ -36,6 +37,7 @@ MAPS: dict[str, Check] = {
     "differs by class": differs_by_class,
     "depends on the image": depends_on_the_image,
     "depends on the weights": depends_on_the_weights,
+    "leaves room to be fooled": leaves_room,
 }
 TIDY: dict[str, Check] = {
     "leaves the model as it was": model_as_it_was,

@@ -56,9 +56,9 @@ def gate(name: str, aopc: float, control: bool = False) -> tuple[dict, Unit]:
 
 @pytest.fixture
 def filled(tmp_path):
-    def fill(*given) -> Audit:
-        state = State(tmp_path / ".state", {"of": "this"})
-        for spec, unit in given:
+    def fill(*given, ended: bool = True) -> Audit:
+        state, end = State(tmp_path / ".state", {"of": "this"}), {"kind": "end"}
+        for spec, unit in [*given, *([(end, Unit(end))] if ended else [])]:
             state.add(spec, unit)
         return Audit.load(tmp_path / ".state")
 
@@ -146,6 +146,22 @@ def test_nobody_is_a_witness_who_was_fooled_or_not_attacked(filled):
     audit = filled(honest(), attack("head_shift", "first", cells), attack("gradient", "second", {}, status="no time"))
     assert audit.witness is None
     assert audit.interpreters.verdict.tolist() == ["fooled", "not attacked itself", "refused"]
+
+
+def test_an_audit_that_was_broken_off_names_no_witness(filled):
+    audit = filled(*everything(), ended=False)
+    assert audit.interpreters.verdict.tolist() == ["fooled", "not fooled", "refused"]
+    assert (audit.witness, audit.ended) == (None, False)
+    assert sentences(audit)[-1].startswith("No witness is named: the audit was broken off, ")
+
+
+@pytest.mark.parametrize(("way", "verdict"), [("gradient", "attack refused"), ("head_shift", "not fooled")])
+def test_who_refused_to_be_attacked_by_gradient_is_no_witness(filled, way, verdict):
+    cells = cell("first", 0, alike=0.9) | cell("second", 8, alike=0.1)
+    other = "head_shift" if way == "gradient" else "gradient"
+    audit = filled(honest(), attack(other, "first", cells), attack(way, "first", {}, status="refused"))
+    assert audit.interpreters.verdict[0] == verdict
+    assert audit.witness == (None if way == "gradient" else "first")
 
 
 class Looking(HTMLParser):

@@ -126,6 +126,42 @@ def test_where_there_is_no_time_nothing_is_begun_and_the_page_says_so(short, tra
     assert "no time left" in (tmp_path / "audit.html").read_text()
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """Fine-tuning against grad_cam raises the error."""
+    own = Attacker.attack
+
+    def fail(error: BaseException) -> None:
+        def attack(self, interpreter, fooling, way, *rest):
+            if (way, interpreter.name) == ("gradient", "grad_cam"):
+                raise error
+            return own(self, interpreter, fooling, way, *rest)
+
+        monkeypatch.setattr(Attacker, "attack", attack)
+
+    return fail
+
+
+def test_an_attack_in_which_the_network_fails_is_refused_and_the_others_are_made(short, trained, failing):
+    failing(RuntimeError("the derivative\nis not implemented"))
+    found = audit.run(trained, Pictures(), NAMES, foolings=("location",))
+    tuned = found.attacks[found.attacks.way == "gradient"].drop_duplicates("attacked").set_index("attacked")
+    assert tuned.status.to_dict() == {"grad_cam": "refused", "simple_grad_contrast": "done"}
+    assert tuned.reason["grad_cam"] == "the derivative is not implemented"
+    assert found.ended
+    assert found.witness != "grad_cam"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")])
+def test_an_audit_that_is_broken_off_names_no_witness(short, trained, tmp_path, failing, error):
+    failing(error)
+    with pytest.raises(type(error)):
+        audit.run(trained, Pictures(), NAMES, out=tmp_path, foolings=("location",))
+    found = Audit.load(tmp_path / ".state")
+    assert set(found.attacks.way) == {"head_shift"}
+    assert (found.ended, found.witness) == (False, None)
+
+
 def test_an_attack_that_is_not_worth_beginning_is_not(short, trained):
     photographs = taken(Pictures(), 200, 0)
     attacker = Attacker(trained, *photographs.attacked, 1.0, 0, float("inf"))

@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion, Saliency
+from captum.attr import (
+    LRP,
+    GuidedGradCam,
+    IntegratedGradients,
+    LayerDeepLift,
+    LayerGradCam,
+    LayerLRP,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
 from torch import nn
 
 import benchmark
@@ -87,6 +97,7 @@ def test_an_attribution_at_the_images_is_summed_by_size(batch):
         lambda model: LayerGradCam(model, model[2]),
         lambda model: GuidedGradCam(model, model[2]),
         lambda model: NoiseTunnel(Saliency(model)),
+        lambda model: NoiseTunnel(LayerGradCam(model, model[2])),
     ],
 )
 def test_an_instance_of_captum_moves_to_the_model_that_it_is_asked_about(batch, make):
@@ -97,9 +108,24 @@ def test_an_instance_of_captum_moves_to_the_model_that_it_is_asked_about(batch, 
         got = method(model, *batch)
         torch.manual_seed(0)
         values = make(model).attribute(batch[0], target=batch[1])
-        layer = isinstance(make(model), LayerGradCam)
+        layer = values.shape[-1] == 4  # and not 8, as the images
         torch.testing.assert_close(got, min_max((values if layer else values.abs()).sum(1).relu()).detach())
     assert fingerprint(first) == before
+
+
+class Flat(nn.Sequential):
+    """Of modules that Captum's LRP has a rule for, among which nn.Flatten is not."""
+
+    def forward(self, images):
+        return super().forward(images).flatten(1)
+
+
+@pytest.mark.parametrize(("method", "layer"), [(LRP, None), (LayerLRP, "0"), (LayerDeepLift, "0")])
+def test_what_captum_leaves_on_the_modules_is_taken_off(batch, method, layer):
+    model = Flat(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    before = [set(vars(module)) for module in model.modules()]
+    adapted(method, layer=layer)(model, *batch)
+    assert [set(vars(module)) for module in model.modules()] == before
 
 
 @pytest.mark.parametrize("method", [CamOfTheForm, lambda: CamOfTheForm(network(5), [network(5)[0]])])

@@ -135,6 +135,11 @@ def test_checks_that_were_forged_are_not_believed(one_network):
     assert gradient.startswith("FAILED  gradient by the weights: on compact_resnet: autograd's derivative")
 
 
+def test_a_map_that_cannot_be_fooled_for_its_pedestal_is_not_scored(one_network):
+    with pytest.raises(UserError, match=r"^pedestal: 1 check\(s\) failed: leaves room to be fooled$"):
+        submit.check(remote(submission("pedestal", "Pedestal")), "cpu", str)
+
+
 def test_findings_come_one_by_one_from_a_process_that_nothing_else_is_asked(one_network, gradient, model, batch):
     with Child(gradient) as child:
         found = child.checks()

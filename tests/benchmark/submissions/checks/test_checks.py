@@ -51,7 +51,7 @@ def test_every_interpreter_of_ours_passes(name: str, cases, monkeypatch):
     assert skipped <= {"same on CPU and GPU"} | undecided, "none of the other checks may be given up on"
     asked = {finding.check for finding in found}
     assert ("gradient by the weights" in asked) == interpreter.differentiable
-    assert len(asked) == len(found) == 17 + interpreter.differentiable + (not interpreter.stochastic)
+    assert len(asked) == len(found) == 18 + interpreter.differentiable + (not interpreter.stochastic)
 
 
 def test_findings_come_one_by_one():
