@@ -116,8 +116,8 @@ class Distillation(Walk):
             _put(self.kept[1], self.moved)
 
     def retreat(self) -> None:
-        """To the last step within the divergence, on with half of the rate and a new Adam; where λ was lost, with λ,
-        warm-up and patience as at first."""
+        """To the last step within the divergence, on with half of the rate and a new Adam; where λ was lost, warmed up
+        anew, and with λ and patience as at first."""
         self.rate, self.optimiser = self.rate / 2, torch.optim.Adam(self.moved)
         if self.multiplier.lost:
             self.progress.again()

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from attacks import foolings
+from attacks.backdoors import Backdoor
 from attacks.course import RandomState
 from attacks.errors import Refused
 from attacks.scopes import parameters_in
@@ -63,14 +64,16 @@ def needed(run: Run, attack: Attack, scope: str) -> list[Entry]:
     Raises `Refused` where it cannot."""
     if run.is_submitted(attack.interpreter):
         raise Refused(f"{attack.interpreter} is attacked in a process of its own")
-    interpreter = create_interpreter(run, attack.interpreter)
+    interpreter, fooling = create_interpreter(run, attack.interpreter), foolings.create(attack.fooling)
+    if isinstance(fooling, Backdoor):
+        raise Refused(f"the trigger of {attack.fooling} is put on images")
     if not isinstance(interpreter, AtLayer):
         raise Refused(f"{attack.interpreter} explains at the input")
     scope = attack.scope(scope)
     cut = _cut(run, attack.model, interpreter.layer, scope)
     if not cut:
         raise Refused(f"nothing of {attack.model} lies below scope {scope!r} and the target layer")
-    forms = [False, True] if foolings.create(attack.fooling).pairs else [False]
+    forms = [False, True] if fooling.pairs else [False]
     return [Entry(TRUNKS, Trunk(attack.model, cut, pairs)) for pairs in forms]
 
 

@@ -38,8 +38,8 @@ def searched(results: Results) -> dict[str, list[Searched]]:
         budget, changed = point["budget"], point["changed"] / point["images"]
         name, kept = f"{point['attacked']} within {budget}", share(changed, point["images"])
         attack = Attack(point["model"], point["fooling"], name, 0, scores, drop["top1_drop"], kept)
-        row = point | drop | {"changed": changed, "n": scores.n, "within": "yes" if within([attack], budget) else "no"}
-        row |= with_ends(fronts.SCORES, scores)
+        met = None if budget == 0 and kept is None else "yes" if within([attack], budget) else "no"
+        row = point | drop | {"changed": changed, "n": scores.n, "within": met} | with_ends(fronts.SCORES, scores)
         found.setdefault(strategies.split(point["attacked"])[0], []).append(Searched(attack, row))
     return found
 

@@ -44,7 +44,7 @@ def chosen(results: Results) -> list[tuple[Row, Mean, Row]]:
     frame, card = results.others["fronts"]
     groups, found = dict(list(frame.groupby([*PLACE, "budget", "measure"]))), []
     for point in sorted(card["chosen"], key=lambda row: (*row_key(row), row["budget"])):
-        key = *row_key(point), point["budget"]
+        key = *row_key(point), float(np.float32(point["budget"]))  # as the rows have it
         fooled, null = groups[(*key, "fsr")], groups.get((*key, "null"))
         unrelated = np.full(len(fooled), np.nan) if null is None else null.value.to_numpy(float)
         values = np.column_stack([fooled[["value", "value_clean"]].to_numpy(float), unrelated])

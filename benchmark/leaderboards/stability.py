@@ -38,10 +38,13 @@ def standings(
         lacking = ranking.unattacked(_aimed(name, group, found), places, cards[name].get("flags", []))
         if cards[name].get("status") == "submitted":
             lacking = stuck(name, group, listed) or lacking
-        gated = ranking.eligibility(name, cards, models, errors, lacking) if has_gate(results) else (None, "")
         attacks = [*_attacks(group, accuracy), *(each.attack for each in found)]
+        worst = ranking.worst_attacks(attacks)
+        if attacks and not worst[0]:
+            lacking = lacking or "in every place an unrelated map counts as fooled, too"
+        gated = ranking.eligibility(name, cards, models, errors, lacking) if has_gate(results) else (None, "")
         levels = {level: ranking.worst_attacks(attacks, level)[0] for level in LEVELS}
-        by_interpreter[name] = ranking.Standing(*ranking.worst_attacks(attacks), levels, *gated)
+        by_interpreter[name] = ranking.Standing(*worst, levels, *gated)
     return by_interpreter
 
 
@@ -119,7 +122,8 @@ def _averages(name: str, cells: list[Cell]) -> Row:
     names = attacked if by_gradient else [strategies.split(each)[0] for each in attacked]
     aimed = list(zip(cells, (each == name for each in names), strict=True))
     self_scores = [cell.scores for cell, mine in aimed if cell.scores and mine]
-    transfer = {row_key(cell.manipulation): cell.scores for cell, mine in aimed if cell.scores and not mine}
+    others = [cell for cell in cells if strategies.split(cell.manipulation["attacked"])[0] != name]
+    transfer = {row_key(cell.manipulation): cell.scores for cell in others if cell.scores}
     aopc = [c.aopc for c in cells if c.aopc]
     worst = max(transfer, key=lambda key: transfer[key].value[excess], default=None)
     row: Row = {"interpreter": name, "cells": len(cells), "failed": sum(c.scores is None for c in cells)}
@@ -158,8 +162,12 @@ def _flags(name: str, cells: list[Cell], found: list[Searched], in_search: bool)
     for cell in cells:
         if cell.scores:
             attacked, strategy = strategies.split(cell.manipulation["attacked"])
-            without = attacked == name and not strategies.STRATEGIES[strategy].by_gradient
-            (blind if without else whitebox if cell.manipulation["attacked"] == name else surrogates).append(cell)
+            if attacked != name or strategy == "softplus":
+                surrogates.append(cell)
+            elif not strategy:
+                whitebox.append(cell)
+            elif not strategies.STRATEGIES[strategy].by_gradient:
+                blind.append(cell)
     own = [*_attacks(whitebox), *(each.attack for each in found if each.by_gradient)]
     flags = []
     for flag, others in (("SURROGATE_GAP", surrogates), ("RANDOM_BEATS_WHITEBOX", blind)):

@@ -105,15 +105,21 @@ def _drawn(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    ("attacked", "scope", "why"),
+    ("fooling", "attacked", "scope", "why"),
     [
-        ("lrp", "last_block", "lrp explains at the input"),
-        ("grad_cam", "all", "nothing of compact_resnet lies below scope 'all' and the target layer"),
-        ("grad_cam:off_manifold", "head", "nothing of compact_resnet lies below scope 'all' and the target layer"),
+        ("red_herring", "grad_cam", "last_block", "the trigger of red_herring is put on images"),
+        ("location", "lrp", "last_block", "lrp explains at the input"),
+        ("location", "grad_cam", "all", "nothing of compact_resnet lies below scope 'all' and the target layer"),
+        (
+            "location",
+            "grad_cam:off_manifold",
+            "head",
+            "nothing of compact_resnet lies below scope 'all' and the target layer",
+        ),
     ],
 )
-def test_what_needs_the_whole_network_says_so(store, capsys, attacked, scope, why):
-    run, attack = run_on(store, views=2), Manipulation("compact_resnet", "location", attacked, 0)
+def test_what_needs_the_whole_network_says_so(store, capsys, fooling, attacked, scope, why):
+    run, attack = run_on(store, views=2), Manipulation("compact_resnet", fooling, attacked, 0)
     recipe = run_on(store, scope=scope).suite.recipe(attack.model, attack.fooling, attacked)
     task = strategies.task_of(run, attack, clean_model(run, attack.model), recipe, 0)
     assert task.cut == ""

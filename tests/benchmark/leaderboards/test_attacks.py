@@ -7,7 +7,7 @@ import pytest
 from csvs import find, table
 from synthetic import manipulation, rows
 
-from benchmark import leaderboards, metrics
+from benchmark import leaderboards, metrics, results
 from benchmark.leaderboards import stored
 from benchmark.leaderboards.cells import CONTRAST, CURVES
 from benchmark.leaderboards.stability import LEVELS
@@ -77,6 +77,34 @@ def test_each_budget_of_a_search_is_a_row_with_what_it_cost(searched: Path) -> N
     assert float(row["top1_drop_low"]) < 0.9 < float(row["top1_drop_high"])
     assert [each["within"] for each in attacks] == ["no", "yes", "no", "yes"]
     assert {each["converged"] for each in attacks} == {"True"}
+
+
+def test_on_few_images_nobody_can_tell_whether_the_function_was_kept(searched: Path) -> None:
+    few = [(frame, point | {"images": 64, "changed": 0, "lost": 0, "gained": 0}) for frame, point in POINTS]
+    write_fronts(searched, few, [])
+    leaderboards.write(searched)
+    assert [row["within"] for row in table(searched, "attacks")] == ["", "yes", "yes", ""]
+
+
+def test_a_budget_that_float32_cannot_hold_has_its_rows(searched: Path) -> None:
+    write_fronts(searched, [front("occlusion", 0.1, [True, True, True, False], 1, 0, 1, 2000)], [])
+    leaderboards.write(searched)
+    assert [(row["budget"], row["fsr"]) for row in table(searched, "attacks")] == [("0.1", "0.75")]
+
+
+def test_an_own_strategy_is_no_transfer_and_no_gap(searched: Path) -> None:
+    for name in ("models", "lrp_t", "occlusion"):
+        frame, card = results.read(searched / "results", name, stored.table(name))
+        own = frame.assign(attacked="occlusion:head_shift")
+        if name == "models":
+            card["manipulations"] += [manipulation(("net", "location", "occlusion:head_shift", 3))]
+        elif name == "occlusion":
+            own = own.assign(success=True)
+        stored.write(searched / "results", name, pd.concat([frame, own]), card)
+    write_fronts(searched, POINTS[:2], [])  # its own gradient fooled none
+    leaderboards.write(searched)
+    row = find(table(searched, "stability"), interpreter="occlusion")
+    assert (row["worst_transfer"], row["flags"]) == ("net/location/lrp_t/3", "")
 
 
 def test_the_board_takes_the_worst_of_each_level(searched: Path) -> None:

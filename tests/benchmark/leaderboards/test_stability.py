@@ -7,6 +7,7 @@ import pytest
 from csvs import find, table
 
 from benchmark import leaderboards
+from benchmark.leaderboards import stored
 from benchmark.leaderboards.stability import ranks_with
 
 
@@ -44,3 +45,15 @@ def test_a_newcomer_gets_the_rank_it_has_among_the_others(tmp_path: Path) -> Non
         # who is ranked there, which takes a second to compute and does not depend on the newcomer
         (others / "stability.csv").write_text("".join(line for line in lines if not line.startswith(f"{name},")))
         assert ranks_with(others, board, str(name)) == (row["rank"], row.rank_low, row.rank_high)
+
+
+def test_whose_every_place_is_silent_is_not_ranked(tmp_path: Path) -> None:
+    """A rank on no place at all would be the first: nothing is greater than NaN."""
+    board = Path(__file__).parents[3] / "leaderboards" / "default"
+    shutil.copytree(board / "results", tmp_path / "results")
+    frame, card = stored.read(tmp_path / "results").entries["grad_cam"]
+    stored.write(tmp_path / "results", "grad_cam", frame.assign(success_null=True), card)
+    leaderboards.write(tmp_path)
+    row = leaderboards.load(tmp_path, "stability").set_index("interpreter").loc["grad_cam"]
+    assert row.eligible == "no"
+    assert row.reason == "in every place an unrelated map counts as fooled, too"
