@@ -152,6 +152,7 @@ def pretended_cuda() -> Iterator[None]:
             "get_device_name": lambda *a: "a pretended GPU",
             "get_rng_state": lambda *a: torch.get_rng_state(),
             "set_rng_state": lambda *a: None,
+            "default_generators": (torch.default_generator,),
         },
         torch: {name: moved(getattr(torch, name)) for name in ("tensor", "as_tensor")},
         Tensor: {"pin_memory": lambda self, *a: self},
