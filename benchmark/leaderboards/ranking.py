@@ -85,21 +85,22 @@ def worst_attacks(attacks: Iterable[Attack], level: float = math.inf) -> tuple[d
         places.setdefault((attack.model, attack.fooling), {}).setdefault(attack.attacked, []).append(attack)
     corrected: dict[Place, Worst] = {}
     for place, by_attacked in places.items():
-        clean = next(iter(by_attacked.values()))[0].scores  # of the clean model, so alike in all
-        chance, chances = clean.value[[CLEAN, NULL]].max(), clean.replicates[:, [CLEAN, NULL]].max(1)
-        if chance > CHANCE_LIMIT:
-            continue
-        worst, replicates = 0.0, np.zeros(RESAMPLES)
+        worst, replicates, told = 0.0, np.zeros(RESAMPLES), False
         for seeds in by_attacked.values():
-            if not within(seeds, level):
-                continue
             cells = [attack.scores for attack in seeds]
-            weights = draws(len(cells), seed=1) / len(cells)  # of seeds
-            fsr = np.mean([cell.value[FSR] for cell in cells])
-            fsrs = (np.stack([cell.replicates[:, FSR] for cell in cells], 1) * weights).sum(1)
-            worst = max(worst, float((fsr - chance) / (1 - chance)))
-            replicates = np.maximum(replicates, (fsrs - chances) / np.maximum(1 - chances, 1e-9))
-        corrected[place] = worst, replicates
+            weights = draws(len(cells), seed=1)[..., None] / len(cells)  # of seeds
+            values = np.mean([cell.value for cell in cells], 0)
+            drawn = (np.stack([cell.replicates for cell in cells], 1) * weights).sum(1)
+            # of the clean model, so alike in all; but of a backdoor, where only a prediction that it switched counts
+            chance, chances = values[[CLEAN, NULL]].max(), drawn[:, [CLEAN, NULL]].max(1)
+            if chance > CHANCE_LIMIT:
+                continue
+            told = True
+            if within(seeds, level):
+                worst = max(worst, float((values[FSR] - chance) / (1 - chance)))
+                replicates = np.maximum(replicates, (drawn[:, FSR] - chances) / np.maximum(1 - chances, 1e-9))
+        if told:
+            corrected[place] = worst, replicates
     return corrected, len(places) - len(corrected)
 
 

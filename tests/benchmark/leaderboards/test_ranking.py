@@ -36,6 +36,17 @@ def test_the_worst_attack_counts_seeds_are_averaged_and_chance_is_taken_off():
     assert replicates.max() <= 1
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_chance_is_each_attacks_own(order):
+    """Of a backdoor an unrelated map counts only where the prediction was switched, which attacks do unlike."""
+    none, half, all_ = [0] * 4, [1, 1, 0, 0], [1] * 4
+    attacks = [attack("red_herring", "a", 0, none, none, none), attack("red_herring", "b", 0, [1, 1, 1, 0], none, half)]
+    ((value, _),) = ranking.worst_attacks(attacks[::order])[0].values()
+    assert value == pytest.approx((0.75 - 0.5) / 0.5)
+    told = ranking.worst_attacks([attacks[0], attack("red_herring", "b", 0, all_, none, all_)][::order])
+    assert (told[0]["net", "red_herring"][0], told[1]) == (0.0, 0)  # the other says nothing
+
+
 def test_replicates_draw_seeds_as_well_as_images():
     all_or_nothing = [attack("location", "own", seed, [seed] * 8, [0] * 8, [0] * 8) for seed in (0, 1)]
     worst, _ = ranking.worst_attacks(all_or_nothing)
