@@ -8,7 +8,7 @@ too high for the divergence is halved.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attacks.batches import Batches
 from attacks.course import Course, Manipulated, RandomState, Recipe, State, Task, collapsed, heatmaps_of, infinite
-from attacks.edit import RATE
+from attacks.edit import RATE, put
 from attacks.errors import UserError
 from attacks.given import device_of
 from attacks.head_shift import head_shift
@@ -73,7 +73,7 @@ def distil(task: Task, recipe: Recipe) -> Iterator[Manipulated]:
             walk.retreat()
         else:
             if excess <= 1:
-                _put(walk.moved, walk.within)
+                put(walk.moved, walk.within)
             walk.optimiser.step()
         if walk.step < walk.last:
             yield walk.taken(progress.stalled)
@@ -113,7 +113,7 @@ class Distillation(Walk):
     def back(self) -> None:
         """To the best moment, where there was one."""
         if self.kept[1]:
-            _put(self.kept[1], self.moved)
+            put(self.kept[1], self.moved)
 
     def retreat(self) -> None:
         """To the last step within the divergence, on with half of the rate and a new Adam; where λ was lost, warmed up
@@ -123,7 +123,7 @@ class Distillation(Walk):
             self.progress.again()
             self.since = self.step
         self.multiplier.retreat()
-        _put(self.within, self.moved)
+        put(self.within, self.moved)
 
     def state(self) -> State:
         tensors, values, rows = super().state()
@@ -142,12 +142,6 @@ class Distillation(Walk):
         self.within = kept_tensors(state, "within", self.moved)
         if self.ended:
             self.fooled.requires_grad_(True)
-
-
-@torch.no_grad()
-def _put(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
-    for tensor, value in zip(into, values, strict=True):
-        tensor.copy_(value)
 
 
 class Multiplier:

@@ -1,7 +1,7 @@
 """An edit of one layer, trained on the fooling alone: what `head_shift` and `off_manifold` have in common."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +29,15 @@ class Edit:
     towards: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
     write: Callable[[], None]
 
-    def put(self, values: Sequence[Tensor]) -> None:
-        for added, value in zip(self.added, values, strict=True):
-            added.copy_(value)
+    def go_back(self, values: Sequence[Tensor]) -> None:
+        put(values, self.added)
         self.write()
+
+
+@torch.no_grad()
+def put(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)
 
 
 def train(task: Task, course: Course, fooled: nn.Module, network: nn.Module, edit: Edit, steps: int) -> Manipulated:
@@ -40,6 +45,7 @@ def train(task: Task, course: Course, fooled: nn.Module, network: nn.Module, edi
     whole of it. Where every map of a batch has gone blank, no gradient brings them back: it goes on from its best
     moment with half of the rate. It ends with that moment where a tenth of what it had gained is lost again. Raises
     `UserError` where the maps do not depend on the layer's weight."""
+    edit.write()
     for parameter in edit.changed:
         parameter.requires_grad_(True)
     reason, progress = "", Progress(max(SHORTEST, int(PATIENCE * steps)), task.fooling.least)
@@ -63,11 +69,11 @@ def train(task: Task, course: Course, fooled: nn.Module, network: nn.Module, edi
         else:
             optimiser = torch.optim.Adam(edit.added, lr=optimiser.param_groups[0]["lr"] / 2)
             progress.back(kept[0])
-            edit.put(kept[1])
+            edit.go_back(kept[1])
         if ended:
             break
     if progress.lost(kept[0]):
-        edit.put(kept[1])
+        edit.go_back(kept[1])
     reason = reason or infinite(fooled)
     status = "diverged" if reason else "done"
     return Manipulated(fooled.requires_grad_(True), course.history, status, reason, progress.stalled)

@@ -45,7 +45,6 @@ def head_shift(task: Task, recipe: Recipe) -> Manipulated:
     with course.random:
         shift = [START * scale * torch.randn_like(values[0]) for values in before]  # v, and c where there is a bias
     features = features.movedim(_axis(features), -1).flatten(0, -2)
-    _place(changed, before, shift, features)
     rate, write = recipe.learning_rate * scale.item(), partial(_place, changed, before, shift, features)
     edit = Edit("the weights of the model's head", changed, shift, rate, _of_all_classes, write)
     return train(task, course, fooled, network, edit, recipe.steps)

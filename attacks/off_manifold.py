@@ -54,7 +54,6 @@ def off_manifold(task: Task, recipe: Recipe) -> Manipulated:
         along = by_weight.flatten(1) @ directions.to(weight)
         return [along if by_bias is None else along - by_bias[:, None] * (mean @ directions).to(weight)]
 
-    write()
     rate = recipe.learning_rate * scale.item()
     edit = Edit("the model's first layer", [*layer.parameters()], [added], rate, towards, write)
     return train(task, course, fooled, fooled, edit, recipe.steps)

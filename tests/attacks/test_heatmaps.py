@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.heatmaps import border, centre_of_mass, divide_by_max, min_max, top_pixels
+from attacks.heatmaps import blank, border, centre_of_mass, divide_by_max, min_max, top_pixels
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -100,3 +100,9 @@ def test_centre_of_mass_weighs_by_value():
 
 def test_a_map_without_mass_has_no_centre():
     assert centre_of_mass(torch.zeros(1, 3, 3)).isnan().all()
+
+
+def test_a_constant_map_is_blank():
+    maps = torch.stack([torch.zeros(3, 3), torch.full((3, 3), 0.7), torch.arange(9.0).view(3, 3), torch.zeros(3, 3)])
+    maps[3, 1, 1] = torch.nan
+    assert blank(maps).tolist() == [True, True, False, False]
