@@ -93,13 +93,16 @@ def _manipulated(run: Run, manipulation: Manipulation, inputs: Inputs) -> Manipu
 
 
 def _as_searched(run: Run, manipulation: Manipulation, recipe: Recipe, inputs: Inputs) -> Manipulated | None:
-    """The model of the search, where it is this one: of its seed, and taken to the last step of its recipe."""
+    """The model of the search, where it is this one: of its seed, and taken to the last step of its recipe, or ended
+    of itself before the rung that it was judged at."""
     search, front = run.suite.search, inputs.get("front")
-    if not (search and front and (manipulation.seed, recipe.steps) == (run.suite.seeds[0], search.rungs[-1])):
+    if not (search and front and manipulation.seed == run.suite.seeds[0]):
         return None
+    losses = intact(front / "history.parquet", pd.read_parquet)
+    if recipe.steps < search.rungs[-1] and len(losses) >= recipe.steps:
+        return None  # halfway: with fewer steps to go, it cools down earlier
     receipt = searched(run, manipulation).receipt(run) or {}
     model = stored_model(run, manipulation.model, front, f"weights-{len(search.budgets) - 1}")
-    losses = intact(front / "history.parquet", pd.read_parquet)
     history = {str(loss): values.tolist() for loss, values in losses.items()}
     return Manipulated(model, history, converged=receipt["chosen"][-1]["converged"])
 

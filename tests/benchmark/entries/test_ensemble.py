@@ -3,13 +3,16 @@
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from attacks import distilled
 from attacks.distilled import Distillation
+from attacks.progress import Progress
 from benchmark import leaderboards
 from benchmark.cells import Manipulation, plan
-from benchmark.entries import manipulations
+from benchmark.entries import manipulations, recipes
 from benchmark.entries.fronts import FRONTS
 from benchmark.entries.kind import Entry
 from benchmark.entries.manipulations import MANIPULATIONS
@@ -62,9 +65,15 @@ def test_every_interpreter_is_attacked_itself(finished, tmp_path, few_steps):
     assert board.fooled_two.notna().all()
 
 
-def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(finished, tmp_path, monkeypatch):
-    """Where the search took the recipe to its last step; computed anew, it begins there too and ends the same."""
-    asked = CHANGES | {"evaluated": ["grad_cam"], "search": SEARCH.model_copy(update={"budgets": [100]}), "gate": None}
+@pytest.mark.parametrize("rungs", [[3], [4, 9]])
+def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(finished, tmp_path, monkeypatch, rungs):
+    """Where the search took the recipe to its last step, or the attack ended of itself before the rung; computed anew,
+    it begins there too and ends the same."""
+    monkeypatch.setattr(distilled, "COOL_DOWN", 2)
+    if len(rungs) > 1:
+        monkeypatch.setattr(Progress, "ended", lambda progress, *_: vars(progress).update(stalled=True) or True)
+    search = SEARCH.model_copy(update={"budgets": [100], "rungs": rungs})
+    asked = CHANGES | {"evaluated": ["grad_cam"], "search": search, "gate": None}
     done = finished.again(tmp_path, suite=finished.run.suite.model_copy(update=asked))
     run, started = done.run, []
 
@@ -81,10 +90,16 @@ def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(f
     assert (shift.receipt(run) or {})["chosen"][0]["steps"] == 4, "it fooled more than the model itself"
     assert len(started) == 1
     assert all(torch.equal(started[0].state_dict()[name], value) for name, value in weights.items())
+    if len(rungs) > 1:
+        recipe, inputs = recipes.recipe(run, place), {"front": Entry(FRONTS, place.attack).path(run)}
+        assert recipe is not None
+        assert recipe.steps == 4
+        assert manipulations._as_searched(run, place, recipe, inputs)
+        assert not manipulations._as_searched(run, place, replace(recipe, steps=3), inputs), "it was halfway there"
     monkeypatch.setattr(manipulations, "_as_searched", lambda *_: None)
     computed = MANIPULATIONS.make(run, place, {}, tmp_path)
     assert len(started) == 2
-    assert all(torch.equal(started[1].state_dict()[name], value) for name, value in weights.items())
+    assert all(torch.equal(started[-1].state_dict()[name], value) for name, value in weights.items())
     receipt = Entry(MANIPULATIONS, place).receipt(run)
     assert receipt == receipt | computed
     for name in ("weights.safetensors", "history.parquet"):
