@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks.batches import Batch, Batches
-from attacks.course import RandomState, Recipe
+from attacks.course import Recipe
 from attacks.given import copied, device_of, logits_in
+from attacks.random_state import RandomState
 from attacks.scopes import parameters_in
 
 

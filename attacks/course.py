@@ -15,6 +15,7 @@ from attacks.batches import Batch, Batches
 from attacks.errors import UserError, unknown
 from attacks.foolings import Fooling
 from attacks.given import copied, device_of, logits_in
+from attacks.random_state import RandomState
 from attacks.scopes import SCOPES
 from attacks.trunk import above
 
@@ -244,32 +245,6 @@ def infinite(model: nn.Module) -> str:
     """Why a model is of no use after its last step, or nothing."""
     finite = all(parameter.isfinite().all() for parameter in model.parameters())
     return "" if finite else "the last step made a weight infinite or NaN"
-
-
-class RandomState:
-    """A stream of random numbers of its own: inside `with`, torch draws from it; outside, as if it were not there."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.states = self._get()
-
-    def _get(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
-
-    def _set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self.devices, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
-
-    def __enter__(self) -> None:
-        self.outside = self._get()
-        self._set(self.states)
-
-    def __exit__(self, *_: object) -> None:
-        self.states = self._get()
-        self._set(self.outside)
 
 
 def unfinite(history: dict[str, list[float]]) -> str:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.batches import Batches
-from attacks.course import Course, Manipulated, RandomState, Recipe, State, Task, collapsed, heatmaps_of, infinite
+from attacks.course import Course, Manipulated, Recipe, State, Task, collapsed, heatmaps_of, infinite
 from attacks.edit import RATE, put
 from attacks.errors import UserError
 from attacks.given import device_of
 from attacks.head_shift import head_shift
 from attacks.heatmaps import blank
 from attacks.progress import ALLOWED, Progress
+from attacks.random_state import RandomState
 from attacks.trunk import above
 from attacks.walk import Walk, kept_tensors
 

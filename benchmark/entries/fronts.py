@@ -100,6 +100,14 @@ def start_of(run: Run, attack: Attack) -> nn.Module | None:
     return None if shift.void(run) else stored_model(run, attack.model, path, "weights-0")
 
 
+def own_recipe(run: Run, attack: Attack) -> Recipe | None:
+    """Of a strategy that has one of its own: a head shift takes the steps that the search gives it, if any."""
+    own, settings = STRATEGIES[attack.strategy].recipe(), run.suite.search
+    if own and settings and settings.shift_steps and attack.strategy == "head_shift":
+        return replace(own, steps=settings.shift_steps)
+    return own
+
+
 def _around(run: Run, attack: Attack) -> float | None:
     """The learning rate around which a submission's recipes are searched: the best for its relative, where one fooled
     it at all."""
@@ -114,10 +122,8 @@ def _make(run: Run, attack: Attack, inputs: Inputs, folder: Path) -> Receipt:
     clean, interpreter = clean_model(run, attack.model), create_interpreter(run, attack.interpreter)
     strategy = STRATEGIES[attack.strategy]
     assert isinstance(strategy, Gradient)
-    own = strategy.recipe()
+    own = own_recipe(run, attack)
     if own is not None:
-        if attack.strategy == "head_shift":
-            own = replace(own, steps=settings.shift_steps or own.steps)
         settings = settings.model_copy(update={"rungs": [own.steps]})
     first, begun = Manipulation(attack.model, attack.fooling, attack.attacked, seed), start_of(run, attack)
 

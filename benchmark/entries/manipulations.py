@@ -8,11 +8,10 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from attacks.course import Manipulated, Recipe
-from attacks.strategies import STRATEGIES
 from benchmark.cells import Manipulation, plan
 from benchmark.entries import fronts, recipes
 from benchmark.entries.checkpoints import checkpoints
-from benchmark.entries.fronts import attack_spec, dev_spec, start_of
+from benchmark.entries.fronts import attack_spec, dev_spec, own_recipe, start_of
 from benchmark.entries.images import scored_pixels
 from benchmark.entries.kind import Entry, Inputs, Kind, Receipt
 from benchmark.entries.recipes import searched
@@ -81,7 +80,7 @@ def _make(run: Run, manipulation: Manipulation, inputs: Inputs, folder: Path) ->
 def _manipulated(run: Run, manipulation: Manipulation, inputs: Inputs) -> Manipulated:
     """By the strategy that the manipulation names."""
     if manipulation.by_gradient:
-        recipe = STRATEGIES[manipulation.strategy].recipe() or recipes.recipe(run, manipulation)
+        recipe = own_recipe(run, manipulation) or recipes.recipe(run, manipulation)
         assert recipe is not None
         if found := _as_searched(run, manipulation, recipe, inputs):
             return found
@@ -109,7 +108,7 @@ def _as_searched(run: Run, manipulation: Manipulation, recipe: Recipe, inputs: I
 
 def _size(run: Run, manipulation: Manipulation) -> int:
     """Images to fine-tune on: a large one that starts last is what everybody waits for."""
-    recipe = STRATEGIES[manipulation.strategy].recipe()
+    recipe = own_recipe(run, manipulation)
     row: dict[str, Any] = recipe.row() if recipe else recipes.row(run, manipulation)
     return (row["steps"] or 0) * (row["batch_size"] or 1)
 

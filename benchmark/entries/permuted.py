@@ -20,7 +20,14 @@ from attacks.heatmaps import blank, min_max
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CODE = (
     *("attacks.edit", "attacks.head_shift", "attacks.course", "attacks.foolings", "attacks.progress", "attacks.scopes"),
-    *("attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim", "attacks.ranks"),
+    *(
+        "attacks.random_state",
+        "attacks.objective",
+        "attacks.target_map",
+        "attacks.backdoors",
+        "attacks.ssim",
+        "attacks.ranks",
+    ),
     *("attacks.heatmaps", "attacks.batches", "attacks.trunk", "benchmark.entries.permuted"),
 )
 TRIED = 4  # images on which the twin's logits are looked at

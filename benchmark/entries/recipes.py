@@ -6,7 +6,7 @@ from typing import Any
 from attacks.course import Recipe
 from attacks.strategies import STRATEGIES
 from benchmark.cells import Attack
-from benchmark.entries.fronts import FRONTS, relative
+from benchmark.entries.fronts import FRONTS, own_recipe, relative
 from benchmark.entries.kind import Entry, Receipt
 from benchmark.run import Run
 
@@ -39,7 +39,8 @@ def chosen(run: Run, front: Receipt) -> Recipe:
 def row(run: Run, attack: Attack) -> dict[str, Any]:
     """A recipe as cards and leaderboards have it, None where unknown. Of a strategy that takes none, its steps alone
     are known: those of a search without gradients are its evaluations on dev."""
-    strategy, attack_recipe = STRATEGIES[attack.strategy], recipe(run, attack)
-    if not strategy.takes_recipe:
-        return UNKNOWN | {"steps": strategy.steps}
-    return attack_recipe.row() if attack_recipe else UNKNOWN
+    if not attack.takes_recipe:
+        own = own_recipe(run, attack)
+        return UNKNOWN | {"steps": own.steps if own else STRATEGIES[attack.strategy].steps}
+    searched_recipe = recipe(run, attack)
+    return searched_recipe.row() if searched_recipe else UNKNOWN

@@ -23,7 +23,7 @@ from benchmark.run import Run, remembered
 CODE = (
     *curves.CODE,
     *("attacks.foolings", "attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim"),
-    *("attacks.course", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
+    *("attacks.course", "attacks.random_state", "attacks.scopes", "attacks.heatmaps", "attacks.ranks"),
     *("attacks.batches", "attacks.trunk", "benchmark.entries.triggered", "benchmark.entries.scoring"),
 )
 

@@ -22,8 +22,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from attacks import foolings
 from attacks.backdoors import Backdoor
-from attacks.course import RandomState
 from attacks.errors import Refused
+from attacks.random_state import RandomState
 from attacks.scopes import parameters_in
 from attacks.trunk import below, check_cut, find_cut
 from benchmark import datasets
@@ -43,7 +43,7 @@ BATCH = 16  # images at once
 CODE = (
     *trained.CODE,
     *("attacks.batches", "attacks.course", "attacks.foolings", "attacks.heatmaps", "attacks.ranks", "attacks.scopes"),
-    *("attacks.trunk", "benchmark.interpreters", "benchmark.entries.trunks"),
+    *("attacks.random_state", "attacks.trunk", "benchmark.interpreters", "benchmark.entries.trunks"),
 )
 
 

@@ -17,8 +17,8 @@ from captum.attr import NoiseTunnel, Saliency
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
+from attacks.random_state import seed_generators
 from benchmark.interpreters.base import Interpreter, Targeted, label_logits, leaf, needs_graph
-from benchmark.interpreters.door import seed_generators
 
 
 class CaptumInterpreter(Interpreter):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attacks.errors import may_pass
 from attacks.given import copied
-from benchmark.interpreters.door import double, seed_generators
+from attacks.random_state import seed_generators
+from benchmark.interpreters.door import double
 from benchmark.interpreters.origins import WHOLE
 
 Function = Callable[[Tensor], Tensor]

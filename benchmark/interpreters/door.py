@@ -212,14 +212,6 @@ def mixing(method: str, reason: str) -> Refused:
     return Refused(f"{method} would give an image another map in another batch: {reason}; allowed: running statistics")
 
 
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the generators that a model on this device draws from. `torch.manual_seed` seeds those of all GPUs as well,
-    which nobody would give back."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
 class TwiceDifferentiable(TorchFunctionMode):
     """While it is active, hardsigmoid runs as what it is by definition: torch's own has no second derivative."""
 

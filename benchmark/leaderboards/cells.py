@@ -64,6 +64,7 @@ class Cell:
     evaluated: str
     error: str = ""
     scores: Mean | None = None
+    rows: int = 0  # one an image; of Active fooling, one a class of it
     undefined: int = 0  # rows without a rank correlation
     blank: int = 0  # rows whose fooled map is constant
     aopc: Mean | None = None
@@ -101,7 +102,8 @@ def one_line(text: str | None) -> str:
 def _scored(manipulation: Row, name: str, frame: pd.DataFrame) -> Cell:
     excess = frame.success.astype(float) - frame.success_clean
     scores = bootstrap_mean(np.column_stack([*(frame[column] for column in _AVERAGED), excess]), frame.image)
-    cell = Cell(manipulation, name, "", scores, int(frame.rank_correlation.isna().sum()), int(frame.blank.sum()))
+    counts = {"rows": len(frame), "undefined": int(frame.rank_correlation.isna().sum())}
+    cell = Cell(manipulation, name, "", scores, **counts, blank=int(frame.blank.sum()))
     (aopc, drops), (aopc_contrast, drops_contrast) = (
         _curves(name, manipulation, frame, columns) for columns in (CURVES, CONTRAST_CURVES)
     )

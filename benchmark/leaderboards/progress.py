@@ -26,7 +26,7 @@ def stuck(name: str, cells: Sequence[Cell], listed: Iterable[Row]) -> str:
     back = [place for place, seeds in own.items() if any(c.manipulation["status"] == "no_progress" for c in seeds)]
     still = [place for place, seeds in own.items() if place in others and all(map(_unmoved, seeds))]
     level = [place for place, seeds in own.items() if not any(_moved_on(c.manipulation) for c in seeds)]
-    gone = [place for place, seeds in own.items() if all(c.scores and c.blank > c.scores.n / 2 for c in seeds)]
+    gone = [place for place, seeds in own.items() if all(c.scores and c.blank > c.rows / 2 for c in seeds)]
     for places, what in (
         (back, "the weights came back as they went"),
         (still, f"its maps did not move (correlation above {UNMOVED}) where those of others did"),

@@ -105,3 +105,7 @@ def test_a_search_begins_with_the_head_shift_and_its_end_is_not_computed_again(f
     for name in ("weights.safetensors", "history.parquet"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     assert len(pd.read_parquet(folder / "history.parquet")) == 3
+    aimed = replace(place, attacked="grad_cam:head_shift")
+    assert recipes.row(run, aimed)["steps"] == 4
+    shifted = load_file(Entry(MANIPULATIONS, aimed).get(run) / "weights.safetensors")
+    assert all(torch.equal(shifted[name], value) for name, value in weights.items()), "it takes the search's steps"
