@@ -102,8 +102,8 @@ def one_line(text: str | None) -> str:
 def _scored(manipulation: Row, name: str, frame: pd.DataFrame) -> Cell:
     excess = frame.success.astype(float) - frame.success_clean
     scores = bootstrap_mean(np.column_stack([*(frame[column] for column in _AVERAGED), excess]), frame.image)
-    counts = {"rows": len(frame), "undefined": int(frame.rank_correlation.isna().sum())}
-    cell = Cell(manipulation, name, "", scores, **counts, blank=int(frame.blank.sum()))
+    undefined, blank = int(frame.rank_correlation.isna().sum()), int(frame.blank.sum())
+    cell = Cell(manipulation, name, "", scores, rows=len(frame), undefined=undefined, blank=blank)
     (aopc, drops), (aopc_contrast, drops_contrast) = (
         _curves(name, manipulation, frame, columns) for columns in (CURVES, CONTRAST_CURVES)
     )
