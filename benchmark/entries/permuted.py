@@ -20,15 +20,8 @@ from attacks.heatmaps import blank, min_max
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CODE = (
     *("attacks.edit", "attacks.head_shift", "attacks.course", "attacks.foolings", "attacks.progress", "attacks.scopes"),
-    *(
-        "attacks.random_state",
-        "attacks.objective",
-        "attacks.target_map",
-        "attacks.backdoors",
-        "attacks.ssim",
-        "attacks.ranks",
-    ),
-    *("attacks.heatmaps", "attacks.batches", "attacks.trunk", "benchmark.entries.permuted"),
+    *("attacks.objective", "attacks.target_map", "attacks.backdoors", "attacks.ssim", "attacks.ranks"),
+    *("attacks.heatmaps", "attacks.batches", "attacks.random_state", "attacks.trunk", "benchmark.entries.permuted"),
 )
 TRIED = 4  # images on which the twin's logits are looked at
 TOLERANCE = 1e-3  # of the largest logit: how far the twin's may be from the model's rolled ones
