@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from attacks.random_state import RandomState
 from benchmark.datasets import Dataset, loader
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -34,8 +35,7 @@ def train(
     """
     device = next(model.parameters()).device
     losses = []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with RandomState(seed, device):
         batches = loader(dataset, batch_size, shuffle=True, seed=seed)
         optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
         steps = max(1, epochs * len(batches))

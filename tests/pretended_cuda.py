@@ -144,6 +144,7 @@ def pretended_cuda() -> Iterator[None]:
     replaced = {
         torch.cuda: {
             "_lazy_init": lambda: None,
+            "current_device": lambda: 0,
             "is_available": lambda: True,
             "synchronize": lambda *a: None,
             "reset_peak_memory_stats": lambda *a: None,

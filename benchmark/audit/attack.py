@@ -26,6 +26,7 @@ from attacks.errors import UserError, may_pass
 from attacks.foolings import Fooling
 from attacks.head_shift import Head, find_head
 from attacks.manipulation import carry_out
+from attacks.random_state import RandomState
 from attacks.strategies import STRATEGIES, Gradient
 from attacks.trunk import above, below, check_cut
 from benchmark.datasets.base import loader
@@ -156,8 +157,7 @@ class Attacker:
         return time.perf_counter() - start
 
     def _head(self, model: nn.Module) -> Head:
-        with torch.random.fork_rng([self.images.device] if self.images.is_cuda else []):
-            torch.manual_seed(self.seed)
+        with RandomState(self.seed, self.images.device):
             return find_head(model, self.images[:2])[0]
 
     def _task(self, interpreter: Interpreter, fooling: Fooling, recipe: Recipe, way: str) -> Task:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attacks.errors import UserError, one_line, unknown
 from attacks.modes import eval_mode
+from attacks.random_state import RandomState
 from benchmark import models
 from benchmark.entries.randomised import look_trained
 from benchmark.interpreters.door import unwrapped
@@ -170,8 +171,7 @@ def check_classes(model: nn.Module, count: int, classes: Sequence[str], targets:
 def randomised(model: nn.Module, images: Tensor, seed: int) -> nn.Module:
     """The same network with new random weights, which looks trained (`benchmark.entries.randomised`): what the gate
     compares with. A parameter that no module resets itself has its values in a random order."""
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(2**31 + seed)
+    with RandomState(2**31 + seed, images.device):
         fresh = copy.deepcopy(model)
         before = {name: parameter.clone() for name, parameter in fresh.named_parameters()}
         for module in fresh.modules():

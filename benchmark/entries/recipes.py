@@ -42,5 +42,5 @@ def row(run: Run, attack: Attack) -> dict[str, Any]:
     if not attack.takes_recipe:
         own = own_recipe(run, attack)
         return UNKNOWN | {"steps": own.steps if own else STRATEGIES[attack.strategy].steps}
-    searched_recipe = recipe(run, attack)
-    return searched_recipe.row() if searched_recipe else UNKNOWN
+    given = recipe(run, attack)
+    return given.row() if given else UNKNOWN

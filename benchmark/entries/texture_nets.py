@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.random_state import RandomState
 from benchmark.entries import trained
 from benchmark.entries.kind import Entry, Inputs, Kind
 from benchmark.entries.trained import TRAINED, clean_model, save_weights
@@ -64,9 +65,7 @@ def learn(model: nn.Module, run: Run, seed: int) -> None:
 
 def _make(run: Run, name: str, inputs: Inputs, folder: Path) -> None:
     seed, model = run.suite.dataset.seed, clean_model(run, name)
-    cuda = [torch.device(run.device)] if torch.device(run.device).type == "cuda" else []
-    with torch.random.fork_rng(cuda), torch.enable_grad():
-        torch.manual_seed(seed)
+    with RandomState(seed, torch.device(run.device)), torch.enable_grad():
         learn(model, run, seed)
     save_weights(model, folder)
 

@@ -26,7 +26,7 @@ CODE = (
     *images.CODE,
     *("benchmark.models", "benchmark.training", "benchmark.metrics.accuracy", "benchmark.entries.trained"),
     *("attacks.pixels", "attacks.half_huber", "attacks.surrogates", "attacks.robust_training"),
-    *("attacks.adversarial", "attacks.given", "attacks.second_order", "attacks.modes"),
+    *("attacks.adversarial", "attacks.given", "attacks.second_order", "attacks.modes", "attacks.random_state"),
 )
 
 

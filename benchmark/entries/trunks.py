@@ -43,7 +43,7 @@ BATCH = 16  # images at once
 CODE = (
     *trained.CODE,
     *("attacks.batches", "attacks.course", "attacks.foolings", "attacks.heatmaps", "attacks.ranks", "attacks.scopes"),
-    *("attacks.random_state", "attacks.trunk", "benchmark.interpreters", "benchmark.entries.trunks"),
+    *("attacks.trunk", "benchmark.interpreters", "benchmark.entries.trunks"),
 )
 
 

@@ -17,7 +17,7 @@ from captum.attr import NoiseTunnel, Saliency
 from torch import Tensor, nn
 
 from attacks.heatmaps import min_max
-from attacks.random_state import seed_generators
+from attacks.random_state import RandomState
 from benchmark.interpreters.base import Interpreter, Targeted, label_logits, leaf, needs_graph
 
 
@@ -69,8 +69,7 @@ def image_by_image(method: Callable[[Tensor, Tensor], Tensor], images: Tensor, t
 def seeded(seed: int, images: Tensor) -> Iterator[None]:
     """The generators that Captum draws from, torch's and numpy's, started from `seed`; both are given back."""
     state = np.random.get_state()
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        seed_generators(seed, images.device)
+    with RandomState(seed, images.device):
         np.random.seed(seed)
         try:
             yield
